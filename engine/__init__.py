@@ -1,0 +1,43 @@
+"""The runtime: open a bundle, encode images, match and co-segment them. Needs neither torch nor onnx."""
+
+from facetrt.engine.cosegmentation import Clustering, Mask, Masks, cluster_elbow
+from facetrt.engine.engine import Engine
+from facetrt.engine.features import Features, Provenance, SaliencyMode
+from facetrt.engine.geometry import Geometry
+from facetrt.engine.matching import Matches
+from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
+from facetrt.engine.refinement import Refinement
+from facetrt.kernels.errors import (
+    BackendError,
+    BundleError,
+    FacetrtError,
+    InputError,
+    MissingDependencyError,
+    MissingFileError,
+    OutputError,
+    ParityError,
+)
+
+__all__ = [
+    "PAPER_COSEGMENT",
+    "PAPER_MATCH",
+    "BackendError",
+    "BundleError",
+    "Clustering",
+    "Engine",
+    "FacetrtError",
+    "Features",
+    "Geometry",
+    "InputError",
+    "Mask",
+    "Masks",
+    "Matches",
+    "MissingDependencyError",
+    "MissingFileError",
+    "OutputError",
+    "ParityError",
+    "Provenance",
+    "Refinement",
+    "SaliencyMode",
+    "cluster_elbow",
+]

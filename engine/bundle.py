@@ -1,0 +1,271 @@
+"""The bundle: a self-describing, checked, relocatable folder that export writes and the engine opens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.geometry import grid_size
+from facetrt.kernels.errors import BundleError, InputError, MissingFileError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ENCODER = "encoder.onnx"
+POSITIONAL = "positional.npy"
+CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
+BUILTIN = "builtin"
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for a single-file graph
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: size in bytes and SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the weights came from."""
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of the ViT. ``trained_grid`` is the side of the square grid that its positional table covers."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch: int
+    trained_grid: int
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel RGB mean and standard deviation; they are folded into the graph."""
+
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How far the exported graph is from the torch model, the worst over all compared images and outputs.
+
+    ``cases`` lists the inputs; ``outputs`` gives for each output the worst ``max_abs`` (on unit-scale features: divided
+    by their standard deviation), ``min_cosine``, ``mean_cosine``, ``p1_cosine`` (1st percentile over cells) and
+    ``relative_frobenius``.
+    """
+
+    cases: list[str]
+    outputs: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the engine needs to know about an encoder. ``size`` is None for a bundle of any size."""
+
+    schema: int
+    model: str
+    description: str
+    checkpoint: Checkpoint
+    architecture: Architecture
+    stride: int
+    facets: list[str]
+    saliency_heads: list[int] | None
+    normalisation: Normalisation
+    size: list[int] | None
+    precision: str
+    opset: int
+    defaults: dict[str, str]
+    parity: ParityReport
+    tools: dict[str, str]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.architecture.patch % self.stride:
+            raise BundleError(f"stride {self.stride} does not divide the patch size {self.architecture.patch}")
+        if not self.facets:
+            raise BundleError("the manifest lists no facets: expected at least one")
+        if self.size is not None:
+            grid_size((self.size[0], self.size[1]), self.architecture.patch, self.stride)
+        for name in self.files:
+            _check_name(name)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether images of any size can be encoded."""
+        return self.size is None
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph's outputs."""
+        return [*self.facets, *([CLS_ATTENTION] if self.saliency_heads is not None else [])]
+
+    def default_facet(self, task: str) -> str:
+        """The facet that a task uses with this model, for example ``key@9`` for ``match``."""
+        return self.defaults.get(task, self.facets[-1])
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Manifest:
+        """Parse and check; unknown, missing or mistyped fields are errors that name the field."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise BundleError(f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schema {SCHEMA}")
+        try:
+            return _parse(Manifest, data, "")
+        except InputError as error:
+            raise BundleError(f"{MANIFEST}: {error}") from error
+
+
+def _parse(kind: type[T], value: Any, where: str) -> T:
+    """``value`` (from JSON) as ``kind``: a dataclass, list, dict, optional or plain type; strict."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        inner = next(a for a in arguments if a is not type(None))
+        return None if value is None else _parse(inner, value, where)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    if origin is list and isinstance(value, list):
+        return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]  # type: ignore[return-value]
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}  # type: ignore[return-value]
+    accepted = (int, float) if kind is float else origin or kind
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise BundleError(f"{MANIFEST}: field {where} is {value!r:.60}: expected {getattr(kind, '__name__', kind)}")
+    return value  # type: ignore[no-any-return]
+
+
+def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(value, dict) or set(value) != set(names):
+        given = sorted(set(value) ^ set(names)) if isinstance(value, dict) else value
+        raise BundleError(f"{MANIFEST}: {where or 'the manifest'} has missing or unknown fields: {given!r:.200}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}".lstrip(".")) for name in names})
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise BundleError(f"{MANIFEST} names the file {name!r}, which would lie outside the bundle")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files have been checked. Open one with :meth:`open`."""
+
+    path: Path
+    manifest: Manifest
+    encoder: bytes = field(repr=False)
+    positional: NDArray[np.float32] | None = field(repr=False)
+
+    @staticmethod
+    def open(path: Path | str) -> Bundle:
+        """Read a bundle folder (or the name ``builtin``) and check every file's presence, size and SHA-256.
+
+        Raises:
+            MissingFileError: the folder or its manifest does not exist.
+            BundleError: unknown schema; a file that is missing, changed, foreign or outside the folder.
+        """
+        folder = builtin_path() if str(path) == BUILTIN else Path(path)
+        manifest = read_manifest(folder)
+        _refuse_foreign(folder, manifest.files)
+        contents = {name: _read_checked(folder, name, entry) for name, entry in manifest.files.items()}
+        if ENCODER not in contents:
+            raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
+        positional = _read_positional(contents.get(POSITIONAL), manifest) if manifest.dynamic else None
+        return Bundle(folder, manifest, contents[ENCODER], positional)
+
+
+def builtin_path() -> Path:
+    """Folder of the small model that ships inside the package."""
+    return Path(__file__).parent / "builtin"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, without checking the files it lists."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise MissingFileError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; give a folder written by 'facetrt export', or 'builtin'"
+        )
+    return Manifest.from_json(_read(path, MAX_MANIFEST_BYTES))
+
+
+def _read(path: Path, limit: int) -> bytes:
+    size = path.stat().st_size
+    if size > limit:
+        raise BundleError(f"{path} has {size:,} bytes: expected at most {limit:,}")
+    return path.read_bytes()
+
+
+def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing, but {MANIFEST} lists it; export or copy the bundle again")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leads outside the bundle; copy the file itself into it")
+    size = path.stat().st_size
+    if size != entry.bytes or size > MAX_FILE_BYTES:
+        raise BundleError(f"{path}: field 'bytes' differs: {size:,} on disk, {entry.bytes:,} in {MANIFEST}")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise BundleError(f"{path}: field 'sha256' differs: {digest[:12]}… on disk, {entry.sha256[:12]}… in {MANIFEST}")
+    return data
+
+
+def _refuse_foreign(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    known = {MANIFEST, *files}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            raise BundleError(f"{path} does not belong to the bundle: {MANIFEST} does not list it; remove it")
+
+
+def _read_positional(data: bytes | None, manifest: Manifest) -> NDArray[np.float32]:
+    side, dim = manifest.architecture.trained_grid, manifest.architecture.dim
+    expected = side * side * dim * 4 + 128
+    if data is None or len(data) != expected:
+        given = "is not listed" if data is None else f"has {len(data):,} bytes"
+        raise BundleError(f"{POSITIONAL} {given}: expected {expected:,} bytes for a table of {side}×{side}×{dim} float32")
+    try:
+        table = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleError(f"{POSITIONAL} is not a NumPy array: {error}") from error
+    if table.shape != (side, side, dim) or table.dtype != np.float32:
+        raise BundleError(f"{POSITIONAL} is {table.dtype} {table.shape}: expected float32 {(side, side, dim)}")
+    return np.asarray(table, np.float32)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file as the manifest records them."""
+    data = path.read_bytes()
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())

@@ -1,0 +1,223 @@
+"""Co-segmentation of an image collection. Source: Amir et al., section 4.1.
+
+The steps, each reachable on its own: :func:`find_inliers`, :func:`cluster_elbow`, :func:`facetrt.kernels.vote`,
+:func:`facetrt.engine.refinement.grabcut`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.features import Features
+from facetrt.engine.geometry import Geometry
+from facetrt.engine.refinement import Refinement, enlarge_mask, grabcut
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.kmeans import assign, kmeans
+from facetrt.kernels.vote import Votes, vote
+
+Float = NDArray[np.float32]
+
+MAX_CLUSTERS = 14
+
+
+@dataclass(frozen=True)
+class CosegmentOptions:
+    """Options of co-segmentation, with the reference's defaults; ``Engine.cosegment`` documents them."""
+
+    facet: str
+    elbow: float = 0.975
+    saliency_threshold: float = 0.065
+    votes_percentage: float = 75
+    sample_interval: int = 100
+    remove_outliers: bool = False
+    outlier_threshold: float = 0.7
+    refine: Refinement = Refinement.GRABCUT
+
+    def __post_init__(self) -> None:
+        if self.sample_interval < 1:
+            raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
+        if not 0 <= self.votes_percentage <= 100:
+            raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
+        if not 0 < self.elbow:
+            raise InputError(f"elbow={self.elbow}: expected a positive factor; the reference uses 0.975")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One image's co-segmentation.
+
+    Attributes:
+        cells: ``(grid_h, grid_w)`` bool, the cells whose cluster is salient.
+        labels: ``(grid_h, grid_w)`` int64 cluster of each cell; -1 everywhere in an outlier image.
+        loaded_mask: ``(height, width)`` bool at the loaded size: what the reference returns.
+        refinement: what made ``loaded_mask`` of ``cells``. ``none`` also where GrabCut had nothing to learn from.
+        inlier: False where outlier removal left the image out; its mask is empty.
+    """
+
+    cells: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    loaded_mask: NDArray[np.bool_]
+    salient_labels: NDArray[np.int64]
+    refinement: Refinement
+    inlier: bool
+    geometry: Geometry
+    name: str
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """``(height, width)`` bool at the original size: :attr:`loaded_mask` enlarged by nearest neighbour."""
+        return enlarge_mask(self.loaded_mask, self.geometry.original_size)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """An elbow sweep: every ``k`` tried, the mean squared distance ``objectives`` of each, and the last clustering.
+
+    ``labels`` holds one ``(cells,)`` int64 array per image, ``centroids (k, C)`` float32.
+    """
+
+    tried_k: list[int]
+    objectives: list[float]
+    centroids: Float = field(repr=False)
+    labels: list[NDArray[np.int64]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Masks(Sequence[Mask]):
+    """One :class:`Mask` per input image, in order, and how the set was clustered and voted on."""
+
+    masks: list[Mask]
+    clustering: Clustering
+    votes: Votes
+    inlier_similarity: NDArray[np.float64] | None
+
+    @overload
+    def __getitem__(self, index: int) -> Mask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Mask]: ...
+    def __getitem__(self, index: int | slice) -> Mask | list[Mask]:
+        return self.masks[index]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __iter__(self) -> Iterator[Mask]:
+        return iter(self.masks)
+
+
+def cosegment_features(features: Sequence[Features], options: CosegmentOptions) -> Masks:
+    """Masks of the objects that the images share; see ``Engine.cosegment``.
+
+    Raises:
+        InputError: fewer than two images, or too few descriptors for the clusters.
+    """
+    if len(features) < 2:
+        raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
+    similarity = _inlier_similarity(features, options.facet) if options.remove_outliers else None
+    inliers = find_inliers(similarity, len(features), options.outlier_threshold)
+    chosen = [f for f, inlier in zip(features, inliers, strict=True) if inlier]
+    clustering = cluster_elbow(
+        [normalise(f[options.facet]) for f in chosen], elbow=options.elbow, sample_interval=options.sample_interval
+    )
+    votes = vote(
+        clustering.labels,
+        [f.saliency.ravel() for f in chosen],
+        len(clustering.centroids),
+        threshold=options.saliency_threshold,
+        percentage=options.votes_percentage,
+    )
+    labels = iter(clustering.labels)
+    masks = [_mask(f, next(labels) if inlier else None, votes, options) for f, inlier in zip(features, inliers, strict=True)]
+    return Masks(masks, clustering, votes, similarity)
+
+
+def find_inliers(similarity: NDArray[np.float64] | None, count: int, threshold: float) -> NDArray[np.bool_]:
+    """Which images take part, ``(N,)``: all without similarities, else those of at least ``threshold``.
+
+    Raises:
+        InputError: fewer than two images are left.
+    """
+    if similarity is None:
+        return np.ones(count, np.bool_)
+    inliers = similarity >= threshold
+    if inliers.sum() < 2:
+        raise InputError(
+            f"outlier removal at {threshold} leaves {inliers.sum()} of {count} images (similarities "
+            f"{similarity.min():.2f} to {similarity.max():.2f}): lower outlier_threshold"
+        )
+    return inliers
+
+
+def _inlier_similarity(features: Sequence[Features], facet: str) -> NDArray[np.float64]:
+    """Cosine of each image's [CLS] descriptor to the mean over the images, ``(N,)``."""
+    vectors = np.stack([f.cls(facet) for f in features]).astype(np.float64)
+    mean = vectors.mean(axis=0)
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(mean)
+    return np.asarray(vectors @ mean / np.maximum(norms, 1e-8))
+
+
+def cluster_elbow(
+    descriptors: Sequence[Float],
+    *,
+    elbow: float = 0.975,
+    sample_interval: int = 100,
+    max_clusters: int = MAX_CLUSTERS,
+) -> Clustering:
+    """Cluster with k = 1, 2, … until one more cluster no longer helps.
+
+    Stops at the first k whose error exceeds ``elbow`` times the previous one; that k itself is used.
+
+    Args:
+        descriptors: per image ``(cells, C)`` float32, rows of unit length.
+        sample_interval: every how many-th descriptor of each image the clusters are trained on.
+
+    Raises:
+        InputError: fewer sampled descriptors than clusters before the elbow was reached.
+    """
+    samples = np.concatenate([rows[::sample_interval] for rows in descriptors])
+    count = sum(len(rows) for rows in descriptors)
+    tried: list[int] = []
+    objectives: list[float] = []
+    for k in range(1, max_clusters + 1):
+        if k > len(samples):
+            raise InputError(
+                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use a sampling interval "
+                f"below {sample_interval}, more images or a larger load size"
+            )
+        centroids = kmeans(samples, k).centroids
+        assignments = [assign(rows, centroids) for rows in descriptors]
+        tried.append(k)
+        objectives.append(float(sum(a.squared_distances.sum(dtype=np.float64) for a in assignments) / count))
+        if k > 1 and objectives[-1] > elbow * objectives[-2]:
+            break
+    return Clustering(tried, objectives, centroids, [a.labels for a in assignments])
+
+
+def normalise(rows: Float) -> Float:
+    """Rows divided by their length; zero rows stay zero, as in FAISS."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def _mask(features: Features, labels: NDArray[np.int64] | None, votes: Votes, options: CosegmentOptions) -> Mask:
+    """The mask of one image from its cells' clusters; None makes the empty mask of an outlier."""
+    grid = features.grid
+    grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
+    cells = np.isin(grid_labels, votes.salient_labels)
+    loaded = enlarge_mask(cells, features.image_size)
+    cut = grabcut(features.pixels, loaded) if options.refine is Refinement.GRABCUT and labels is not None else None
+    return Mask(
+        cells=cells,
+        labels=grid_labels,
+        loaded_mask=loaded if cut is None else cut,
+        salient_labels=votes.salient_labels,
+        refinement=Refinement.NONE if cut is None else Refinement.GRABCUT,
+        inlier=labels is not None,
+        geometry=features.geometry,
+        name=features.name,
+    )

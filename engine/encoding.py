@@ -1,0 +1,164 @@
+"""From images to features: load, batch by shape, run the encoder, cut its outputs into one result per image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from facetrt.engine.backends.base import Backend
+from facetrt.engine.bundle import CLS_ATTENTION, Bundle
+from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
+from facetrt.engine.geometry import Geometry, grid_size
+from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, load_image
+from facetrt.engine.positional import positional_table
+from facetrt.kernels.errors import InputError
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
+BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
+WINDOW = 32  # images held at a time while looking for equal shapes
+MEMORY_SHARE = 0.7  # of the machine's memory that one image's attention may take
+
+
+class Encoder:
+    """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        manifest = bundle.manifest
+        self.manifest = manifest
+        self.backend = backend
+        self.provenance = Provenance(
+            model=manifest.model,
+            encoder_sha256=next(e.sha256 for n, e in manifest.files.items() if n == "encoder.onnx"),
+            backend=backend.name,
+            device=backend.device,
+            precision=manifest.precision,
+        )
+        self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
+
+    def encode(
+        self, images: Iterable[ImageLike], load_size: LoadSize, saliency: SaliencyMode, progress: Progress | None
+    ) -> Iterator[Features]:
+        """Features of each image, in order. At most ``WINDOW`` images are held at a time."""
+        items = images if isinstance(images, Sequence) else list(images)
+        source = iter(enumerate(items))
+        done = 0
+        while window := list(islice(source, WINDOW)):
+            loaded = [load_image(image, load_size, name=f"image {i}") for i, image in window]
+            results: dict[int, Features] = {}
+            for batch in self._batches(loaded):
+                for i, features in zip(batch, self._encode_batch([loaded[i] for i in batch], saliency), strict=True):
+                    results[i] = features
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(items))
+            yield from (results[i] for i in range(len(loaded)))
+
+    def _batches(self, loaded: list[LoadedImage]) -> Iterator[list[int]]:
+        """Indices of images of one shape, as many as ``BATCH_CELLS`` allows."""
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(loaded):
+            shapes.setdefault(image.image_size, []).append(i)
+        for shape, indices in shapes.items():
+            self._check_size(shape, loaded[indices[0]].name)
+            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, self.manifest.stride)
+            size = max(1, BATCH_CELLS // (grid_h * grid_w))
+            yield from (indices[start : start + size] for start in range(0, len(indices), size))
+
+    def _check_size(self, shape: tuple[int, int], name: str) -> None:
+        expected = self.manifest.size
+        if expected is not None and list(shape) != expected:
+            raise InputError(
+                f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
+                f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
+            )
+        try:
+            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, self.manifest.stride)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        tokens = 1 + grid_h * grid_w
+        needed, present = 2 * self.manifest.architecture.heads * tokens**2 * 4, physical_memory()
+        if needed > MEMORY_SHARE * present:
+            raise InputError(
+                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {tokens - 1:,} cells at stride "
+                f"{self.manifest.stride}; their attention needs about {needed / 1e9:.0f} GB and this machine has "
+                f"{present / 1e9:.0f} GB: use a smaller load size or a larger stride"
+            )
+
+    def _encode_batch(self, batch: list[LoadedImage], mode: SaliencyMode) -> list[Features]:
+        outputs = self._run(np.stack([image.pixels for image in batch]), step=1)
+        attention = outputs.pop(CLS_ATTENTION, None)
+        if attention is not None and mode is SaliencyMode.LOW_RESOLUTION:
+            attention = self._low_resolution_attention(batch)
+        return [
+            Features(
+                tokens={facet: rows[i] for facet, rows in outputs.items()},
+                attention=None if attention is None else attention[i].reshape(self._geometry(image).grid),
+                saliency_mode=mode,
+                geometry=self._geometry(image),
+                pixels=image.pixels,
+                name=image.name,
+                provenance=self.provenance,
+            )
+            for i, image in enumerate(batch)
+        ]
+
+    def _geometry(self, image: LoadedImage) -> Geometry:
+        return Geometry(
+            image.original_size, image.image_size, self.manifest.architecture.patch, self.manifest.stride
+        )
+
+    def _low_resolution_attention(self, batch: list[LoadedImage]) -> Float:
+        """[CLS] attention at half the image size and stride 8, enlarged to the full grid, ``(B, cells)``.
+
+        The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8.
+        """
+        stride, patch = self.manifest.stride, self.manifest.architecture.patch
+        if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
+            kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
+            raise InputError(
+                f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
+                f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
+                "--dynamic and a stride that divides 8"
+            )
+        half = (batch[0].image_size[0] // 2, batch[0].image_size[1] // 2)
+        small_grid = grid_size(half, patch, LOW_RESOLUTION_STRIDE)
+        images = np.stack([image.resized(half) for image in batch])
+        attention = self._run(images, step=LOW_RESOLUTION_STRIDE // stride)[CLS_ATTENTION]
+        grid = self._geometry(batch[0]).grid
+        return np.stack([_enlarge(values.reshape(small_grid), grid).ravel() for values in attention])
+
+    def _run(self, images: NDArray[np.uint8], *, step: int) -> dict[str, Float]:
+        """One pass over ``images (B, H, W, 3)``; ``step`` keeps every step-th cell of the patch convolution."""
+        if not self.manifest.dynamic:
+            return self.backend.run({"images": images})
+        patch, stride = self.manifest.architecture.patch, self.manifest.stride
+        size = (images.shape[1], images.shape[2])
+        conv_h, conv_w = grid_size(size, patch, stride)
+        grid = grid_size(size, patch, stride * step)
+        used_h, used_w = (stride * (cells - 1) + patch for cells in (conv_h, conv_w))
+        inputs: dict[str, NDArray[Any]] = {
+            "images": np.ascontiguousarray(images[:, :used_h, :used_w]),
+            "positional": self._table(grid, size)[None],
+            "rows": np.arange(grid[0], dtype=np.int64) * step,
+            "cols": np.arange(grid[1], dtype=np.int64) * step,
+        }
+        return self.backend.run(inputs)
+
+
+def _enlarge(values: Float, grid: tuple[int, int]) -> Float:
+    """Nearest neighbour by Pillow's rule, which the reference uses; other libraries round ties differently."""
+    return np.asarray(Image.fromarray(values).resize((grid[1], grid[0]), Image.Resampling.NEAREST), np.float32)
+
+
+def physical_memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

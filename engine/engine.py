@@ -1,0 +1,232 @@
+"""The engine: one opened bundle, and the tasks on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from facetrt.engine.backends import make_backend
+from facetrt.engine.bundle import Bundle, Manifest
+from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
+from facetrt.engine.encoding import Encoder, Progress
+from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.images import ImageLike, LoadSize
+from facetrt.engine.matching import Matches, match_features
+from facetrt.engine.refinement import Refinement
+from facetrt.kernels.errors import InputError
+
+Images = Iterable[ImageLike] | Iterable[Features]
+
+
+class Engine:
+    """Dense descriptors, correspondence and co-segmentation from one bundle.
+
+    Open with :meth:`open`, close with ``with`` or :meth:`close`. Several engines can live in one process, and one
+    engine may be called from several threads.
+
+    Images are paths, PIL images or ``(height, width, 3)`` uint8 RGB arrays. ``load_size`` is the length of the shorter
+    side (the longer one follows, truncated), a pair ``(height, width)``, or None for the size as it is.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @classmethod
+    def open(
+        cls, bundle: str | Path, *, device: str = "auto", backend: str = "auto", threads: int | None = None
+    ) -> Self:
+        """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
+
+        ``auto`` is resolved here, once, and recorded in every result. The encoder is loaded by the first call.
+
+        Raises:
+            MissingFileError, BundleError: no bundle there, or a damaged one.
+            InputError: a backend or device that does not exist.
+            MissingDependencyError: the backend's library is not installed.
+        """
+        opened = Bundle.open(bundle)
+        return cls(Encoder(opened, make_backend(opened, backend=backend, device=device, threads=threads)))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._encoder.manifest
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the encoder."""
+        return self._encoder.backend.name
+
+    def encode(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        progress: Progress | None = None,
+    ) -> list[Features]:
+        """Features of each image, in order; images of one shape are run together.
+
+        Args:
+            saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half the size and stride 8.
+            progress: called with (images done, images in all).
+
+        Raises:
+            InputError, MissingFileError: an image that cannot be read or does not fit the bundle or the memory.
+        """
+        return list(self.encode_iter(images, load_size=load_size, saliency=saliency, progress=progress))
+
+    def encode_iter(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        progress: Progress | None = None,
+    ) -> Iterator[Features]:
+        """Like :meth:`encode`, but yields; only a window of images is held at a time."""
+        return self._encoder.encode(_as_images(images), load_size, _saliency_mode(saliency), progress)
+
+    def match(
+        self,
+        image_a: ImageLike | Features,
+        image_b: ImageLike | Features,
+        *,
+        num_pairs: int = 10,
+        load_size: LoadSize = 224,
+        facet: str | None = None,
+        hierarchy: int = 2,
+        saliency_threshold: float = 0.05,
+        progress: Progress | None = None,
+    ) -> Matches:
+        """Up to ``num_pairs`` diverse point pairs: salient best buddies, one per cluster (Amir et al., section 4.2).
+
+        Args:
+            image_a: an image, or its features from :meth:`encode`; ``image_b`` likewise.
+            facet: the bundle's default for matching (layer 9 keys for DINO) if None.
+            hierarchy: levels of log-binning; 0 for none.
+            saliency_threshold: cells must be strictly more salient than this.
+
+        Returns:
+            Matches, empty if nothing corresponds.
+        """
+        a, b = self._features([image_a, image_b], load_size, None, progress)
+        return match_features(
+            a,
+            b,
+            facet=facet or self.manifest.default_facet("match"),
+            hierarchy=hierarchy,
+            saliency_threshold=saliency_threshold,
+            num_pairs=num_pairs,
+        )
+
+    def cosegment(
+        self,
+        images: Images,
+        *,
+        load_size: LoadSize = 224,
+        facet: str | None = None,
+        elbow: float = 0.975,
+        saliency_threshold: float = 0.065,
+        votes_percentage: float = 75,
+        sample_interval: int = 100,
+        low_resolution_saliency: bool | None = None,
+        remove_outliers: bool = False,
+        outlier_threshold: float = 0.7,
+        refine: str = Refinement.GRABCUT,
+        progress: Progress | None = None,
+    ) -> Masks:
+        """Masks of the objects that the images share (Amir et al., section 4.1).
+
+        Args:
+            images: at least two images, or their features from :meth:`encode`.
+            facet: the bundle's default for co-segmentation (layer 11 keys for DINO) if None.
+            elbow: the first k whose error exceeds this share of the previous one ends the sweep.
+            saliency_threshold: an image votes for a cluster whose mean saliency in it is strictly above this.
+            votes_percentage: share of the images whose vote makes a cluster foreground.
+            sample_interval: every how many-th descriptor of each image is clustered.
+            low_resolution_saliency: saliency from a second pass at half the size and stride 8 (the default for images);
+                features are used as they were encoded.
+            remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
+                ``outlier_threshold``; their masks are empty.
+            refine: ``grabcut`` or ``none``.
+        """
+        chosen = facet or self.manifest.default_facet("cosegment")
+        options = CosegmentOptions(
+            facet=chosen,
+            elbow=elbow,
+            saliency_threshold=saliency_threshold,
+            votes_percentage=votes_percentage,
+            sample_interval=sample_interval,
+            remove_outliers=remove_outliers,
+            outlier_threshold=outlier_threshold,
+            refine=_refinement(refine),
+        )
+        items = list(images)
+        if len(items) < 2:
+            raise InputError(f"{len(items)} image was given: co-segmentation needs at least 2 that share an object")
+        default = SaliencyMode.LOW_RESOLUTION if low_resolution_saliency in (None, True) else SaliencyMode.FULL
+        asked = None if low_resolution_saliency is None else default
+        return cosegment_features(self._features(items, load_size, asked, progress, default=default), options)
+
+    def _features(
+        self,
+        items: Sequence[ImageLike | Features],
+        load_size: LoadSize,
+        asked: SaliencyMode | None,
+        progress: Progress | None,
+        default: SaliencyMode = SaliencyMode.FULL,
+    ) -> list[Features]:
+        """``items`` encoded where they are images; features pass through if they have the saliency that was asked."""
+        images = [item for item in items if not isinstance(item, Features)]
+        encoded = iter(self.encode(images, load_size=load_size, saliency=default, progress=progress))
+        features = [item if isinstance(item, Features) else next(encoded) for item in items]
+        for item in features:
+            self._check_origin(item, asked)
+        return features
+
+    def _check_origin(self, item: Features, asked: SaliencyMode | None) -> None:
+        own = self._encoder.provenance
+        if item.provenance.encoder_sha256 != own.encoder_sha256:
+            raise InputError(
+                f"the features of {item.name} come from another bundle ({item.provenance.model}): encode it with this one"
+            )
+        if asked is not None and item.saliency_mode is not asked:
+            raise InputError(
+                f"the features of {item.name} have {item.saliency_mode} saliency and {asked} was asked: encode it with "
+                f"saliency='{asked}'"
+            )
+
+    def close(self) -> None:
+        """Give the device back. Features and results stay valid."""
+        self._encoder.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _as_images(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
+    if isinstance(images, (str, bytes, Path)) or hasattr(images, "__array__"):
+        raise InputError("one image was given where a list was expected: write [image]")
+    return images
+
+
+def _saliency_mode(value: str) -> SaliencyMode:
+    try:
+        return SaliencyMode(value)
+    except ValueError as error:
+        raise InputError(f"saliency {value!r}: expected {' or '.join(SaliencyMode)}") from error
+
+
+def _refinement(value: str) -> Refinement:
+    try:
+        return Refinement(value)
+    except ValueError as error:
+        raise InputError(f"refine {value!r}: expected {' or '.join(Refinement)}") from error

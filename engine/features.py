@@ -1,0 +1,127 @@
+"""Dense descriptors of one image, with the geometry they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.geometry import Geometry
+from facetrt.engine.images import Pixels
+from facetrt.kernels.errors import InputError
+
+Float = NDArray[np.float32]
+
+
+class SaliencyMode(StrEnum):
+    """Where a saliency map comes from.
+
+    ``full``: the same pass as the descriptors. ``low_resolution``: a second pass at half the image size and stride 8,
+    enlarged by nearest neighbour; the reference's default for co-segmentation.
+    """
+
+    FULL = "full"
+    LOW_RESOLUTION = "low_resolution"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result; recorded in every output file."""
+
+    model: str
+    encoder_sha256: str
+    backend: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Descriptors of one image. ``features["key@9"]`` is ``(cells, C)`` float32, cells row-major, heads head-major.
+
+    Attributes:
+        tokens: each facet as ``(1 + cells, C)`` float32, [CLS] row first.
+        attention: mean [CLS] attention of the saliency heads, ``(grid_h, grid_w)`` float32 and not normalised, or None.
+        saliency_mode: which pass ``attention`` comes from.
+        geometry: how the cells lie on the image.
+        pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
+        name: path of the image, or how messages call it.
+    """
+
+    tokens: Mapping[str, Float] = field(repr=False)
+    attention: Float | None = field(repr=False)
+    saliency_mode: SaliencyMode
+    geometry: Geometry
+    pixels: Pixels = field(repr=False)
+    name: str
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        grid_h, grid_w = self.grid
+        for facet, rows in self.tokens.items():
+            if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
+                raise InputError(f"{facet} has shape {rows.shape}: expected {1 + grid_h * grid_w} rows")
+        if self.attention is not None and self.attention.shape != self.grid:
+            raise InputError(f"attention has shape {self.attention.shape}: expected {self.grid}")
+
+    def __getitem__(self, facet: str) -> Float:
+        return self._rows(facet)[1:]
+
+    def cls(self, facet: str) -> Float:
+        """The facet's [CLS] row, ``(C,)``."""
+        return self._rows(facet)[0]
+
+    def map(self, facet: str) -> Float:
+        """The facet as ``(grid_h, grid_w, C)``."""
+        return self[facet].reshape(*self.grid, -1)
+
+    @property
+    def facets(self) -> list[str]:
+        """Names of the facets at hand."""
+        return list(self.tokens)
+
+    @property
+    def saliency(self) -> Float:
+        """[CLS] attention min–max normalised within the image, ``(grid_h, grid_w)`` in [0, 1]; zeros if it is flat."""
+        if self.attention is None:
+            raise InputError(f"{self.name} has no saliency: export the bundle with saliency (it is on by default)")
+        low, high = self.attention.min(), self.attention.max()
+        if high <= low:
+            return np.zeros_like(self.attention)
+        return (self.attention - low) / (high - low)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(grid_h, grid_w)``."""
+        return self.geometry.grid
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the loaded image."""
+        return self.geometry.image_size
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """``(height, width)`` before loading."""
+        return self.geometry.original_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the loaded image between neighbouring cells."""
+        return self.geometry.stride
+
+    @property
+    def patch(self) -> int:
+        """Side of a cell's patch in pixels of the loaded image."""
+        return self.geometry.patch
+
+    def _rows(self, facet: str) -> Float:
+        if facet not in self.tokens:
+            raise InputError(
+                f"{facet} was not exported: this bundle has {', '.join(self.tokens)}; add it with "
+                f"'facetrt export … --facets {','.join([*self.tokens, facet])}'"
+            )
+        return self.tokens[facet]

@@ -1,0 +1,54 @@
+"""The positional table for any grid, by the reference formula (DINO's bicubic interpolation).
+
+It is computed on the host, never inside a graph: it depends on the weights and the grid alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUBIC = -0.75  # the coefficient A of the bicubic kernel
+
+
+def positional_table(
+    trained: NDArray[np.float32], grid: tuple[int, int], image_size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """The trained patch table resampled to a grid.
+
+    Args:
+        trained: ``(G, G, C)`` float32, the checkpoint's table without its [CLS] row.
+        grid: ``(grid_h, grid_w)``.
+        image_size: ``(height, width)`` of the network's input in pixels. A square input with G² cells uses the stored
+            table untouched, as in the reference.
+
+    Returns:
+        ``(grid_h, grid_w, C)`` float32.
+    """
+    side = trained.shape[0]
+    if grid[0] * grid[1] == side * side and image_size[0] == image_size[1]:
+        return trained
+    rows, columns = _weights(side, grid[0]), _weights(side, grid[1])
+    table = np.einsum("yi,ijc,xj->yxc", rows, trained.astype(np.float64), columns, optimize=True)
+    return np.ascontiguousarray(table, np.float32)
+
+
+def _weights(side: int, size: int) -> NDArray[np.float64]:
+    """``(size, side)`` interpolation matrix of one axis.
+
+    The reference passes the scale (size + 0.1)/side, and that scale, not size/side, maps the coordinates.
+    """
+    source = (np.arange(size) + 0.5) * side / (size + 0.1) - 0.5
+    base = np.floor(source).astype(int)
+    matrix = np.zeros((size, side))
+    for tap in range(-1, 3):
+        column = np.clip(base + tap, 0, side - 1)
+        np.add.at(matrix, (np.arange(size), column), _cubic(source - base - tap))
+    return matrix
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    u = np.abs(distance)
+    near = (CUBIC + 2) * u**3 - (CUBIC + 3) * u**2 + 1
+    far = CUBIC * (u**3 - 5 * u**2 + 8 * u - 4)
+    return np.where(u <= 1, near, np.where(u < 2, far, 0.0))

@@ -1,0 +1,292 @@
+"""Export: load, cut down, trace, compare, write."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import Dim
+
+from facetrt.engine.backends import make_backend
+from facetrt.engine.bundle import (
+    ENCODER,
+    MANIFEST,
+    POSITIONAL,
+    SCHEMA,
+    Architecture,
+    Bundle,
+    Checkpoint,
+    Manifest,
+    Normalisation,
+    ParityReport,
+    file_entry,
+)
+from facetrt.engine.encoding import Encoder
+from facetrt.engine.features import SaliencyMode
+from facetrt.engine.files import atomic_folder
+from facetrt.engine.geometry import grid_size
+from facetrt.engine.images import resize
+from facetrt.engine.positional import positional_table
+from facetrt.engine.samples import sample_images
+from facetrt.export import parity
+from facetrt.export.encoder import FacetEncoder
+from facetrt.export.models import ModelSpec, find_model
+from facetrt.export.options import ExportOptions, Facet, FacetKind, Precision
+from facetrt.export.reference import ReferenceModel
+from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
+from facetrt.kernels.errors import BackendError, FacetrtError, InputError
+
+Report = Callable[[str], None]
+
+OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
+DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
+
+
+def export_bundle(
+    model: str,
+    out: Path | str,
+    options: ExportOptions | None = None,
+    *,
+    weights: Path | None = None,
+    force: bool = False,
+    report: Report = lambda stage: None,
+    download: DownloadProgress | None = None,
+) -> Manifest:
+    """Export a model as a bundle folder.
+
+    The exported graph is run next to the unpruned torch model on photographs and noise before anything is published; a
+    graph that misses the parity contract is not written.
+
+    Args:
+        model: a name from :data:`facetrt.export.models.MODELS`.
+        out: the folder to make; it appears complete or not at all.
+        weights: a checkpoint file; the published one, cached or downloaded, if None.
+        force: replace a bundle that is already there.
+        report: called with the name of each stage.
+
+    Raises:
+        InputError: unknown model, facets or heads that it does not have, a checkpoint that does not fit.
+        MissingFileError: a checkpoint that is not there and cannot be downloaded.
+        OutputError: ``out`` exists or cannot be written.
+        ParityError: the graph does not reproduce the model.
+    """
+    spec = find_model(model)
+    options = resolve_options(spec, options or ExportOptions())
+    with atomic_folder(out, force=force) as folder:
+        report("loading weights")
+        vit, checkpoint = load_model(spec, weights, download)
+        report("tracing the graph")
+        manifest = _write_files(folder, vit, spec, options, checkpoint)
+        report("comparing with the torch model")
+        manifest = replace(manifest, parity=verify(folder, manifest, vit, spec))
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
+    """Fill in the model's defaults and check that the model has what is asked."""
+    facets = options.facets or tuple(dict.fromkeys(map(Facet.parse, spec.defaults.values())))
+    too_deep = [str(facet) for facet in facets if facet.layer >= spec.depth]
+    if too_deep:
+        raise InputError(f"{', '.join(too_deep)}: {spec.name} has layers 0 to {spec.depth - 1}")
+    if spec.patch % options.stride:
+        raise InputError(f"stride {options.stride} does not divide the patch size {spec.patch} of {spec.name}")
+    heads = options.saliency_heads
+    if options.saliency and heads is None:
+        heads = spec.saliency_heads or tuple(range(spec.heads))
+    if heads is not None and (not heads or not set(heads) <= set(range(spec.heads))):
+        raise InputError(f"saliency heads {','.join(map(str, heads))}: {spec.name} has heads 0 to {spec.heads - 1}")
+    if options.size is not None:
+        grid_size(options.size, spec.patch, options.stride)
+    return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
+
+
+def load_model(spec: ModelSpec, weights: Path | None, download: DownloadProgress | None = None) -> tuple[Any, Checkpoint]:
+    """The torch model with its weights, and where they came from."""
+    vit = spec.build()
+    state, checkpoint = load_weights(spec, weights, download)
+    load_strictly(vit, state, spec.dropped, checkpoint.source)
+    return vit, checkpoint
+
+
+def _write_files(
+    folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint
+) -> Manifest:
+    """Trace the encoder into ``folder``; returns the manifest, its parity report still empty."""
+    manifest = _manifest(spec, options, checkpoint)
+    table = _trained_table(vit, spec)
+    if options.size is None:
+        np.save(folder / POSITIONAL, table)
+    trace(make_encoder(vit, spec, options, table), folder / ENCODER, options, manifest)
+    return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
+
+
+def _trained_table(vit: Any, spec: ModelSpec) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = vit.pos_embed[0, 1:].detach().numpy()
+    return np.ascontiguousarray(rows.reshape(spec.trained_grid, spec.trained_grid, spec.dim))
+
+
+def make_encoder(vit: Any, spec: ModelSpec, options: ExportOptions, table: NDArray[np.float32]) -> FacetEncoder:
+    """The pruned network; its positional table is baked in where the size is fixed."""
+    baked = None
+    if options.size is not None:
+        grid = grid_size(options.size, spec.patch, options.stride)
+        baked = torch.from_numpy(positional_table(table, grid, options.size).copy())[None]
+    mean, std = spec.normalisation
+    encoder = FacetEncoder(
+        vit,
+        stride=options.stride,
+        facets=options.facets or (),
+        saliency_heads=options.saliency_heads,
+        mean=mean,
+        std=std,
+        dtype=DTYPES[options.precision],
+        table=baked,
+    )
+    return encoder.eval()
+
+
+def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: Manifest) -> None:
+    """Write the encoder as a single-file ONNX graph.
+
+    In a dynamic graph the symbols are the batch, the grid of the patch convolution and the grid of cells taken from it:
+    stating pixel sizes as multiples of the convolution's grid is what lets the tracer prove all shapes.
+    """
+    patch, stride = manifest.architecture.patch, options.stride
+    inputs, shapes = _example(patch, stride, options.size, manifest.architecture.dim)
+    with _quiet():
+        program = torch.onnx.export(
+            encoder,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=manifest.outputs,
+            dynamic_shapes=shapes,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise BackendError("torch could not export the encoder to ONNX")
+    program.save(path, external_data=False)
+
+
+def _example(
+    patch: int, stride: int, size: tuple[int, int] | None, dim: int
+) -> tuple[dict[str, torch.Tensor], tuple[dict[int, Any], ...]]:
+    """Example inputs, and which of their dimensions are symbols."""
+    batch = Dim("batch", min=1, max=1024)
+    if size is not None:
+        return {"images": torch.zeros(2, *size, 3, dtype=torch.uint8)}, ({0: batch},)
+    conv_h, conv_w, grid_h, grid_w = (Dim(n, min=2, max=4096) for n in ("conv_h", "conv_w", "grid_h", "grid_w"))
+    margin = patch - stride
+    inputs = {
+        "images": torch.zeros(2, stride * 9 + margin, stride * 11 + margin, 3, dtype=torch.uint8),
+        "positional": torch.zeros(1, 5, 6, dim),
+        "rows": torch.arange(5) * 2,
+        "cols": torch.arange(6) * 2,
+    }
+    height, width = (stride * cells + margin if margin else stride * cells for cells in (conv_h, conv_w))
+    return inputs, ({0: batch, 1: height, 2: width}, {1: grid_h, 2: grid_w}, {0: grid_h}, {0: grid_w})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's deprecation and progress notes off the terminal; its errors are exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> ParityReport:
+    """Run the exported graph through the engine and the torch model on the same images, and hold it to the contract."""
+    positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
+    bundle = Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional)
+    backend = make_backend(bundle, backend="onnxruntime", device="cpu", threads=None)
+    reference = ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads)
+    facets = [Facet.parse(name) for name in manifest.facets]
+    cases = dict(_parity_images(manifest))
+    reports = []
+    try:
+        for pixels in cases.values():
+            got = _run(Encoder(bundle, backend), pixels)
+            reports.append(parity.compare(got, reference.run(pixels, facets)))
+    finally:
+        backend.close()
+    outputs = parity.worst(reports)
+    parity.check(outputs, Precision(manifest.precision))
+    return ParityReport(list(cases), outputs)
+
+
+def _run(encoder: Encoder, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    features = next(encoder.encode([pixels], None, SaliencyMode.FULL, None))
+    outputs = dict(features.tokens)
+    if features.attention is not None:
+        outputs[parity.CLS_ATTENTION] = features.attention.ravel()
+    return outputs
+
+
+def _parity_images(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Photographs and noise; a dynamic bundle sees square, oblong and non-divisible sizes."""
+    patch = manifest.architecture.patch
+    sizes = [(12 * patch, 12 * patch), (9 * patch + 3, 14 * patch + 5)]
+    if manifest.size is not None:
+        sizes = [(manifest.size[0], manifest.size[1])]
+    for name, image in list(sample_images().items())[:2]:
+        for height, width in sizes:
+            yield f"{name} {height}×{width}", resize(image, (height, width))
+    for height, width in sizes[:1]:
+        yield f"noise {height}×{width}", np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -> Manifest:
+    facets = [str(facet) for facet in options.facets or ()]
+    mean, std = spec.normalisation
+    return Manifest(
+        schema=SCHEMA,
+        model=spec.name,
+        description=spec.description,
+        checkpoint=checkpoint,
+        architecture=Architecture(spec.dim, spec.depth, spec.heads, spec.patch, spec.trained_grid),
+        stride=options.stride,
+        facets=facets,
+        saliency_heads=None if options.saliency_heads is None else list(options.saliency_heads),
+        normalisation=Normalisation(list(mean), list(std)),
+        size=None if options.size is None else list(options.size),
+        precision=options.precision,
+        opset=OPSET,
+        defaults=spec.defaults,
+        parity=ParityReport([], {}),
+        tools=_tools(),
+    )
+
+
+def _tools() -> dict[str, str]:
+    packages = ("facetrt", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+__all__ = ["FacetKind", "FacetrtError", "export_bundle", "load_model", "make_encoder", "resolve_options", "verify"]

@@ -1,0 +1,86 @@
+"""Comparing an exported graph with its model, and the contract it must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.bundle import CLS_ATTENTION
+from facetrt.export.options import Precision
+from facetrt.kernels.errors import ParityError
+
+Arrays = Mapping[str, NDArray[np.float32]]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Bounds on the worst case; None does not apply. Source: the design's parity contract for dense descriptors."""
+
+    max_abs: float | None = None
+    mean_cosine: float | None = None
+    p1_cosine: float | None = None
+    relative_frobenius: float | None = None
+
+    def violations(self, metrics: Metrics) -> list[str]:
+        """What is out of bounds, in words."""
+        above = {"max_abs": self.max_abs, "relative_frobenius": self.relative_frobenius}
+        below = {"mean_cosine": self.mean_cosine, "p1_cosine": self.p1_cosine}
+        found = [f"{n} {metrics[n]:.3g} > {limit:g}" for n, limit in above.items() if limit and not metrics[n] <= limit]
+        found += [f"{n} {metrics[n]:.6f} < {limit:g}" for n, limit in below.items() if limit and not metrics[n] >= limit]
+        return found
+
+
+CONTRACTS = {
+    Precision.FP32: Contract(max_abs=1e-4, mean_cosine=0.999999, p1_cosine=0.99999, relative_frobenius=1e-4),
+    Precision.FP16: Contract(mean_cosine=0.999, p1_cosine=0.995, relative_frobenius=0.01),
+}
+
+
+def compare(got: Arrays, expected: Arrays) -> dict[str, Metrics]:
+    """Metrics of each output of one image; see :class:`facetrt.engine.bundle.ParityReport`."""
+    return {name: compare_output(got[name], reference) for name, reference in expected.items()}
+
+
+def compare_output(got: NDArray[np.float32], expected: NDArray[np.float32]) -> Metrics:
+    """Metrics of one ``(rows, C)`` output; a vector (saliency) counts as a single row."""
+    a, b = (np.atleast_2d(np.asarray(v, np.float64)) for v in (got, expected))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)
+    scale = max(float(b.std()), np.finfo(np.float32).tiny)
+    return {
+        "max_abs": float(np.abs(a - b).max() / scale),
+        "min_cosine": float(cosine.min()),
+        "mean_cosine": float(cosine.mean()),
+        "p1_cosine": float(np.percentile(cosine, 1)),
+        "relative_frobenius": float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)),
+    }
+
+
+def worst(reports: list[dict[str, Metrics]]) -> dict[str, Metrics]:
+    """The worst of each metric over several images."""
+    merged: dict[str, Metrics] = {}
+    for report in reports:
+        for name, metrics in report.items():
+            kept = merged.setdefault(name, dict(metrics))
+            for metric, value in metrics.items():
+                kept[metric] = (min if "cosine" in metric else max)(kept[metric], value)
+    return merged
+
+
+def check(outputs: Mapping[str, Metrics], precision: Precision) -> None:
+    """Raise :class:`ParityError` naming the worst output if any misses its contract."""
+    contract = CONTRACTS[precision]
+    failures = {name: found for name, metrics in outputs.items() if (found := contract.violations(metrics))}
+    if failures:
+        name = min(failures, key=lambda n: outputs[n]["mean_cosine"])
+        raise ParityError(
+            f"the exported graph does not reproduce the model: {name} has {', '.join(failures[name])}"
+            f"{f' (and {len(failures) - 1} more outputs)' if len(failures) > 1 else ''}; no bundle was written"
+        )
+
+
+__all__ = ["CLS_ATTENTION", "CONTRACTS", "Contract", "check", "compare", "compare_output", "worst"]

@@ -1,0 +1,90 @@
+"""The model as published, in plain torch: what an exported graph is compared with.
+
+Independent of the pruned encoder on purpose: the whole timm network with hooks, pixels normalised in front of it, the
+positional table from torch's own bicubic interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from facetrt.engine.bundle import CLS_ATTENTION
+from facetrt.engine.geometry import grid_size
+from facetrt.export.models import ModelSpec
+from facetrt.export.options import Facet, FacetKind
+
+
+class ReferenceModel:
+    """Facets and [CLS] attention of one image by the unpruned network in fp32."""
+
+    def __init__(self, vit: Any, spec: ModelSpec, *, stride: int, saliency_heads: Sequence[int] | None) -> None:
+        self.vit, self.spec, self.stride, self.saliency_heads = vit, spec, stride, saliency_heads
+
+    @torch.no_grad()
+    def run(self, pixels: NDArray[np.uint8], facets: Sequence[Facet]) -> dict[str, NDArray[np.float32]]:
+        """``pixels (H, W, 3)`` uint8 → each facet ``(1 + cells, C)``, and ``cls_attention (cells,)``."""
+        captured: dict[str, Tensor] = {}
+        hooks = [
+            handle
+            for layer, block in enumerate(self.vit.blocks)
+            for handle in (
+                block.attn.qkv.register_forward_hook(_keep(captured, f"qkv@{layer}")),
+                block.register_forward_hook(_keep(captured, f"token@{layer}")),
+            )
+        ]
+        try:
+            x = self._tokens(pixels)
+            for block in self.vit.blocks:
+                x = block(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs = {str(facet): _facet(captured, facet).numpy() for facet in facets}
+        if self.saliency_heads is not None:
+            outputs[CLS_ATTENTION] = self._cls_attention(captured[f"qkv@{len(self.vit.blocks) - 1}"]).numpy()
+        return outputs
+
+    def _tokens(self, pixels: NDArray[np.uint8]) -> Tensor:
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in self.spec.normalisation)
+        image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
+        proj = self.vit.patch_embed.proj
+        x = nn.functional.conv2d(image[None], proj.weight, proj.bias, stride=self.stride)
+        x = x.flatten(2).transpose(1, 2)  # (1, n, C)
+        size = (pixels.shape[0], pixels.shape[1])
+        cls = self.vit.cls_token + self.vit.pos_embed[:, :1]
+        return torch.cat([cls, x + self._positional(size)], dim=1)
+
+    def _positional(self, size: tuple[int, int]) -> Tensor:
+        side, table = self.spec.trained_grid, self.vit.pos_embed[:, 1:]
+        grid = grid_size(size, self.spec.patch, self.stride)
+        if grid[0] * grid[1] == side * side and size[0] == size[1]:
+            return torch.as_tensor(table)
+        square = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        resized = nn.functional.interpolate(square, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
+        return resized.flatten(2).transpose(1, 2)
+
+    def _cls_attention(self, qkv: Tensor) -> Tensor:
+        query, key, _ = (part.unflatten(2, (self.spec.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        attention = (query[:, :, :1] @ key.transpose(2, 3) * self.vit.blocks[-1].attn.scale).softmax(dim=-1)
+        return attention[0, list(self.saliency_heads or ()), 0, 1:].mean(dim=0)
+
+
+def _keep(captured: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        captured[name] = output
+
+    return hook
+
+
+def _facet(captured: dict[str, Tensor], facet: Facet) -> Tensor:
+    if facet.kind is FacetKind.TOKEN:
+        return captured[str(facet)][0]
+    third = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}[facet.kind]
+    return captured[f"qkv@{facet.layer}"][0].chunk(3, dim=-1)[third]

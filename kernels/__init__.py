@@ -1,0 +1,23 @@
+"""Operations on descriptor maps, each with a NumPy reference and a fast implementation behind one signature."""
+
+from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
+from facetrt.kernels.errors import FacetrtError, InputError
+from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
+from facetrt.kernels.log_bin import log_bin
+from facetrt.kernels.vote import Votes, vote
+
+__all__ = [
+    "Assignment",
+    "BestBuddies",
+    "FacetrtError",
+    "InputError",
+    "KMeans",
+    "Votes",
+    "assign",
+    "best_buddies",
+    "cosine_similarity",
+    "diverse_clusters",
+    "kmeans",
+    "log_bin",
+    "vote",
+]

@@ -1,0 +1,246 @@
+"""k-means as the method uses it: FAISS for co-segmentation, greedy k-means++ for choosing diverse point pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.kernels.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Float = NDArray[np.float32]
+
+SEED = 1234  # FAISS's default; with it fixed, results are deterministic up to summation order
+SAMPLES_PER_CENTROID = 256  # FAISS trains on at most this many rows per centroid
+ASSIGN_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """``centroids (k, C)`` float32 and ``objective``, the sum of squared distances of the training rows."""
+
+    centroids: Float
+    objective: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """For each row the nearest centroid ``labels (n,)`` int64 and its ``squared_distances (n,)`` float32."""
+
+    labels: NDArray[np.int64]
+    squared_distances: Float
+
+
+def kmeans(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
+    """FAISS k-means with the method's settings: random rows as start, Lloyd rounds, best of the restarts.
+
+    Args:
+        samples: ``(n, C)`` float32 rows, finite. More than 256·k rows are subsampled by FAISS, as in the reference.
+        num_clusters: k, at least 1 and at most n.
+
+    Raises:
+        InputError: fewer rows than clusters, wrong shape, NaN.
+        MissingDependencyError: neither the ``cpu`` nor the ``gpu`` extra is installed.
+    """
+    rows = check_samples(samples, num_clusters)
+    faiss = import_faiss()
+    trainer = faiss.Kmeans(
+        rows.shape[1],
+        num_clusters,
+        niter=iterations,
+        nredo=restarts,
+        seed=SEED,
+        max_points_per_centroid=SAMPLES_PER_CENTROID,
+        min_points_per_centroid=1,  # only silences a warning printed by the library
+    )
+    objective = float(trainer.train(rows))
+    return KMeans(np.array(trainer.centroids, np.float32), objective)
+
+
+def import_faiss() -> ModuleType | Any:
+    """The faiss module, or an error that names both extras that bring it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingDependencyError(
+            "k-means needs faiss, which is not installed: pip install 'facetrt[cpu]' (or 'facetrt[gpu]' with CUDA)"
+        ) from error
+    return faiss
+
+
+def check_samples(samples: Float, num_clusters: int) -> Float:
+    """``(n, C)`` finite rows, at least ``num_clusters`` of them, as contiguous float32."""
+    if samples.ndim != 2 or samples.shape[1] == 0:
+        raise InputError(f"samples have shape {samples.shape}: expected (n, C) descriptors")
+    if not 1 <= num_clusters <= len(samples):
+        raise InputError(
+            f"{num_clusters} clusters were asked of {len(samples)} descriptors: expected 1 to {len(samples)}; "
+            "use larger images, a smaller sampling interval or fewer clusters"
+        )
+    rows = np.ascontiguousarray(samples, np.float32)
+    if not np.isfinite(rows).all():
+        raise InputError("samples hold NaN or infinite values: expected finite descriptors")
+    return rows
+
+
+def assign(samples: Float, centroids: Float) -> Assignment:
+    """Nearest centroid by squared Euclidean distance, first one on ties; ``samples (n, C)``, ``centroids (k, C)``.
+
+    Works through blocks of rows, so that memory stays at ``rows × k`` floats.
+    """
+    if samples.ndim != 2 or centroids.ndim != 2 or samples.shape[1] != centroids.shape[1] or not len(centroids):
+        raise InputError(
+            f"samples {samples.shape} and centroids {centroids.shape} do not fit: expected (n, C) and (k, C), k ≥ 1"
+        )
+    labels = np.empty(len(samples), np.int64)
+    squared = np.empty(len(samples), np.float32)
+    centroid_norms = np.einsum("kc,kc->k", centroids, centroids)
+    for start in range(0, len(samples), ASSIGN_ROWS):
+        rows = np.asarray(samples[start : start + ASSIGN_ROWS], np.float32)
+        block = slice(start, start + len(rows))
+        distances = centroid_norms - 2 * (rows @ centroids.T)
+        labels[block] = distances.argmin(1)
+        nearest = np.take_along_axis(distances, labels[block, None], 1)[:, 0]
+        squared[block] = np.maximum(nearest + np.einsum("nc,nc->n", rows, rows), 0)
+    return Assignment(labels, squared)
+
+
+def diverse_clusters(rows: Float, num_clusters: int, *, restarts: int = 10, tolerance: float = 1e-4) -> NDArray[np.int64]:
+    """Cluster number of each row, as scikit-learn's k-means numbers them (greedy k-means++, ``random_state=0``).
+
+    The method clusters few, very long rows (two binned descriptors). Everything k-means needs of them is their Gram
+    matrix, so the iterations run on ``(n, n)`` numbers instead of ``(n, 2·17·C)``: distances to a mean of rows are sums
+    of its entries. The random stream, seeding, stopping rule and choice among restarts are scikit-learn's.
+
+    Args:
+        rows: ``(n, C)`` float32, n ≥ num_clusters ≥ 1.
+
+    Returns:
+        ``(n,)`` int64 in 0..num_clusters-1.
+
+    Raises:
+        InputError: fewer rows than clusters.
+    """
+    samples = check_samples(rows, num_clusters)
+    centred = samples - samples.mean(axis=0)
+    tolerance = tolerance * float(samples.var(axis=0).mean())
+    gram = (centred @ centred.T).astype(np.float64)
+    squared = np.maximum(gram.diagonal()[:, None] + gram.diagonal() - 2 * gram, 0)
+    random = np.random.RandomState(0)
+    best_labels, best_inertia = np.zeros(len(rows), np.int64), np.inf
+    for _ in range(restarts):
+        seeds = _greedy_seeds(squared, num_clusters, random)
+        labels, inertia = _lloyd(gram, seeds, tolerance)
+        if inertia < best_inertia * (1 - 1e-12):
+            best_labels, best_inertia = labels, inertia
+    return best_labels
+
+
+def _greedy_seeds(squared: NDArray[np.float64], count: int, random: np.random.RandomState) -> list[int]:
+    """Greedy k-means++: each new seed is the best of ``2 + log(count)`` candidates drawn by squared distance."""
+    trials = 2 + int(np.log(count))
+    seeds = [int(random.choice(len(squared), p=np.full(len(squared), 1 / len(squared))))]
+    closest = squared[seeds[0]]
+    for _ in range(1, count):
+        draws = random.uniform(size=trials) * closest.sum()
+        candidates = np.minimum(np.searchsorted(np.cumsum(closest), draws), len(squared) - 1)
+        distances = np.minimum(closest, squared[candidates])
+        best = int(distances.sum(axis=1).argmin())
+        closest = distances[best]
+        seeds.append(int(candidates[best]))
+    return seeds
+
+
+def _lloyd(gram: NDArray[np.float64], seeds: list[int], tolerance: float) -> tuple[NDArray[np.int64], float]:
+    """Lloyd rounds from the given rows; returns labels and the sum of squared distances."""
+    weights = np.zeros((len(seeds), len(gram)))  # each centroid as a mean of rows
+    weights[np.arange(len(seeds)), seeds] = 1
+    labels = np.full(len(gram), -1, np.int64)
+    for _ in range(300):
+        distances = _distances_to_means(gram, weights)
+        previous, labels = labels, distances.argmin(axis=0)
+        if np.array_equal(labels, previous):
+            break
+        moved = _means(labels, distances, len(seeds)) - weights
+        weights += moved
+        if np.einsum("ki,ij,kj->", moved, gram, moved, optimize=True) <= tolerance:
+            break
+    distances = _distances_to_means(gram, weights)
+    labels = distances.argmin(axis=0)
+    return labels, float(distances.min(axis=0).sum())
+
+
+def _distances_to_means(gram: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(k, n)`` squared distances from the rows to the means that ``weights (k, n)`` describe."""
+    cross = weights @ gram
+    own = np.einsum("kn,kn->k", cross, weights)
+    return np.maximum(gram.diagonal() - 2 * cross + own[:, None], 0)
+
+
+def _means(labels: NDArray[np.int64], distances: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Weights of the clusters' means; an empty cluster takes the row that lies farthest from its centroid."""
+    members = np.zeros((count, len(labels)))
+    members[labels, np.arange(len(labels))] = 1
+    empty = np.flatnonzero(members.sum(axis=1) == 0)
+    if empty.size:
+        farthest = np.argsort(-distances.min(axis=0), kind="stable")[: empty.size]
+        members[:, farthest] = 0
+        members[empty, farthest] = 1
+    return members / np.maximum(members.sum(axis=1, keepdims=True), 1)
+
+
+def kmeans_reference(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
+    """FAISS's k-means written out in NumPy: same random streams, same rounds. Slow; the oracle for :func:`kmeans`."""
+    rows = check_samples(samples, num_clusters).astype(np.float64)
+    limit = SAMPLES_PER_CENTROID * num_clusters
+    if len(rows) > limit:
+        rows = rows[_permutation(len(rows), SEED)[:limit]]
+    best = KMeans(np.empty((0, 0), np.float32), np.inf)
+    if len(rows) == num_clusters:
+        return KMeans(rows.astype(np.float32), 0.0)
+    for restart in range(restarts):
+        centroids = rows[_permutation(len(rows), SEED + 1 + restart * 15486557)[:num_clusters]]
+        objective = np.inf
+        for _ in range(iterations):
+            distances = ((rows[:, None] - centroids) ** 2).sum(axis=2)
+            objective = float(distances.min(axis=1).sum())
+            centroids = _update(rows, distances.argmin(axis=1), num_clusters)
+        if objective < best.objective:
+            best = KMeans(centroids.astype(np.float32), objective)
+    return best
+
+
+def _update(rows: NDArray[np.float64], labels: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Means of the clusters; an empty one becomes a perturbed copy of a large one."""
+    sizes = np.bincount(labels, minlength=count)
+    centroids = np.stack([rows[labels == k].mean(axis=0) if sizes[k] else np.zeros(rows.shape[1]) for k in range(count)])
+    random = np.random.RandomState(SEED)
+    sign = np.where(np.arange(rows.shape[1]) % 2 == 0, 1, -1) / 1024
+    for empty in np.flatnonzero(sizes == 0):
+        donor = 0
+        while _next_float(random) >= (sizes[donor] - 1) / (len(rows) - count):
+            donor = (donor + 1) % count
+        centroids[empty] = centroids[donor] * (1 + sign)
+        centroids[donor] = centroids[donor] * (1 - sign)
+        sizes[empty] = sizes[donor] // 2
+        sizes[donor] -= sizes[empty]
+    return centroids
+
+
+def _next_float(random: np.random.RandomState) -> float:
+    return float(random.randint(0, 2**32, dtype=np.uint32)) / 0xFFFFFFFF
+
+
+def _permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """FAISS's random permutation: swap i with ``i + next_u32 mod (count - i)``."""
+    order = np.arange(count)
+    draws = np.random.RandomState(seed).randint(0, 2**32, size=max(count - 1, 0), dtype=np.uint32)
+    for i, draw in enumerate(draws):
+        j = i + int(draw) % (count - i)
+        order[i], order[j] = order[j], order[i]
+    return order
