@@ -96,12 +96,13 @@ def keep_salient(buddies: BestBuddies, saliency_a: Float, saliency_b: Float, thr
     return np.flatnonzero(buddies.mutual & (saliency_a > threshold) & reached)
 
 
-def pick_diverse(joined: Float, rank: Float, num_pairs: int) -> tuple[Cells, Cells]:
+def pick_diverse(joined: Float, rank: Float, num_pairs: int, *, restarts: int = 10) -> tuple[Cells, Cells]:
     """Cluster the pairs and take the best-ranked of each cluster.
 
     Args:
         joined: ``(n, D)`` both descriptors of each pair side by side, not normalised.
         rank: ``(n,)``; higher is better, first one on ties.
+        restarts: of the k-means; 10 as in the reference. Its code run with scikit-learn 1.4 or later makes only one.
 
     Returns:
         ``clusters (n,)`` and ``selected (min(num_pairs, n),)``, in cluster order.
@@ -110,6 +111,6 @@ def pick_diverse(joined: Float, rank: Float, num_pairs: int) -> tuple[Cells, Cel
         return np.empty(0, np.int64), np.empty(0, np.int64)
     norms = np.linalg.norm(joined, axis=1, keepdims=True)
     count = min(num_pairs, len(joined))
-    clusters = diverse_clusters(joined / np.maximum(norms, np.finfo(np.float32).tiny), count)
+    clusters = diverse_clusters(joined / np.maximum(norms, np.finfo(np.float32).tiny), count, restarts=restarts)
     best = [np.flatnonzero(clusters == k) for k in range(count)]
     return clusters, np.array([members[rank[members].argmax()] for members in best if members.size], np.int64)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from facetrt.export.options import Facet, FacetKind
 
+RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
 QKV = (FacetKind.QUERY, FacetKind.KEY, FacetKind.VALUE)  # order of the thirds of the fused projection
 
 
@@ -57,11 +58,12 @@ class FacetEncoder(nn.Module):
         if saliency_heads is not None:
             wanted.setdefault(last, set())
         depth = 1 + max(wanted)
+        self.norm = vit.norm if any(facet.kind is FacetKind.NORMED for facet in self.facets) else None
         self.blocks = nn.ModuleList(
             Block(
                 vit.blocks[layer],
                 kinds=wanted.get(layer, set()),
-                complete=layer + 1 < depth or FacetKind.TOKEN in wanted[layer],
+                complete=layer + 1 < depth or bool(wanted[layer] & RESULTS),
                 saliency_heads=saliency_heads if layer == last else None,
                 dtype=dtype,
             )
@@ -81,6 +83,8 @@ class FacetEncoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             x, named = block(x)
             outputs |= {f"{name}@{layer}": value for name, value in named.items()}
+            if Facet(FacetKind.NORMED, layer) in self.facets and self.norm is not None:
+                outputs[f"normed@{layer}"] = self.norm(x)
         attention = [value for name, value in outputs.items() if name.startswith("cls_attention")]
         return (*(outputs[str(facet)] for facet in self.facets), *attention)
 
@@ -121,7 +125,7 @@ class Block(nn.Module):
         normed = self.norm1(x).to(self.dtype)  # (B, t, C)
         thirds = self.qkv(normed).chunk(len(self.needed), dim=-1) if self.needed else ()
         projected = dict(zip(self.needed, thirds, strict=True))
-        outputs = {str(kind): projected[kind].float() for kind in self.kinds if kind is not FacetKind.TOKEN}
+        outputs = {str(kind): projected[kind].float() for kind in self.kinds - RESULTS}
         if self.saliency_heads is not None:
             query = projected[FacetKind.QUERY][:, :1] if self.cls_query is None else self.cls_query(normed[:, :1])
             outputs["cls_attention"] = self._cls_attention(query, projected[FacetKind.KEY])

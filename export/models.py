@@ -44,11 +44,12 @@ class ModelSpec:
     dropped: tuple[str, ...] = ()
     match_facet: str = "key@9"
     cosegment_facet: str = "key@11"
+    propagate_facet: str = "normed@11"
 
     @property
     def defaults(self) -> dict[str, str]:
         """The facet that each task uses."""
-        return {"match": self.match_facet, "cosegment": self.cosegment_facet}
+        return {"match": self.match_facet, "cosegment": self.cosegment_facet, "propagate": self.propagate_facet}
 
     def build(self) -> Any:
         """An untrained ``timm.models.VisionTransformer`` of this shape, without classifier."""
@@ -129,6 +130,7 @@ def _builtin() -> ModelSpec:
         saliency_heads=builtin.SALIENCY_HEADS,
         match_facet=builtin.MATCH_FACET,
         cosegment_facet=builtin.COSEGMENT_FACET,
+        propagate_facet=builtin.MATCH_FACET,
     )
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from facetrt.kernels.errors import InputError
 
-FACET = re.compile(r"(key|query|value|token)@(\d{1,3})")
+FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
 
 
 class Precision(StrEnum):
@@ -19,12 +19,13 @@ class Precision(StrEnum):
 
 
 class FacetKind(StrEnum):
-    """Which tensor of a block is taken."""
+    """Which tensor of a block is taken. ``token`` is the block's result, ``normed`` the same after the final norm."""
 
     KEY = "key"
     QUERY = "query"
     VALUE = "value"
     TOKEN = "token"
+    NORMED = "normed"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Facet:
         """From ``kind@layer``; raises :class:`InputError` for anything else."""
         found = FACET.fullmatch(text)
         if found is None:
-            raise InputError(f"facet {text!r}: expected key, query, value or token, then @ and a layer, like key@9")
+            raise InputError(f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@9")
         return Facet(FacetKind(found[1]), int(found[2]))
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ class ReferenceModel:
         finally:
             for hook in hooks:
                 hook.remove()
-        outputs = {str(facet): _facet(captured, facet).numpy() for facet in facets}
+        outputs = {str(facet): self._facet(captured, facet).numpy() for facet in facets}
         if self.saliency_heads is not None:
             outputs[CLS_ATTENTION] = self._cls_attention(captured[f"qkv@{len(self.vit.blocks) - 1}"]).numpy()
         return outputs
@@ -70,6 +70,13 @@ class ReferenceModel:
         resized = nn.functional.interpolate(square, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
         return resized.flatten(2).transpose(1, 2)
 
+    def _facet(self, captured: dict[str, Tensor], facet: Facet) -> Tensor:
+        if facet.kind in (FacetKind.TOKEN, FacetKind.NORMED):
+            token = captured[f"token@{facet.layer}"][0]
+            return token if facet.kind is FacetKind.TOKEN else torch.as_tensor(self.vit.norm(token))
+        third = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}[facet.kind]
+        return captured[f"qkv@{facet.layer}"][0].chunk(3, dim=-1)[third]
+
     def _cls_attention(self, qkv: Tensor) -> Tensor:
         query, key, _ = (part.unflatten(2, (self.spec.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         attention = (query[:, :, :1] @ key.transpose(2, 3) * self.vit.blocks[-1].attn.scale).softmax(dim=-1)
@@ -81,10 +88,3 @@ def _keep(captured: dict[str, Tensor], name: str) -> Any:
         captured[name] = output
 
     return hook
-
-
-def _facet(captured: dict[str, Tensor], facet: Facet) -> Tensor:
-    if facet.kind is FacetKind.TOKEN:
-        return captured[str(facet)][0]
-    third = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}[facet.kind]
-    return captured[f"qkv@{facet.layer}"][0].chunk(3, dim=-1)[third]

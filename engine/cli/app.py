@@ -1,0 +1,97 @@
+"""The command line's frame: options shared by commands, progress, and how errors leave the program."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from facetrt.engine.images import LoadSize
+from facetrt.kernels.errors import FacetrtError
+
+app = typer.Typer(
+    name="facetrt",
+    help="Dense visual descriptors from a frozen DINO ViT: point correspondence and co-segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+def parse_size(text: str) -> LoadSize:
+    """``224`` (shorter side), ``224x336`` (height × width) or ``none``."""
+    found = SIZE.fullmatch(text.strip().lower())
+    if text.strip().lower() == "none":
+        return None
+    if found is None or int(found[1]) < 1 or (found[2] and int(found[2]) < 1):
+        raise typer.BadParameter(f"{text!r}: expected the shorter side like 224, HEIGHTxWIDTH like 224x336, or none")
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+BundleOption = Annotated[
+    str, typer.Option("--bundle", "-b", help="Bundle folder, or 'builtin' for the small model that ships with facetrt.")
+]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files or folders of images.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it appears complete or not at all.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier result.")]
+LoadSizeOption = Annotated[
+    str, typer.Option("--load-size", help="Shorter side, HEIGHTxWIDTH, or 'none' for the original size.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Who runs the encoder: auto or onnxruntime.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where: auto or cpu.")]
+IntermediateOption = Annotated[
+    bool, typer.Option("--save-intermediate", help="Also write saliency maps and what the task saw on the way.")
+]
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error; yields ``update(done, total)``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def run(program: typer.Typer) -> None:
+    """Run the command line; errors of facetrt become one line on standard error and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that temporary folders are removed
+    warnings.showwarning = _show_warning
+    try:
+        program()
+    except FacetrtError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except (OSError, MemoryError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    errors.print(f"[yellow]note:[/] {escape(str(message))}", soft_wrap=True)

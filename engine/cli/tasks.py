@@ -1,0 +1,346 @@
+"""``facetrt extract | match | cosegment | demo | info``: parse, call, write, print."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from facetrt.engine import draw
+from facetrt.engine.bundle import Bundle
+from facetrt.engine.cli.app import (
+    BackendOption,
+    BundleOption,
+    DeviceOption,
+    ForceOption,
+    ImagesArgument,
+    IntermediateOption,
+    LoadSizeOption,
+    OutOption,
+    ThreadsOption,
+    app,
+    console,
+    errors,
+    parse_size,
+    progress_bar,
+)
+from facetrt.engine.cosegmentation import Masks
+from facetrt.engine.engine import Engine
+from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.files import (
+    atomic_folder,
+    check_replaceable,
+    find_images,
+    unique_stems,
+    write_json,
+    write_png,
+)
+from facetrt.engine.matching import Matches
+from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
+from facetrt.engine.refinement import Refinement
+from facetrt.engine.samples import sample_paths
+from facetrt.kernels.errors import InputError
+
+
+class Preset(StrEnum):
+    """Which defaults a task starts from."""
+
+    REFERENCE = "reference"
+    PAPER = "paper"
+
+
+PresetOption = Annotated[
+    Preset, typer.Option("--preset", help="Defaults: of the published code, or those quoted in the paper.")
+]
+FacetOption = Annotated[str | None, typer.Option("--facet", help="Like key@9; the bundle's own choice by default.")]
+
+
+@app.command()
+def info(bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")]) -> None:
+    """Check a bundle's files and show what it holds."""
+    manifest = Bundle.open(bundle).manifest
+    console.print(_table("bundle", ["field", "value"], _facts(manifest)))
+    files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
+    console.print(_table("files (checked)", ["file", "bytes", "sha256"], files))
+    names = ["max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius"]
+    rows = [[output, *(f"{metrics[name]:.3g}" if "cosine" not in name else f"{metrics[name]:.7f}" for name in names)]
+            for output, metrics in manifest.parity.outputs.items()]  # fmt: skip
+    console.print(_table(f"parity with the torch model, worst of {len(manifest.parity.cases)} images", ["output", *names], rows))
+
+
+def _facts(manifest: Any) -> list[list[str]]:
+    size = "any" if manifest.size is None else f"{manifest.size[0]}×{manifest.size[1]} (height × width)"
+    shape = manifest.architecture
+    heads = "none" if manifest.saliency_heads is None else ", ".join(map(str, manifest.saliency_heads))
+    return [
+        ["model", f"{manifest.model}: {manifest.description}"],
+        ["checkpoint", f"{manifest.checkpoint.source} (sha256 {manifest.checkpoint.sha256[:16]}…)"],
+        ["architecture", f"{shape.depth} blocks, {shape.heads} heads, width {shape.dim}, patch {shape.patch}"],
+        ["stride", str(manifest.stride)],
+        ["image size", size],
+        ["facets", ", ".join(manifest.facets)],
+        ["saliency heads", heads],
+        ["precision", f"{manifest.precision}, opset {manifest.opset}"],
+        ["task defaults", ", ".join(f"{task}: {facet}" for task, facet in manifest.defaults.items())],
+        ["exported with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())],
+    ]
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+@app.command()
+def extract(
+    images: ImagesArgument,
+    bundle: BundleOption,
+    out: OutOption,
+    load_size: LoadSizeOption = "224",
+    facets: Annotated[str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write descriptors and saliency of each image as NPZ, with a saliency picture."""
+    size, paths = parse_size(load_size), find_images(images)
+    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine, atomic_folder(out, force=force) as folder:
+        chosen = facets.split(",") if facets else engine.manifest.facets
+        stems = unique_stems(paths)
+        records = []
+        with progress_bar("extracting", len(paths)) as update:
+            stream = engine.encode_iter(paths, load_size=size, progress=update)
+            for stem, features in zip(stems, stream, strict=True):
+                _write_features(folder, stem, features, chosen)
+                records.append(_describe(features) | {"file": f"{stem}.npz"})
+        write_json(folder / "results.json", {"command": "extract", "facets": chosen, "images": records})
+    console.print(f"descriptors of {len(paths)} images: {out}")
+
+
+def _write_features(folder: Path, stem: str, features: Features, facets: list[str]) -> None:
+    arrays: dict[str, Any] = {facet: features[facet] for facet in facets}
+    arrays |= {f"cls.{facet}": features.cls(facet) for facet in facets}
+    if features.attention is not None:
+        arrays["saliency"] = features.saliency
+        write_png(folder / f"{stem}_saliency.png", _saliency_picture(features))
+    np.savez(folder / f"{stem}.npz", grid=features.grid, image_size=features.image_size, **arrays)
+
+
+@app.command()
+def match(
+    images: ImagesArgument,
+    bundle: BundleOption,
+    out: OutOption,
+    num_pairs: Annotated[int, typer.Option("--num-pairs", min=1, help="At most this many point pairs.")] = 10,
+    load_size: Annotated[str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")] = None,
+    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.05,
+    hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 2,
+    facet: FacetOption = None,
+    preset: PresetOption = Preset.REFERENCE,
+    save_intermediate: IntermediateOption = False,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Find corresponding points of two images and draw them side by side."""
+    paths = find_images(images)
+    if len(paths) != 2:
+        raise InputError(f"{len(paths)} images were given: match needs exactly 2")
+    size = parse_size(load_size) if load_size else PAPER_MATCH["load_size"] if preset is Preset.PAPER else 224
+    check_replaceable(out, force=force)
+    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+        with progress_bar("encoding", 2) as update:
+            a, b = engine.encode(paths, load_size=size, progress=update)
+        options = {"num_pairs": num_pairs, "hierarchy": hierarchy, "saliency_threshold": saliency_threshold}
+        matches = engine.match(
+            a, b, num_pairs=num_pairs, facet=facet, hierarchy=hierarchy, saliency_threshold=saliency_threshold
+        )
+    with atomic_folder(out, force=force) as folder:
+        write_matches(folder, a, b, matches, options, intermediate=save_intermediate)
+    console.print(f"{len(matches)} point pairs from {len(matches.cells_a)} salient best buddies: {out}")
+    if not len(matches):
+        console.print("nothing corresponds: try a lower --saliency-threshold or a larger --load-size")
+
+
+def write_matches(
+    folder: Path, a: Features, b: Features, matches: Matches, options: dict[str, Any], *, intermediate: bool
+) -> None:
+    """``matches.png``, ``matches.npz`` and ``results.json``; saliency pictures if ``intermediate``."""
+    points = {"points_a_xy": matches.points_a_xy, "points_b_xy": matches.points_b_xy}
+    loaded = {"loaded_points_a_xy": matches.loaded_points_a_xy, "loaded_points_b_xy": matches.loaded_points_b_xy}
+    kept = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
+    write_png(folder / "matches.png", draw.draw_matches(a.pixels, b.pixels, matches))
+    np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
+    record = {"command": "match", "facet": matches.facet, "options": options, "images": [_describe(a), _describe(b)]}
+    similarity = matches.similarity[matches.selected]
+    write_json(folder / "results.json", record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity})
+    if intermediate:
+        for side, features in (("a", a), ("b", b)):
+            write_png(folder / f"saliency_{side}.png", _saliency_picture(features))
+        _draw_all_buddies(folder / "best_buddies.png", a, b, matches)
+
+
+def _draw_all_buddies(path: Path, a: Features, b: Features, matches: Matches) -> None:
+    everything = Matches(**{**vars(matches), "selected": np.arange(len(matches.cells_a))})
+    write_png(path, draw.draw_matches(a.pixels, b.pixels, everything))
+
+
+@app.command()
+def cosegment(
+    images: ImagesArgument,
+    bundle: BundleOption,
+    out: OutOption,
+    load_size: Annotated[str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")] = None,
+    elbow: Annotated[float, typer.Option("--elbow", help="Stop adding clusters at this error ratio.")] = 0.975,
+    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.065,
+    votes_percentage: Annotated[float, typer.Option("--votes-percentage", min=0, max=100)] = 75,
+    sample_interval: Annotated[int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor.")] = 100,
+    saliency: Annotated[SaliencyMode, typer.Option("--saliency", help="Which pass saliency comes from.")] = SaliencyMode.LOW_RESOLUTION,
+    remove_outliers: Annotated[bool, typer.Option("--remove-outliers", help="Leave out unlike images.")] = False,
+    outlier_threshold: Annotated[float, typer.Option("--outlier-threshold")] = 0.7,
+    refine: Annotated[Refinement, typer.Option("--refine", help="How cells become pixels.")] = Refinement.GRABCUT,
+    facet: FacetOption = None,
+    preset: PresetOption = Preset.REFERENCE,
+    save_intermediate: IntermediateOption = False,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Segment the objects that the images share; masks at the original size, overlays, data."""
+    paths = find_images(images)
+    default_size = PAPER_COSEGMENT["load_size"] if preset is Preset.PAPER else 224
+    size = parse_size(load_size) if load_size else default_size
+    options = {
+        "elbow": elbow,
+        "saliency_threshold": saliency_threshold,
+        "votes_percentage": votes_percentage,
+        "sample_interval": sample_interval,
+        "remove_outliers": remove_outliers,
+        "outlier_threshold": outlier_threshold,
+        "refine": refine,
+    }
+    check_replaceable(out, force=force)
+    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+        if len(paths) < 2:
+            raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
+        with progress_bar("encoding", len(paths)) as update:
+            features = engine.encode(paths, load_size=size, saliency=saliency, progress=update)
+        with errors.status("clustering, voting and refining"):
+            masks = engine.cosegment(features, facet=facet, **options)  # type: ignore[arg-type]
+    with atomic_folder(out, force=force) as folder:
+        write_masks(folder, features, masks, options | {"saliency": saliency}, intermediate=save_intermediate)
+    found = sum(bool(mask.cells.any()) for mask in masks)
+    console.print(f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}")
+    if not found:
+        console.print("no cluster was salient in enough images: try a lower --saliency-threshold or --votes-percentage")
+
+
+def write_masks(
+    folder: Path, features: list[Features], masks: Masks, options: dict[str, Any], *, intermediate: bool
+) -> None:
+    """``masks/``, ``overlays/``, ``overview.png``, ``cosegment.npz`` and ``results.json``; maps if ``intermediate``."""
+    stems = unique_stems([Path(f.name) for f in features])
+    for name in ("masks", "overlays", *(("saliency", "clusters") if intermediate else ())):
+        (folder / name).mkdir()
+    arrays: dict[str, Any] = {"centroids": masks.clustering.centroids, "salient_labels": masks.votes.salient_labels}
+    sheet, records = [], []
+    for stem, item, mask in zip(stems, features, masks, strict=True):
+        overlay = draw.on_chessboard(item.pixels, mask.loaded_mask)
+        clusters = draw.blend(item.pixels, draw.label_map(mask.labels, item.image_size))
+        sheet.append([item.pixels, _saliency_picture(item), clusters, overlay])
+        write_png(folder / "masks" / f"{stem}.png", mask.mask)
+        write_png(folder / "overlays" / f"{stem}.png", overlay)
+        if intermediate:
+            write_png(folder / "saliency" / f"{stem}.png", _saliency_picture(item))
+            write_png(folder / "clusters" / f"{stem}.png", clusters)
+        arrays |= {f"{stem}.labels": mask.labels, f"{stem}.loaded_mask": mask.loaded_mask, f"{stem}.saliency": item.saliency}
+        share = float(mask.loaded_mask.mean())
+        state = {"foreground": round(share, 4), "refinement": mask.refinement, "inlier": mask.inlier}
+        records.append(_describe(item) | state | {"mask": f"masks/{stem}.png"})
+    write_png(folder / "overview.png", draw.contact_sheet(sheet))
+    np.savez_compressed(folder / "cosegment.npz", **arrays)
+    write_json(folder / "results.json", {"command": "cosegment", "options": options, **_clustering(masks), "images": records})
+
+
+def _clustering(masks: Masks) -> dict[str, Any]:
+    return {
+        "tried_k": masks.clustering.tried_k,
+        "objectives": masks.clustering.objectives,
+        "votes": masks.votes.counts,
+        "votes_needed": masks.votes.needed,
+        "salient_labels": masks.votes.salient_labels,
+    }
+
+
+def _describe(features: Features) -> dict[str, Any]:
+    """What every output records of an image. Sizes are (height, width)."""
+    geometry = features.geometry
+    return {
+        "image": features.name,
+        "original_size": geometry.original_size,
+        "loaded_size": geometry.image_size,
+        "grid": geometry.grid,
+        "unused_pixels": geometry.unused_pixels,
+        "stride": geometry.stride,
+        "saliency_mode": features.saliency_mode,
+        **asdict(features.provenance),
+    }
+
+
+def _saliency_picture(features: Features) -> Any:
+    if features.attention is None:
+        return features.pixels
+    return draw.heat_map(features.saliency, features.image_size)
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("facetrt-demo"),
+    bundle: BundleOption = "builtin",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Co-segment and match the photographs that ship with facetrt; no download, no torch."""
+    check_replaceable(out, force=force)
+    samples = sample_paths()
+    with Engine.open(bundle, threads=threads) as engine:
+        console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
+        with atomic_folder(out, force=force) as folder:
+            for name, chosen in DEMO_SETS.items():
+                _demo_cosegment(engine, folder / f"cosegment-{name}", [samples[stem] for stem in chosen])
+            for name, (first, second) in DEMO_PAIRS.items():
+                _demo_match(engine, folder / f"match-{name}", samples[first], samples[second])
+            write_json(folder / "results.json", {"command": "demo", "model": engine.manifest.model})
+    for picture in sorted(out.glob("*/*.png")):
+        console.print(f"  {picture}")
+
+
+DEMO_SETS = {"animals": ("cat", "chelsea", "ibex")}
+DEMO_PAIRS = {"cats": ("chelsea", "cat")}
+
+
+def _demo_cosegment(engine: Engine, folder: Path, paths: list[Path]) -> None:
+    folder.mkdir()
+    with progress_bar(f"co-segmenting {len(paths)} photographs", len(paths)) as update:
+        features = engine.encode(paths, saliency=SaliencyMode.LOW_RESOLUTION, progress=update)
+        masks = engine.cosegment(features, sample_interval=10)
+    write_masks(folder, features, masks, {"sample_interval": 10}, intermediate=True)
+
+
+def _demo_match(engine: Engine, folder: Path, first: Path, second: Path) -> None:
+    folder.mkdir()
+    with progress_bar("matching", 2) as update:
+        a, b = engine.encode([first, second], progress=update)
+    write_matches(folder, a, b, engine.match(a, b), {}, intermediate=True)
