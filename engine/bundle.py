@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ BUILTIN = "builtin"
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for a single-file graph
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ class Architecture:
     heads: int
     patch: int
     trained_grid: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 1 <= value <= 1 << 16:
+                raise BundleError(f"architecture.{name} is {value}: expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.stride < 1 or self.architecture.patch % self.stride:
             raise BundleError(f"stride {self.stride} does not divide the patch size {self.architecture.patch}")
+        if self.size is not None and len(self.size) != 2:
+            raise BundleError(f"size {self.size}: expected [height, width]")
         if not self.facets:
             raise BundleError("the manifest lists no facets: expected at least one")
         if self.size is not None:
@@ -139,31 +144,33 @@ class Manifest:
         if schema != SCHEMA:
             raise BundleError(f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schema {SCHEMA}")
         try:
-            return _parse(Manifest, data, "")
+            manifest: Manifest = _parse(Manifest, data, "")
         except InputError as error:
             raise BundleError(f"{MANIFEST}: {error}") from error
+        return manifest
 
 
-def _parse(kind: type[T], value: Any, where: str) -> T:
+def _parse(kind: Any, value: Any, where: str) -> Any:
     """``value`` (from JSON) as ``kind``: a dataclass, list, dict, optional or plain type; strict."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         inner = next(a for a in arguments if a is not type(None))
-        return None if value is None else _parse(inner, value, where)  # type: ignore[return-value]
+        return None if value is None else _parse(inner, value, where)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
-    if origin is list and isinstance(value, list):
-        return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]  # type: ignore[return-value]
-    if origin is dict and isinstance(value, dict):
-        return {str(k): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}  # type: ignore[return-value]
-    accepted = (int, float) if kind is float else origin or kind
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    accepted: Any = (int, float) if kind is float else origin or kind
+    fits = isinstance(value, accepted)
+    if not fits or isinstance(value, bool):
         raise BundleError(f"{MANIFEST}: field {where} is {value!r:.60}: expected {getattr(kind, '__name__', kind)}")
-    return value  # type: ignore[no-any-return]
+    if origin is list:
+        return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value
 
 
-def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
-    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(kind)]
     if not isinstance(value, dict) or set(value) != set(names):
         given = sorted(set(value) ^ set(names)) if isinstance(value, dict) else value
         raise BundleError(f"{MANIFEST}: {where or 'the manifest'} has missing or unknown fields: {given!r:.200}")
@@ -255,7 +262,9 @@ def _read_positional(data: bytes | None, manifest: Manifest) -> NDArray[np.float
     expected = side * side * dim * 4 + 128
     if data is None or len(data) != expected:
         given = "is not listed" if data is None else f"has {len(data):,} bytes"
-        raise BundleError(f"{POSITIONAL} {given}: expected {expected:,} bytes for a table of {side}×{side}×{dim} float32")
+        raise BundleError(
+            f"{POSITIONAL} {given}: expected {expected:,} bytes for a table of {side}×{side}×{dim} float32"
+        )
     try:
         table = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -43,7 +43,7 @@ class CosegmentOptions:
             raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
         if not 0 <= self.votes_percentage <= 100:
             raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
-        if not 0 < self.elbow:
+        if self.elbow <= 0:
             raise InputError(f"elbow={self.elbow}: expected a positive factor; the reference uses 0.975")
 
 
@@ -132,7 +132,9 @@ def cosegment_features(features: Sequence[Features], options: CosegmentOptions) 
         percentage=options.votes_percentage,
     )
     labels = iter(clustering.labels)
-    masks = [_mask(f, next(labels) if inlier else None, votes, options) for f, inlier in zip(features, inliers, strict=True)]
+    masks = [
+        _mask(f, next(labels) if inlier else None, votes, options) for f, inlier in zip(features, inliers, strict=True)
+    ]
     return Masks(masks, clustering, votes, similarity)
 
 
@@ -186,8 +188,8 @@ def cluster_elbow(
     for k in range(1, max_clusters + 1):
         if k > len(samples):
             raise InputError(
-                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use a sampling interval "
-                f"below {sample_interval}, more images or a larger load size"
+                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use a sampling "
+                f"interval below {sample_interval}, more images or a larger load size"
             )
         centroids = kmeans(samples, k).centroids
         assignments = [assign(rows, centroids) for rows in descriptors]
@@ -201,7 +203,7 @@ def cluster_elbow(
 def normalise(rows: Float) -> Float:
     """Rows divided by their length; zero rows stay zero, as in FAISS."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)
+    return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
 
 def _mask(features: Features, labels: NDArray[np.int64] | None, votes: Votes, options: CosegmentOptions) -> Mask:

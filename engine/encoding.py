@@ -42,7 +42,8 @@ class Encoder:
             device=backend.device,
             precision=manifest.precision,
         )
-        self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
+        if bundle.positional is not None:
+            self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
 
     def encode(
         self, images: Iterable[ImageLike], load_size: LoadSize, saliency: SaliencyMode, progress: Progress | None
@@ -112,9 +113,7 @@ class Encoder:
         ]
 
     def _geometry(self, image: LoadedImage) -> Geometry:
-        return Geometry(
-            image.original_size, image.image_size, self.manifest.architecture.patch, self.manifest.stride
-        )
+        return Geometry(image.original_size, image.image_size, self.manifest.architecture.patch, self.manifest.stride)
 
     def _low_resolution_attention(self, batch: list[LoadedImage]) -> Float:
         """[CLS] attention at half the image size and stride 8, enlarged to the full grid, ``(B, cells)``.

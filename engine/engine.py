@@ -70,7 +70,7 @@ class Engine:
         """Features of each image, in order; images of one shape are run together.
 
         Args:
-            saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half the size and stride 8.
+            saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half size, stride 8.
             progress: called with (images done, images in all).
 
         Raises:
@@ -191,7 +191,8 @@ class Engine:
         own = self._encoder.provenance
         if item.provenance.encoder_sha256 != own.encoder_sha256:
             raise InputError(
-                f"the features of {item.name} come from another bundle ({item.provenance.model}): encode it with this one"
+                f"the features of {item.name} come from another bundle ({item.provenance.model}): encode it with "
+                "this one"
             )
         if asked is not None and item.saliency_mode is not asked:
             raise InputError(

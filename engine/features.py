@@ -72,7 +72,8 @@ class Features:
 
     def cls(self, facet: str) -> Float:
         """The facet's [CLS] row, ``(C,)``."""
-        return self._rows(facet)[0]
+        first: Float = self._rows(facet)[0]
+        return first
 
     def map(self, facet: str) -> Float:
         """The facet as ``(grid_h, grid_w, C)``."""
@@ -91,7 +92,7 @@ class Features:
         low, high = self.attention.min(), self.attention.max()
         if high <= low:
             return np.zeros_like(self.attention)
-        return (self.attention - low) / (high - low)
+        return np.asarray((self.attention - low) / (high - low), np.float32)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def atomic_folder(path: Path | str, *, force: bool = False) -> Iterator[Path]:
         OutputError: ``path`` exists and ``force`` is off, ``force`` would replace a folder that facetrt did not write,
             or the place cannot be written.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(path).absolute()
     check_replaceable(target, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -134,8 +134,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         oriented = Image.fromarray((np.asarray(oriented, np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if oriented.mode in ("I", "F"):
         raise InputError(
-            f"{name} stores {'floats' if oriented.mode == 'F' else '32-bit integers'} per pixel, whose range is unknown: "
-            "convert it to 8-bit RGB"
+            f"{name} stores {'floats' if oriented.mode == 'F' else '32-bit integers'} per pixel, whose range is "
+            "unknown: convert it to 8-bit RGB"
         )
     return oriented.convert("RGB")
 

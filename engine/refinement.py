@@ -46,7 +46,7 @@ def grabcut(pixels: Pixels, mask: Mask) -> Mask | None:
     cv2.setRNGSeed(GRABCUT_SEED)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     try:
-        cv2.grabCut(np.ascontiguousarray(pixels), labels, None, *models, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(np.ascontiguousarray(pixels), labels, (0, 0, 1, 1), *models, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:
         return None
-    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    return np.asarray((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))

@@ -10,6 +10,7 @@ import typer
 
 from facetrt.engine.cli import tasks  # noqa: F401  (registers the runtime's commands)
 from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors, parse_size, progress_bar, run
+from facetrt.export.models import import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.kernels.errors import InputError
 
@@ -21,11 +22,14 @@ def export(
     weights: Annotated[
         Path | None, typer.Option("--weights", help=".pth, .safetensors or .npz; the published checkpoint by default.")
     ] = None,
-    stride: Annotated[int, typer.Option("--stride", min=1, help="Of the patch convolution; divides the patch size.")] = 4,
+    stride: Annotated[
+        int, typer.Option("--stride", min=1, help="Of the patch convolution; divides the patch size.")
+    ] = 4,
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH for a bundle of one size.")] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="A bundle for any image size (the default).")] = False,
     facets: Annotated[
-        str | None, typer.Option("--facets", help="Comma-separated, like key@9,token@11; the model's defaults if not given.")
+        str | None,
+        typer.Option("--facets", help="Comma-separated, like key@9,token@11; the model's defaults if not given."),
     ] = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.FP32,
     saliency: Annotated[bool, typer.Option("--saliency/--no-saliency", help="Output [CLS] attention.")] = True,
@@ -45,6 +49,7 @@ def export(
     )
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     with errors.status("importing torch"):
+        import_export_libraries()
         from facetrt.export.exporting import export_bundle
     with progress_bar(f"exporting {model}") as update:
         manifest = export_bundle(

@@ -148,11 +148,11 @@ class Block(nn.Module):
 
     def _attention(self, query: Tensor, key: Tensor) -> Tensor:
         logits = (self._split(query) * self.scale) @ self._split(key).transpose(2, 3)
-        return logits.float().softmax(dim=-1)
+        return torch.softmax(logits.float(), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
         """``(B, t, C)`` → ``(B, heads, t, d)``."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def _bytes_convolution(proj: Any, stride: int, mean: Sequence[float], std: Sequence[float]) -> nn.Conv2d:

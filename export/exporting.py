@@ -112,7 +112,9 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
 
 
-def load_model(spec: ModelSpec, weights: Path | None, download: DownloadProgress | None = None) -> tuple[Any, Checkpoint]:
+def load_model(
+    spec: ModelSpec, weights: Path | None, download: DownloadProgress | None = None
+) -> tuple[Any, Checkpoint]:
     """The torch model with its weights, and where they came from."""
     vit = spec.build()
     state, checkpoint = load_weights(spec, weights, download)
@@ -120,9 +122,7 @@ def load_model(spec: ModelSpec, weights: Path | None, download: DownloadProgress
     return vit, checkpoint
 
 
-def _write_files(
-    folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint
-) -> Manifest:
+def _write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -> Manifest:
     """Trace the encoder into ``folder``; returns the manifest, its parity report still empty."""
     manifest = _manifest(spec, options, checkpoint)
     table = _trained_table(vit, spec)

@@ -40,7 +40,9 @@ class Facet:
         """From ``kind@layer``; raises :class:`InputError` for anything else."""
         found = FACET.fullmatch(text)
         if found is None:
-            raise InputError(f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@9")
+            raise InputError(
+                f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@9"
+            )
         return Facet(FacetKind(found[1]), int(found[2]))
 
     def __str__(self) -> str:

@@ -30,7 +30,9 @@ class Contract:
         above = {"max_abs": self.max_abs, "relative_frobenius": self.relative_frobenius}
         below = {"mean_cosine": self.mean_cosine, "p1_cosine": self.p1_cosine}
         found = [f"{n} {metrics[n]:.3g} > {limit:g}" for n, limit in above.items() if limit and not metrics[n] <= limit]
-        found += [f"{n} {metrics[n]:.6f} < {limit:g}" for n, limit in below.items() if limit and not metrics[n] >= limit]
+        found += [
+            f"{n} {metrics[n]:.6f} < {limit:g}" for n, limit in below.items() if limit and not metrics[n] >= limit
+        ]
         return found
 
 

@@ -75,10 +75,14 @@ class ReferenceModel:
             token = captured[f"token@{facet.layer}"][0]
             return token if facet.kind is FacetKind.TOKEN else torch.as_tensor(self.vit.norm(token))
         third = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}[facet.kind]
-        return captured[f"qkv@{facet.layer}"][0].chunk(3, dim=-1)[third]
+        part: Tensor = captured[f"qkv@{facet.layer}"][0].chunk(3, dim=-1)[third]
+        return part
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(1, x.shape[1], self.spec.heads, -1).transpose(1, 2)
 
     def _cls_attention(self, qkv: Tensor) -> Tensor:
-        query, key, _ = (part.unflatten(2, (self.spec.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        query, key = (self._split(part) for part in qkv.chunk(3, dim=-1)[:2])
         attention = (query[:, :, :1] @ key.transpose(2, 3) * self.vit.blocks[-1].attn.scale).softmax(dim=-1)
         return attention[0, list(self.saliency_heads or ()), 0, 1:].mean(dim=0)
 

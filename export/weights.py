@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import urllib.error
 import urllib.request
 import zipfile
@@ -58,7 +57,7 @@ def read_state_dict(path: Path) -> StateDict:
         raise InputError(f"{path}: the ending {path.suffix!r} is unknown: expected {', '.join(readers)}")
     try:
         state = reader(path)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged or hostile file fails in the readers in any way
         reason = (str(error).strip().splitlines() or [""])[0]
         raise InputError(f"{path} cannot be read as a checkpoint: {reason:.200}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -109,7 +108,9 @@ def load_strictly(model: Any, state: StateDict, dropped: tuple[str, ...], source
     problems = {"missing": missing, "extra": extra, "of another shape": shapes}
     found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
     if found:
-        raise InputError(f"{source} does not fit the model; tensors {'; '.join(found)}; is it another model's checkpoint?")
+        raise InputError(
+            f"{source} does not fit the model; tensors {'; '.join(found)}; is it another model's checkpoint?"
+        )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
@@ -155,8 +156,8 @@ def _check_published(spec: ModelSpec, path: Path) -> None:
     size = path.stat().st_size
     if spec.published_bytes is not None and size != spec.published_bytes:
         raise InputError(
-            f"{path} has {size:,} bytes; the published checkpoint of {spec.name} has {spec.published_bytes:,}: delete it "
-            "and export again, or pass a file that you trust with --weights"
+            f"{path} has {size:,} bytes; the published checkpoint of {spec.name} has {spec.published_bytes:,}: delete "
+            "it and export again, or pass a file that you trust with --weights"
         )
     if spec.published_sha256 is not None and _sha256(path) != spec.published_sha256:
         raise InputError(
@@ -189,8 +190,8 @@ def _timm_state(name: str) -> tuple[StateDict, Checkpoint]:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingFileError(
-            f"timm could not load the pretrained weights of {name}: {(str(error).splitlines() or [''])[0]:.200}. They are "
-            f"published as timm's {name}: fetch the checkpoint on a connected machine and pass it with --weights"
+            f"timm could not load the pretrained weights of {name}: {(str(error).splitlines() or [''])[0]:.200}. They "
+            f"are published as timm's {name}: fetch the checkpoint on a connected machine and pass it with --weights"
         ) from error
     state = dict(model.state_dict())
     digest = hashlib.sha256()
@@ -213,4 +214,3 @@ def _builtin_state() -> tuple[StateDict, Checkpoint]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

@@ -1,6 +1,7 @@
 """Operations on descriptor maps, each with a NumPy reference and a fast implementation behind one signature."""
 
 from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
+from facetrt.kernels.dense_crf import dense_crf
 from facetrt.kernels.errors import FacetrtError, InputError
 from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
 from facetrt.kernels.log_bin import log_bin
@@ -16,6 +17,7 @@ __all__ = [
     "assign",
     "best_buddies",
     "cosine_similarity",
+    "dense_crf",
     "diverse_clusters",
     "kmeans",
     "log_bin",

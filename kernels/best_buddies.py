@@ -44,7 +44,7 @@ class BestBuddies:
         """True where a cell of A is the nearest neighbour of its own nearest neighbour."""
         if self.nn_ba.size == 0:
             return np.zeros(self.nn_ab.size, np.bool_)
-        return self.nn_ba[self.nn_ab] == np.arange(self.nn_ab.size)
+        return np.asarray(self.nn_ba[self.nn_ab] == np.arange(self.nn_ab.size))
 
 
 def best_buddies(map_a: Array, map_b: Array, hierarchy: int = 2) -> BestBuddies:
@@ -168,7 +168,9 @@ def _check_pair(map_a: Array, map_b: Array, hierarchy: int) -> tuple[Float, Floa
     check_hierarchy(hierarchy)
     a, b = check_map("map_a", map_a), check_map("map_b", map_b)
     if a.shape[2] != b.shape[2]:
-        raise InputError(f"map_a has {a.shape[2]} channels and map_b {b.shape[2]}: expected the same facet of one model")
+        raise InputError(
+            f"map_a has {a.shape[2]} channels and map_b {b.shape[2]}: expected the same facet of one model"
+        )
     for name, values in (("map_a", a), ("map_b", b)):
         if not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinite values: expected finite descriptors")

@@ -110,7 +110,9 @@ def assign(samples: Float, centroids: Float) -> Assignment:
     return Assignment(labels, squared)
 
 
-def diverse_clusters(rows: Float, num_clusters: int, *, restarts: int = 10, tolerance: float = 1e-4) -> NDArray[np.int64]:
+def diverse_clusters(
+    rows: Float, num_clusters: int, *, restarts: int = 10, tolerance: float = 1e-4
+) -> NDArray[np.int64]:
     """Cluster number of each row, as scikit-learn's k-means numbers them (greedy k-means++, ``random_state=0``).
 
     The method clusters few, very long rows (two binned descriptors). Everything k-means needs of them is their Gram
@@ -179,7 +181,7 @@ def _distances_to_means(gram: NDArray[np.float64], weights: NDArray[np.float64])
     """``(k, n)`` squared distances from the rows to the means that ``weights (k, n)`` describe."""
     cross = weights @ gram
     own = np.einsum("kn,kn->k", cross, weights)
-    return np.maximum(gram.diagonal() - 2 * cross + own[:, None], 0)
+    return np.asarray(np.maximum(gram.diagonal() - 2 * cross + own[:, None], 0))
 
 
 def _means(labels: NDArray[np.int64], distances: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -191,7 +193,7 @@ def _means(labels: NDArray[np.int64], distances: NDArray[np.float64], count: int
         farthest = np.argsort(-distances.min(axis=0), kind="stable")[: empty.size]
         members[:, farthest] = 0
         members[empty, farthest] = 1
-    return members / np.maximum(members.sum(axis=1, keepdims=True), 1)
+    return np.asarray(members / np.maximum(members.sum(axis=1, keepdims=True), 1))
 
 
 def kmeans_reference(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
@@ -218,7 +220,9 @@ def kmeans_reference(samples: Float, num_clusters: int, *, iterations: int = 300
 def _update(rows: NDArray[np.float64], labels: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Means of the clusters; an empty one becomes a perturbed copy of a large one."""
     sizes = np.bincount(labels, minlength=count)
-    centroids = np.stack([rows[labels == k].mean(axis=0) if sizes[k] else np.zeros(rows.shape[1]) for k in range(count)])
+    centroids = np.stack(
+        [rows[labels == k].mean(axis=0) if sizes[k] else np.zeros(rows.shape[1]) for k in range(count)]
+    )
     random = np.random.RandomState(SEED)
     sign = np.where(np.arange(rows.shape[1]) % 2 == 0, 1, -1) / 1024
     for empty in np.flatnonzero(sizes == 0):

@@ -68,9 +68,7 @@ def _slices(ndim: int, axis: int, chosen: slice) -> tuple[slice, ...]:
     return tuple(chosen if i == axis else slice(None) for i in range(ndim))
 
 
-def log_bin(
-    key_map: Array, hierarchy: int = 2, *, cells: NDArray[np.integer] | None = None
-) -> NDArray[np.float32]:
+def log_bin(key_map: Array, hierarchy: int = 2, *, cells: NDArray[np.integer] | None = None) -> NDArray[np.float32]:
     """Binned descriptors, as gathers from one pooled map per level.
 
     Args:
@@ -101,7 +99,7 @@ def log_bin(
 def _check_cells(cells: NDArray[np.integer] | None, count: int) -> NDArray[np.integer]:
     if cells is None:
         return np.arange(count)
-    if cells.ndim != 1 or (cells.size and not (0 <= cells.min() and cells.max() < count)):
+    if cells.ndim != 1 or (cells.size and (cells.min() < 0 or cells.max() >= count)):
         raise InputError(f"cells of shape {cells.shape} do not all lie in 0..{count - 1}: expected (n,) cell indices")
     return cells
 

@@ -65,13 +65,15 @@ def _check(
     percentage: float,
 ) -> None:
     if not labels or len(labels) != len(saliencies):
-        raise InputError(f"{len(labels)} label maps and {len(saliencies)} saliency maps: expected one of each per image")
+        raise InputError(
+            f"{len(labels)} label maps and {len(saliencies)} saliency maps: expected one of each per image"
+        )
     if not 0 <= percentage <= 100:
         raise InputError(f"votes percentage {percentage} is out of range: expected 0 to 100")
     for i, (image_labels, saliency) in enumerate(zip(labels, saliencies, strict=True)):
         if image_labels.shape != saliency.shape:
             raise InputError(f"image {i}: labels {image_labels.shape} and saliency {saliency.shape} differ in shape")
-        if image_labels.size and not (0 <= image_labels.min() and image_labels.max() < num_clusters):
+        if image_labels.size and (image_labels.min() < 0 or image_labels.max() >= num_clusters):
             raise InputError(f"image {i}: labels are not all in 0..{num_clusters - 1}")
 
 

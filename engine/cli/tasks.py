@@ -70,7 +70,9 @@ def info(bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'
     names = ["max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius"]
     rows = [[output, *(f"{metrics[name]:.3g}" if "cosine" not in name else f"{metrics[name]:.7f}" for name in names)]
             for output, metrics in manifest.parity.outputs.items()]  # fmt: skip
-    console.print(_table(f"parity with the torch model, worst of {len(manifest.parity.cases)} images", ["output", *names], rows))
+    console.print(
+        _table(f"parity with the torch model, worst of {len(manifest.parity.cases)} images", ["output", *names], rows)
+    )
 
 
 def _facts(manifest: Any) -> list[list[str]]:
@@ -106,7 +108,9 @@ def extract(
     bundle: BundleOption,
     out: OutOption,
     load_size: LoadSizeOption = "224",
-    facets: Annotated[str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")] = None,
+    facets: Annotated[
+        str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")
+    ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -114,7 +118,10 @@ def extract(
 ) -> None:
     """Write descriptors and saliency of each image as NPZ, with a saliency picture."""
     size, paths = parse_size(load_size), find_images(images)
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine, atomic_folder(out, force=force) as folder:
+    with (
+        Engine.open(bundle, backend=backend, device=device, threads=threads) as engine,
+        atomic_folder(out, force=force) as folder,
+    ):
         chosen = facets.split(",") if facets else engine.manifest.facets
         stems = unique_stems(paths)
         records = []
@@ -142,7 +149,9 @@ def match(
     bundle: BundleOption,
     out: OutOption,
     num_pairs: Annotated[int, typer.Option("--num-pairs", min=1, help="At most this many point pairs.")] = 10,
-    load_size: Annotated[str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")] = None,
+    load_size: Annotated[
+        str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")
+    ] = None,
     saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.05,
     hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 2,
     facet: FacetOption = None,
@@ -177,14 +186,19 @@ def write_matches(
     folder: Path, a: Features, b: Features, matches: Matches, options: dict[str, Any], *, intermediate: bool
 ) -> None:
     """``matches.png``, ``matches.npz`` and ``results.json``; saliency pictures if ``intermediate``."""
-    points = {"points_a_xy": matches.points_a_xy, "points_b_xy": matches.points_b_xy}
-    loaded = {"loaded_points_a_xy": matches.loaded_points_a_xy, "loaded_points_b_xy": matches.loaded_points_b_xy}
-    kept = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
+    points: dict[str, Any] = {"points_a_xy": matches.points_a_xy, "points_b_xy": matches.points_b_xy}
+    loaded: dict[str, Any] = {
+        "loaded_points_a_xy": matches.loaded_points_a_xy,
+        "loaded_points_b_xy": matches.loaded_points_b_xy,
+    }
+    kept: dict[str, Any] = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
     write_png(folder / "matches.png", draw.draw_matches(a.pixels, b.pixels, matches))
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
     record = {"command": "match", "facet": matches.facet, "options": options, "images": [_describe(a), _describe(b)]}
     similarity = matches.similarity[matches.selected]
-    write_json(folder / "results.json", record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity})
+    write_json(
+        folder / "results.json", record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity}
+    )
     if intermediate:
         for side, features in (("a", a), ("b", b)):
             write_png(folder / f"saliency_{side}.png", _saliency_picture(features))
@@ -201,12 +215,18 @@ def cosegment(
     images: ImagesArgument,
     bundle: BundleOption,
     out: OutOption,
-    load_size: Annotated[str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")] = None,
+    load_size: Annotated[
+        str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")
+    ] = None,
     elbow: Annotated[float, typer.Option("--elbow", help="Stop adding clusters at this error ratio.")] = 0.975,
     saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.065,
     votes_percentage: Annotated[float, typer.Option("--votes-percentage", min=0, max=100)] = 75,
-    sample_interval: Annotated[int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor.")] = 100,
-    saliency: Annotated[SaliencyMode, typer.Option("--saliency", help="Which pass saliency comes from.")] = SaliencyMode.LOW_RESOLUTION,
+    sample_interval: Annotated[
+        int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor.")
+    ] = 100,
+    saliency: Annotated[
+        SaliencyMode, typer.Option("--saliency", help="Which pass saliency comes from.")
+    ] = SaliencyMode.LOW_RESOLUTION,
     remove_outliers: Annotated[bool, typer.Option("--remove-outliers", help="Leave out unlike images.")] = False,
     outlier_threshold: Annotated[float, typer.Option("--outlier-threshold")] = 0.7,
     refine: Annotated[Refinement, typer.Option("--refine", help="How cells become pixels.")] = Refinement.GRABCUT,
@@ -242,7 +262,9 @@ def cosegment(
     with atomic_folder(out, force=force) as folder:
         write_masks(folder, features, masks, options | {"saliency": saliency}, intermediate=save_intermediate)
     found = sum(bool(mask.cells.any()) for mask in masks)
-    console.print(f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}")
+    console.print(
+        f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
+    )
     if not found:
         console.print("no cluster was salient in enough images: try a lower --saliency-threshold or --votes-percentage")
 
@@ -265,13 +287,19 @@ def write_masks(
         if intermediate:
             write_png(folder / "saliency" / f"{stem}.png", _saliency_picture(item))
             write_png(folder / "clusters" / f"{stem}.png", clusters)
-        arrays |= {f"{stem}.labels": mask.labels, f"{stem}.loaded_mask": mask.loaded_mask, f"{stem}.saliency": item.saliency}
+        arrays |= {
+            f"{stem}.labels": mask.labels,
+            f"{stem}.loaded_mask": mask.loaded_mask,
+            f"{stem}.saliency": item.saliency,
+        }
         share = float(mask.loaded_mask.mean())
         state = {"foreground": round(share, 4), "refinement": mask.refinement, "inlier": mask.inlier}
         records.append(_describe(item) | state | {"mask": f"masks/{stem}.png"})
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.savez_compressed(folder / "cosegment.npz", **arrays)
-    write_json(folder / "results.json", {"command": "cosegment", "options": options, **_clustering(masks), "images": records})
+    write_json(
+        folder / "results.json", {"command": "cosegment", "options": options, **_clustering(masks), "images": records}
+    )
 
 
 def _clustering(masks: Masks) -> dict[str, Any]:

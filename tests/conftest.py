@@ -1,0 +1,57 @@
+"""Shared fixtures: the tiny model's bundles, golden arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import HERE, SHARED, TINY, deterministic_weights, export_tiny, facets
+from numpy.typing import NDArray
+
+from facetrt.engine import Engine
+from facetrt.export.models import MODELS
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("facetrt")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(work: Path) -> Iterator[Path]:
+    """Weights file of the tiny model, which is registered while tests run."""
+    MODELS["tiny"] = TINY
+    path = work / "tiny.npz"
+    np.savez(path, **deterministic_weights(TINY))
+    yield path
+    del MODELS["tiny"]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(work: Path, tiny_weights: Path) -> Path:
+    """Dynamic, stride 4, several facets, saliency."""
+    return export_tiny(tiny_weights, work / "tiny", facets=facets("key@1,query@1,key@2,token@2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_bundle: Path) -> Iterator[Engine]:
+    with Engine.open(tiny_bundle, threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden arrays and data sets; tests that need it are skipped where it is not beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: golden arrays and evaluation sets are not part of the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, NDArray[Any]]:
+    """A small extract of the reference method's outputs; ``NAME.rows`` tells which rows of NAME it holds."""
+    with np.load(HERE / "golden" / "extract.npz") as arrays:
+        return dict(arrays)

@@ -1,0 +1,160 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import photo
+from PIL import Image
+
+PROGRAM = [sys.executable, "-c", "from facetrt.export.cli import main; main()"]
+
+
+def facetrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, env=environment
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
+    """One clear line on standard error, the right exit code, no traceback."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(photo(90, 120, i)).save(folder / f"photo{i}.png")
+    return folder
+
+
+def test_info(tiny_bundle: Path) -> None:
+    result = facetrt("info", tiny_bundle)
+    assert result.returncode == 0
+    for part in ("tiny", "key@1, query@1, key@2, token@2", "encoder.onnx", "relative_frobenius", "checkpoint"):
+        assert part in result.stdout
+
+
+def test_extract(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = facetrt("extract", images, "--bundle", tiny_bundle, "--out", out, "--load-size", "48", "--facets", "key@1")
+    assert result.returncode == 0, result.stderr
+    with np.load(out / "photo0.npz") as arrays:
+        assert set(arrays) == {"key@1", "cls.key@1", "saliency", "grid", "image_size"}
+        assert arrays["key@1"].shape == (11 * 15, 48) and list(arrays["grid"]) == [11, 15]
+    assert Image.open(out / "photo1_saliency.png").size == (64, 48)
+    record = json.loads((out / "results.json").read_text())
+    assert [item["file"] for item in record["images"]] == ["photo0.npz", "photo1.npz"]
+    assert record["images"][0]["backend"] == "onnxruntime" and record["images"][0]["original_size"] == [90, 120]
+
+
+def test_match(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--load-size", "48", "--saliency-threshold", "0", "--num-pairs", "5", "--save-intermediate")
+    result = facetrt("match", images / "photo0.png", images / "photo0.png", "-b", tiny_bundle, "-o", out, *options)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((out / "results.json").read_text())
+    assert record["points_a_xy"] == record["points_b_xy"] and len(record["points_a_xy"]) == 5
+    assert record["facet"] == "key@1" and record["options"]["num_pairs"] == 5
+    assert Image.open(out / "matches.png").size == (64 + 8 + 64, 48)
+    assert {p.name for p in out.iterdir()} >= {"matches.npz", "saliency_a.png", "saliency_b.png", "best_buddies.png"}
+
+
+def test_cosegment(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--load-size", "48", "--sample-interval", "5", "--save-intermediate")
+    result = facetrt("cosegment", images, "--bundle", tiny_bundle, "--out", out, *options)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((out / "results.json").read_text())
+    for item in record["images"]:
+        mask = Image.open(out / item["mask"])
+        assert mask.size == (120, 90) and set(np.unique(np.asarray(mask))) <= {0, 255}
+    assert record["tried_k"][0] == 1 and record["options"]["saliency"] == "low_resolution"
+    for name in ("overlays/photo0.png", "saliency/photo1.png", "clusters/photo1.png", "overview.png", "cosegment.npz"):
+        assert (out / name).is_file()
+
+
+def test_existing_output(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("x")
+    for command in ("extract", "match", "cosegment"):
+        refused(facetrt(command, images, "-b", tiny_bundle, "-o", out), "exists already", "--force")
+        refused(facetrt(command, images, "-b", tiny_bundle, "-o", out, "--force"), "was not written by facetrt")
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out, broken, empty = tmp_path / "out", tmp_path / "broken.png", tmp_path / "empty"
+    broken.write_bytes((images / "photo0.png").read_bytes()[:500])
+    empty.mkdir()
+    first = images / "photo0.png"
+    small = tmp_path / "small.png"
+    Image.fromarray(photo(5, 5)).save(small)
+    common = ("-b", tiny_bundle, "-o", out)
+    refused(facetrt("match", first, *common), "1 images were given: match needs exactly 2")
+    refused(facetrt("cosegment", first, *common), "needs at least 2")
+    refused(facetrt("cosegment", empty, *common), "holds no image")
+    refused(facetrt("match", first, broken, *common), "broken.png", "damaged")
+    refused(facetrt("extract", first, broken, *common), "broken.png", "damaged")
+    refused(facetrt("match", first, tmp_path / "none.png", *common), "none.png", "does not exist")
+    refused(facetrt("match", first, small, *common, "--load-size", "none"), "smaller than one patch")
+    refused(facetrt("match", first, first, *common, "--load-size", "big"), "big")
+    refused(facetrt("match", first, first, *common, "--facet", "value@1"), "value@1 was not exported")
+    refused(facetrt("match", first, first, "-b", empty, "-o", out), "is not a bundle")
+    refused(facetrt("match", first, first, *common, "--backend", "tensorrt"), "tensorrt")
+    refused(facetrt("nonsense"), "nonsense")
+    assert not out.exists() and not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_output_that_cannot_be_written(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused(facetrt("extract", images, "-b", tiny_bundle, "-o", tmp_path / "file" / "out"), "cannot write to")
+
+
+def test_nothing_corresponding_is_an_answer(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = facetrt("match", images, "-b", tiny_bundle, "-o", out, "--load-size", "48", "--saliency-threshold", "1")
+    assert result.returncode == 0 and "nothing corresponds" in result.stdout
+    assert json.loads((out / "results.json").read_text())["points_a_xy"] == []
+
+
+def test_demo_runs_without_arguments(tmp_path: Path) -> None:
+    result = facetrt("demo", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "model: builtin" in result.stdout and "not DINO" in result.stdout
+    pictures = [p.relative_to(tmp_path).as_posix() for p in (tmp_path / "facetrt-demo").rglob("*.png")]
+    assert any("matches.png" in p for p in pictures) and any("overlays/" in p for p in pictures)
+    refused(facetrt("demo", cwd=tmp_path), "exists already")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_leaves_nothing(tiny_bundle: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(400):
+        Image.fromarray(photo(64, 64, i % 3)).save(folder / f"{i:03}.png")
+    out = tmp_path / "out"
+    command = [*PROGRAM, "extract", folder, "-b", tiny_bundle, "-o", out, "--load-size", "64"]
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*/*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(stop)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["many"]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import export_tiny, facets, photo
+
+from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode
+from facetrt.engine import encoding as module
+
+
+def test_features_have_the_documented_shapes(tiny_engine: Engine) -> None:
+    features = tiny_engine.encode([photo(70, 93)], load_size=None)[0]
+    assert (
+        features.grid == (16, 22) and features.image_size == (70, 93) and features.stride == 4 and features.patch == 8
+    )
+    assert features["key@1"].shape == (352, 48) and features["key@1"].dtype == np.float32
+    assert features.cls("key@1").shape == (48,) and features.map("key@1").shape == (16, 22, 48)
+    assert features.saliency.shape == (16, 22) and features.saliency.min() == 0 and features.saliency.max() == 1
+    assert features.facets == ["key@1", "query@1", "key@2", "token@2"]
+    assert features.provenance.backend == "onnxruntime" and features.provenance.model == "tiny"
+
+
+def test_a_batch_equals_singles_and_keeps_the_order(tiny_engine: Engine) -> None:
+    images = [photo(*size, seed=i) for i, size in enumerate([(64, 64), (40, 72), (64, 64), (64, 64), (40, 72)])]
+    together = tiny_engine.encode(images, load_size=None)
+    for image, features in zip(images, together, strict=True):
+        alone = tiny_engine.encode([image], load_size=None)[0]
+        np.testing.assert_array_equal(features.pixels, image)
+        np.testing.assert_allclose(features["token@2"], alone["token@2"], atol=2e-5)
+        np.testing.assert_allclose(features.saliency, alone.saliency, atol=1e-4)
+
+
+def test_trailing_pixels_are_unused(tiny_engine: Engine) -> None:
+    image = photo(67, 66)
+    changed = image.copy()
+    changed[64:], changed[:, 64:] = 0, 255
+    a, b = tiny_engine.encode([image, changed], load_size=None)
+    assert a.geometry.unused_pixels == (3, 2)
+    np.testing.assert_array_equal(a["key@2"], b["key@2"])
+
+
+def test_windows_and_progress(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    calls: list[tuple[int, int]] = []
+    images = [photo(32, 32, seed) for seed in range(5)]
+    found = tiny_engine.encode(images, load_size=None, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (5, 5) and len(found) == 5
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_static_equals_dynamic(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
+    size = (52, 83)  # neither square nor divisible
+    bundle = export_tiny(tiny_weights, work / "static", size=size, facets=facets("key@1,token@2"))
+    image = photo(*size)
+    expected = tiny_engine.encode([image], load_size=None)[0]
+    with Engine.open(bundle) as engine:
+        got = engine.encode([image, image], load_size=None)
+        for features in got:
+            np.testing.assert_allclose(features["token@2"], expected["token@2"], atol=1e-4)
+            np.testing.assert_allclose(features["key@1"], expected["key@1"], atol=1e-4)
+            np.testing.assert_allclose(features.saliency, expected.saliency, atol=1e-4)
+        with pytest.raises(InputError, match=r"built for 52×83: use load size 52x83, or export with --dynamic"):
+            engine.encode([image], load_size=40)
+        with pytest.raises(InputError, match="low-resolution saliency"):
+            engine.cosegment([image, image], load_size=None)
+
+
+def test_low_resolution_saliency_is_a_stride_8_pass_at_half_size(
+    work: Path, tiny_weights: Path, tiny_engine: Engine
+) -> None:
+    stride8 = export_tiny(tiny_weights, work / "stride8", stride=8, facets=facets("key@2"))
+    image = photo(120, 168)
+    low = tiny_engine.encode([image], load_size=60, saliency="low_resolution")[0]
+    full = tiny_engine.encode([image], load_size=60)[0]
+    with Engine.open(stride8) as engine:
+        half = engine.encode([image], load_size=(30, 42))[0]
+    assert half.grid == (3, 5) and low.grid == (14, 20) and low.saliency_mode is SaliencyMode.LOW_RESOLUTION
+    assert low.attention is not None and half.attention is not None
+    rows = ((np.arange(14) + 0.5) * 3 / 14).astype(int)  # no ties at these sizes
+    columns = ((np.arange(20) + 0.5) * 5 / 20).astype(int)
+    np.testing.assert_allclose(low.attention, half.attention[np.ix_(rows, columns)], rtol=1e-4)
+    np.testing.assert_array_equal(low["key@2"], full["key@2"])
+    assert not np.allclose(low.saliency, full.saliency)
+
+
+def test_saliency_of_a_constant_image_is_zero_or_finite(tiny_engine: Engine) -> None:
+    features = tiny_engine.encode([np.zeros((8, 8, 3), np.uint8)], load_size=None)[0]
+    assert features.grid == (1, 1)
+    np.testing.assert_array_equal(features.saliency, [[0]])
+
+
+def test_bad_images_and_options(tiny_engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="smaller than one patch"):
+        tiny_engine.encode([photo(7, 40)], load_size=None)
+    with pytest.raises(InputError, match=r"write \[image\]"):
+        tiny_engine.encode(photo(40, 40))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"write \[image\]"):
+        tiny_engine.encode("a.png")
+    with pytest.raises(InputError, match="expected full or low_resolution"):
+        tiny_engine.encode([photo(40, 40)], saliency="high")
+    with pytest.raises(InputError, match="value@2 was not exported: this bundle has key@1"):
+        _ = tiny_engine.encode([photo(40, 40)], load_size=None)[0]["value@2"]
+
+
+def test_more_cells_than_memory_is_refused_before_running(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "physical_memory", lambda: 1 << 20)
+    with pytest.raises(InputError, match="cells at stride 4; their attention needs about"):
+        tiny_engine.encode([photo(120, 120)], load_size=None)
+
+
+def test_opening_options(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="backend 'tpu' is not available"):
+        Engine.open(tiny_bundle, backend="tpu")
+    with pytest.raises(InputError, match="device 'cuda' is not available"):
+        Engine.open(tiny_bundle, device="cuda")
+    with pytest.raises(InputError, match="threads=0"):
+        Engine.open(tiny_bundle, threads=0)
+
+
+def test_a_closed_engine_says_so(tiny_bundle: Path) -> None:
+    engine = Engine.open(tiny_bundle)
+    engine.close()
+    engine.close()
+    with pytest.raises(BackendError, match="closed"):
+        engine.encode([photo(40, 40)], load_size=None)
+
+
+def test_threads_share_an_engine_and_engines_share_a_process(tiny_bundle: Path, tiny_engine: Engine) -> None:
+    images = [photo(48, 48, seed) for seed in range(4)]
+    expected = [tiny_engine.encode([image], load_size=None)[0]["key@2"] for image in images]
+    results: dict[int, np.ndarray] = {}
+    with Engine.open(tiny_bundle, threads=1) as other:
+
+        def work(i: int) -> None:
+            engine = other if i % 2 else tiny_engine
+            results[i] = engine.encode([images[i]], load_size=None)[0]["key@2"]
+
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    for i, value in enumerate(expected):
+        np.testing.assert_array_equal(results[i], value)
+
+
+def test_one_encode_per_image_and_task(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, ...]] = []
+    original = tiny_engine._encoder.backend.run
+    monkeypatch.setattr(
+        tiny_engine._encoder.backend, "run", lambda inputs: runs.append(inputs["images"].shape) or original(inputs)
+    )
+    tiny_engine.match(photo(48, 48), photo(48, 48, 1), load_size=None)
+    assert sum(shape[0] for shape in runs) == 2
+    runs.clear()
+    features = tiny_engine.encode([photo(48, 48), photo(48, 48, 1)], load_size=None)
+    tiny_engine.match(*features)
+    tiny_engine.cosegment(features, sample_interval=5)
+    assert sum(shape[0] for shape in runs) == 2
+
+
+def test_features_of_another_bundle_are_refused(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
+    other = export_tiny(tiny_weights, work / "other", facets=facets("key@1"))
+    with Engine.open(other) as engine:
+        features = engine.encode([photo(40, 40)], load_size=None)[0]
+        with pytest.raises(InputError, match="come from another bundle"):
+            tiny_engine.match(features, photo(40, 40))
+
+
+def test_provenance_names_the_encoder(tiny_bundle: Path, tiny_engine: Engine) -> None:
+    features = tiny_engine.encode([photo(40, 40)], load_size=None)[0]
+    digest = hashlib.sha256((tiny_bundle / "encoder.onnx").read_bytes()).hexdigest()
+    assert features.provenance.encoder_sha256 == digest
+
+
+def test_features_check_their_shapes(tiny_engine: Engine) -> None:
+    features = tiny_engine.encode([photo(40, 40)], load_size=None)[0]
+    with pytest.raises(InputError, match="expected 82 rows"):
+        Features(**{**vars(features), "tokens": {"key@1": np.zeros((3, 4), np.float32)}})

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import TINY, deterministic_weights, export_tiny, facets, photo
+
+from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError
+from facetrt.export import exporting, parity
+from facetrt.export.encoder import FacetEncoder
+from facetrt.export.exporting import export_bundle, load_model, resolve_options
+from facetrt.export.models import MODELS, find_model
+from facetrt.export.options import ExportOptions, Facet, Precision
+from facetrt.export.reference import ReferenceModel
+from facetrt.export.weights import fetch_checkpoint, load_strictly, read_state_dict
+
+SIZES = [(48, 48), (61, 83), (104, 40), (8, 8)]
+
+
+def operators(bundle: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(bundle / "encoder.onnx").graph.node]
+
+
+def weight_count(bundle: Path) -> int:
+    return sum(int(np.prod(t.dims)) for t in onnx.load(bundle / "encoder.onnx").graph.initializer)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dynamic_equals_the_torch_model_at_other_sizes(
+    tiny_weights: Path, tiny_bundle: Path, tiny_engine: Engine, size: tuple[int, int]
+) -> None:
+    vit, _ = load_model(TINY, tiny_weights)
+    names = tiny_engine.manifest.facets
+    reference = ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 1, 2])
+    expected = reference.run(photo(*size), [Facet.parse(name) for name in names])
+    got = tiny_engine.encode([photo(*size)], load_size=None)[0]
+    for name in names:
+        np.testing.assert_allclose(got.tokens[name], expected[name], atol=1e-4)
+    assert got.attention is not None
+    np.testing.assert_allclose(got.attention.ravel(), expected["cls_attention"], atol=1e-6)
+
+
+def test_only_what_the_outputs_need_is_in_the_graph(work: Path, tiny_weights: Path) -> None:
+    one = export_tiny(tiny_weights, work / "one", facets=facets("key@0"), saliency=False)
+    two = export_tiny(tiny_weights, work / "two", facets=facets("key@1"), saliency=False)
+    with_saliency = export_tiny(tiny_weights, work / "three", facets=facets("key@1"))
+    dim, patch = TINY.dim, 3 * TINY.patch**2 * TINY.dim
+    projection = dim * dim
+    assert patch + projection <= weight_count(one) < patch + 1.5 * projection  # a third of one qkv, nothing else
+    block = 12 * projection
+    assert weight_count(one) + block <= weight_count(two) < weight_count(one) + 1.1 * block
+    assert operators(one).count("Softmax") == 0 and operators(two).count("Softmax") == 1
+    last = 2 * projection  # keys, and queries for [CLS]; no values, no MLP
+    assert weight_count(two) + block - projection + last - 100 <= weight_count(with_saliency)
+    assert weight_count(with_saliency) < weight_count(two) + 1.1 * block + last
+
+
+def test_saliency_never_makes_the_whole_attention_of_the_last_layer(work: Path, tiny_weights: Path) -> None:
+    bundle = export_tiny(tiny_weights, work / "row", facets=facets("key@0"))
+    graph = onnx.shape_inference.infer_shapes(onnx.load(bundle / "encoder.onnx")).graph
+    shapes = {v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in graph.value_info}
+    softmaxes = [shapes.get(node.output[0]) for node in graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 3 and softmaxes[-1] is not None
+    assert softmaxes[-1][2] == 1  # one query row: [CLS]
+    assert not any(node.op_type in ("If", "Loop", "Resize") for node in graph.node)
+
+
+def test_uint8_goes_in_and_opset_is_recorded(tiny_bundle: Path, tiny_engine: Engine) -> None:
+    model = onnx.load(tiny_bundle / "encoder.onnx")
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    assert kinds["images"] == onnx.TensorProto.UINT8 and kinds["positional"] == onnx.TensorProto.FLOAT
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets[""] == tiny_engine.manifest.opset == 18
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
+def test_fp16_holds_its_contract_and_keeps_fp32_islands(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
+    bundle = export_tiny(tiny_weights, work / "half", precision=Precision.FP16, facets=facets("key@1,token@2"))
+    graph = onnx.load(bundle / "encoder.onnx").graph
+    halves = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16 and len(t.dims) == 2]
+    assert len(halves) >= 3 * 3 and (bundle / "encoder.onnx").stat().st_size < 400_000
+    image = photo(72, 56)
+    with Engine.open(bundle) as engine:
+        got = engine.encode([image], load_size=None)[0]
+        assert engine.manifest.precision == "fp16"
+    metrics = parity.compare_output(got["token@2"], tiny_engine.encode([image], load_size=None)[0]["token@2"])
+    assert metrics["mean_cosine"] >= 0.999 and metrics["p1_cosine"] >= 0.995 and metrics["relative_frobenius"] <= 0.01
+
+
+def test_the_report_is_in_the_manifest(tiny_engine: Engine) -> None:
+    report = tiny_engine.manifest.parity
+    assert set(report.outputs) == {"key@1", "query@1", "key@2", "token@2", "cls_attention"}
+    assert len(report.cases) == 5 and any("noise" in case for case in report.cases)
+    assert all(metrics["max_abs"] <= 1e-4 for metrics in report.outputs.values())
+
+
+def test_a_graph_that_misses_its_contract_is_not_written(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FacetEncoder.forward
+
+    def wrong(
+        self: FacetEncoder, images: torch.Tensor, positional: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return tuple(output * 1.01 for output in original(self, images, positional, rows, cols))
+
+    monkeypatch.setattr(exporting, "FacetEncoder", type("Wrong", (FacetEncoder,), {"forward": wrong}))
+    with pytest.raises(ParityError, match=r"does not reproduce the model: .* no bundle was written"):
+        export_bundle("tiny", tmp_path / "out", ExportOptions(saliency=False), weights=tiny_weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_layer_head_or_table_would_be_seen(tiny_weights: Path) -> None:
+    vit, _ = load_model(TINY, tiny_weights)
+    names = [Facet.parse("key@1")]
+    right = ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 1]).run(photo(61, 83), names)
+    for other in (
+        ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 2]).run(photo(61, 83), names),
+        ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 1]).run(photo(61, 83), [Facet.parse("key@2")]),
+    ):
+        metrics = [parity.compare_output(a, b) for a, b in zip(other.values(), right.values(), strict=True)]
+        assert max(m["max_abs"] for m in metrics) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"facets": facets("key@3")}, "key@3: tiny has layers 0 to 2"),
+        ({"stride": 3}, "stride 3 does not divide the patch size 8"),
+        ({"saliency_heads": (7,)}, "saliency heads 7: tiny has heads 0 to 2"),
+        ({"size": (4, 40)}, "smaller than one patch"),
+    ],
+)
+def test_options_the_model_does_not_have(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_options(TINY, ExportOptions(**options))
+
+
+@pytest.mark.parametrize("text", ["key", "keys@9", "key@", "key@-1", "key@9 ", "9@key"])
+def test_facets_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InputError, match="expected key, query, value, token or normed"):
+        Facet.parse(text)
+
+
+def test_models_and_their_saliency_heads() -> None:
+    assert find_model("dino_vits8").saliency_heads == (0, 2, 4, 5)
+    assert resolve_options(find_model("dino_vits16"), ExportOptions()).saliency_heads == tuple(range(6))
+    assert find_model("vit_base_patch16_224").normalisation[0] == (0.5, 0.5, 0.5)
+    assert [str(f) for f in resolve_options(find_model("dino_vitb8"), ExportOptions()).facets or ()] == [
+        "key@9",
+        "key@11",
+    ]
+    with pytest.raises(InputError, match="dino_vits8_300ep"):
+        find_model("dino_vits9")
+
+
+def test_output_exists(tiny_bundle: Path, tiny_weights: Path) -> None:
+    with pytest.raises(OutputError, match="exists already"):
+        export_bundle("tiny", tiny_bundle, weights=tiny_weights)
+
+
+def test_three_formats_load_the_same(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: torch.from_numpy(value) for name, value in deterministic_weights(TINY).items()}
+    torch.save(state, tmp_path / "w.pth")
+    save_file(state, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in state.items()})
+    for name in ("w.pth", "w.safetensors", "w.npz"):
+        read = read_state_dict(tmp_path / name)
+        assert read.keys() == state.keys() and all(torch.equal(read[key], state[key]) for key in state)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    torch.save({"a": torch.nn.Linear(2, 2)}, tmp_path / "pickled.pth")  # needs code to load
+    torch.save({"state": {"a": torch.zeros(2)}}, tmp_path / "nested.pth")
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    (tmp_path / "text.pth").write_bytes(b"hello")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    for name in ("pickled.pth", "objects.npz", "cut.safetensors", "text.pth", "cut.npz"):
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            read_state_dict(tmp_path / name)
+    with pytest.raises(InputError, match="plain mapping"):
+        read_state_dict(tmp_path / "nested.pth")
+    (tmp_path / "w.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"'\.bin' is unknown"):
+        read_state_dict(tmp_path / "w.bin")
+    with pytest.raises(MissingFileError, match="does not exist"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+def test_loading_is_strict() -> None:
+    state = {name: torch.from_numpy(value) for name, value in deterministic_weights(TINY).items()}
+    extra = state | {"head.weight": torch.zeros(2, 48), "head.bias": torch.zeros(2)}
+    load_strictly(TINY.build(), extra, ("head.weight", "head.bias"), "x.pth")
+    del extra["norm.bias"]
+    extra["cls_token"] = torch.zeros(1, 1, 50)
+    with pytest.raises(InputError) as caught:
+        load_strictly(TINY.build(), extra, (), "x.pth")
+    for part in (
+        "1 missing: norm.bias",
+        "2 extra: head.bias, head.weight",
+        "cls_token (1, 1, 50) instead of (1, 1, 48)",
+    ):
+        assert part in str(caught.value)
+
+
+def test_timm_supervised_models_have_their_two_head_tensors_dropped() -> None:
+    import timm
+
+    spec = find_model("vit_small_patch16_224")
+    published = timm.create_model("vit_small_patch16_224", pretrained=False)
+    vit = spec.build()
+    load_strictly(vit, dict(published.state_dict()), spec.dropped, "timm")
+    assert torch.equal(vit.blocks[11].attn.qkv.weight, published.blocks[11].attn.qkv.weight)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A local web server with one checkpoint, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "tiny.pth").write_bytes(b"x" * 5000)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "www"), **options)  # type: ignore[arg-type]
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_downloads_are_cached_checked_and_reported(server: str) -> None:
+    calls: list[tuple[int, int | None]] = []
+    spec = replace(TINY, url=f"{server}/tiny.pth", published_bytes=5000)
+    path = fetch_checkpoint(spec, lambda done, total: calls.append((done, total)))
+    assert path.read_bytes() == b"x" * 5000 and calls == [(5000, 5000)]
+    assert fetch_checkpoint(replace(spec, url="http://127.0.0.1:9/tiny.pth")) == path  # from the cache
+    with pytest.raises(InputError, match=r"has 5,000 bytes; the published checkpoint of tiny has 6,000"):
+        fetch_checkpoint(replace(spec, published_bytes=6000))
+    with pytest.raises(InputError, match="SHA-256"):
+        fetch_checkpoint(replace(spec, published_sha256="0" * 64))
+    assert [p.name for p in path.parent.iterdir()] == ["tiny.pth"]
+
+
+def test_failed_downloads_say_what_to_do_and_leave_nothing(server: str, tmp_path: Path) -> None:
+    for url in (f"{server}/none.pth", "http://127.0.0.1:9/none.pth"):
+        with pytest.raises(MissingFileError) as caught:
+            fetch_checkpoint(replace(TINY, url=url))
+        for part in (url, str(tmp_path / "cache" / "facetrt" / "none.pth"), "--weights"):
+            assert part in str(caught.value)
+    assert list((tmp_path / "cache" / "facetrt").iterdir()) == []
+
+
+def test_all_models_are_named_after_what_they_are() -> None:
+    assert set(MODELS) >= {
+        "dino_vits8", "dino_vits8_300ep", "dino_vits16", "dino_vitb8", "dino_vitb16", "builtin",
+        "vit_small_patch8_224", "vit_small_patch16_224", "vit_base_patch8_224", "vit_base_patch16_224",
+    }  # fmt: skip
+    assert find_model("dino_vits8").url != find_model("dino_vits8_300ep").url

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sets up an environment of its own and runs lint, types and tests. Needs Python 3.11 or newer and pip, no GPU.
+# Arguments go to pytest, for example: bash tests/run.sh tests/kernels
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=${FACETRT_VENV:-.venv-tests}
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+rm -rf build  # setuptools copies stale files from an earlier build into the wheel
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[cpu,export,test,dev]"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
+
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[crf]" ||
+    echo "pydensecrf2 could not be built (no C++ compiler?): the tests that compare with it will be skipped"
+
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+"$venv/bin/python" -m pytest -q "$@"
