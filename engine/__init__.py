@@ -5,6 +5,7 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.matching import Matches
+from facetrt.engine.parts import PartMap, Parts
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
 from facetrt.kernels.errors import (
@@ -36,6 +37,8 @@ __all__ = [
     "MissingFileError",
     "OutputError",
     "ParityError",
+    "PartMap",
+    "Parts",
     "Provenance",
     "Refinement",
     "SaliencyMode",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.refinement import Refinement, enlarge_mask, grabcut
+from facetrt.engine.refinement import Refinement, check_available, enlarge_mask, grabcut, refine_labels
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign, kmeans
 from facetrt.kernels.vote import Votes, vote
@@ -45,6 +45,7 @@ class CosegmentOptions:
             raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
         if self.elbow <= 0:
             raise InputError(f"elbow={self.elbow}: expected a positive factor; the reference uses 0.975")
+        check_available(self.refine)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def cosegment_features(features: Sequence[Features], options: CosegmentOptions) 
     )
     labels = iter(clustering.labels)
     masks = [
-        _mask(f, next(labels) if inlier else None, votes, options) for f, inlier in zip(features, inliers, strict=True)
+        _mask(f, next(labels) if inlier else None, clustering.centroids, votes, options)
+        for f, inlier in zip(features, inliers, strict=True)
     ]
     return Masks(masks, clustering, votes, similarity)
 
@@ -206,20 +208,48 @@ def normalise(rows: Float) -> Float:
     return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
 
-def _mask(features: Features, labels: NDArray[np.int64] | None, votes: Votes, options: CosegmentOptions) -> Mask:
+def _mask(
+    features: Features,
+    labels: NDArray[np.int64] | None,
+    centroids: Float,
+    votes: Votes,
+    options: CosegmentOptions,
+) -> Mask:
     """The mask of one image from its cells' clusters; None makes the empty mask of an outlier."""
     grid = features.grid
     grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
     cells = np.isin(grid_labels, votes.salient_labels)
-    loaded = enlarge_mask(cells, features.image_size)
-    cut = grabcut(features.pixels, loaded) if options.refine is Refinement.GRABCUT and labels is not None else None
+    loaded, refinement = enlarge_mask(cells, features.image_size), Refinement.NONE
+    refined = None if labels is None else _refine(features, loaded, centroids, votes.salient_labels, options)
+    if refined is not None:
+        loaded, refinement = refined, options.refine
     return Mask(
         cells=cells,
         labels=grid_labels,
-        loaded_mask=loaded if cut is None else cut,
+        loaded_mask=loaded,
         salient_labels=votes.salient_labels,
-        refinement=Refinement.NONE if cut is None else Refinement.GRABCUT,
+        refinement=refinement,
         inlier=labels is not None,
         geometry=features.geometry,
         name=features.name,
     )
+
+
+def _refine(
+    features: Features, mask: NDArray[np.bool_], centroids: Float, salient: NDArray[np.int64], options: CosegmentOptions
+) -> NDArray[np.bool_] | None:
+    """The mask refined as the options say, or None where there is nothing to refine by.
+
+    A CRF weighs a cell's squared distance to the nearest salient centroid against that to the nearest other one.
+    """
+    if options.refine is Refinement.NONE:
+        return None
+    if options.refine is Refinement.GRABCUT:
+        return grabcut(features.pixels, mask)
+    if len(salient) in (0, len(centroids)):
+        return None
+    rows = normalise(features[options.facet])
+    groups = (centroids[salient], np.delete(centroids, salient, axis=0))
+    nearest = np.stack([assign(rows, group).squared_distances for group in groups])
+    energy = (nearest - nearest.max(axis=0)).reshape(2, *features.grid)
+    return np.asarray(refine_labels(features.pixels, energy, options.refine) == 0)

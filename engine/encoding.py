@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.bundle import CLS_ATTENTION, Bundle
@@ -18,6 +17,7 @@ from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
 from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, load_image
 from facetrt.engine.positional import positional_table
+from facetrt.engine.resampling import pillow_nearest
 from facetrt.kernels.errors import InputError
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -56,7 +56,9 @@ class Encoder:
             loaded = [load_image(image, load_size, name=f"image {i}") for i, image in window]
             results: dict[int, Features] = {}
             for batch in self._batches(loaded):
-                for i, features in zip(batch, self._encode_batch([loaded[i] for i in batch], saliency), strict=True):
+                for i, features in zip(
+                    batch, self._encode_batch([loaded[i] for i in batch], saliency, load_size), strict=True
+                ):
                     results[i] = features
                 done += len(batch)
                 if progress is not None:
@@ -94,11 +96,11 @@ class Encoder:
                 f"{present / 1e9:.0f} GB: use a smaller load size or a larger stride"
             )
 
-    def _encode_batch(self, batch: list[LoadedImage], mode: SaliencyMode) -> list[Features]:
+    def _encode_batch(self, batch: list[LoadedImage], mode: SaliencyMode, load_size: LoadSize) -> list[Features]:
         outputs = self._run(np.stack([image.pixels for image in batch]), step=1)
         attention = outputs.pop(CLS_ATTENTION, None)
         if attention is not None and mode is SaliencyMode.LOW_RESOLUTION:
-            attention = self._low_resolution_attention(batch)
+            attention = self._low_resolution_attention(batch, halve=load_size is not None)
         return [
             Features(
                 tokens={facet: rows[i] for facet, rows in outputs.items()},
@@ -115,9 +117,10 @@ class Encoder:
     def _geometry(self, image: LoadedImage) -> Geometry:
         return Geometry(image.original_size, image.image_size, self.manifest.architecture.patch, self.manifest.stride)
 
-    def _low_resolution_attention(self, batch: list[LoadedImage]) -> Float:
+    def _low_resolution_attention(self, batch: list[LoadedImage], *, halve: bool) -> Float:
         """[CLS] attention at half the image size and stride 8, enlarged to the full grid, ``(B, cells)``.
 
+        Without a load size the reference does not halve the image, only the resolution of the grid.
         The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8.
         """
         stride, patch = self.manifest.stride, self.manifest.architecture.patch
@@ -128,12 +131,13 @@ class Encoder:
                 f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
                 "--dynamic and a stride that divides 8"
             )
-        half = (batch[0].image_size[0] // 2, batch[0].image_size[1] // 2)
-        small_grid = grid_size(half, patch, LOW_RESOLUTION_STRIDE)
-        images = np.stack([image.resized(half) for image in batch])
+        height, width = batch[0].image_size
+        size = (height // 2, width // 2) if halve else (height, width)
+        small_grid = grid_size(size, patch, LOW_RESOLUTION_STRIDE)
+        images = np.stack([image.resized(size) for image in batch])
         attention = self._run(images, step=LOW_RESOLUTION_STRIDE // stride)[CLS_ATTENTION]
         grid = self._geometry(batch[0]).grid
-        return np.stack([_enlarge(values.reshape(small_grid), grid).ravel() for values in attention])
+        return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
 
     def _run(self, images: NDArray[np.uint8], *, step: int) -> dict[str, Float]:
         """One pass over ``images (B, H, W, 3)``; ``step`` keeps every step-th cell of the patch convolution."""
@@ -151,11 +155,6 @@ class Encoder:
             "cols": np.arange(grid[1], dtype=np.int64) * step,
         }
         return self.backend.run(inputs)
-
-
-def _enlarge(values: Float, grid: tuple[int, int]) -> Float:
-    """Nearest neighbour by Pillow's rule, which the reference uses; other libraries round ties differently."""
-    return np.asarray(Image.fromarray(values).resize((grid[1], grid[0]), Image.Resampling.NEAREST), np.float32)
 
 
 def physical_memory() -> int:

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
+from facetrt.engine.augmentation import augment
 from facetrt.engine.backends import make_backend
 from facetrt.engine.bundle import Bundle, Manifest
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
@@ -14,6 +17,7 @@ from facetrt.engine.encoding import Encoder, Progress
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.matching import Matches, match_features
+from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
 from facetrt.kernels.errors import InputError
 
@@ -151,7 +155,7 @@ class Engine:
                 features are used as they were encoded.
             remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
                 ``outlier_threshold``; their masks are empty.
-            refine: ``grabcut`` or ``none``.
+            refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
         """
         chosen = facet or self.manifest.default_facet("cosegment")
         options = CosegmentOptions(
@@ -162,14 +166,81 @@ class Engine:
             sample_interval=sample_interval,
             remove_outliers=remove_outliers,
             outlier_threshold=outlier_threshold,
-            refine=_refinement(refine),
+            refine=Refinement.parse(refine),
         )
         items = list(images)
         if len(items) < 2:
             raise InputError(f"{len(items)} image was given: co-segmentation needs at least 2 that share an object")
-        default = SaliencyMode.LOW_RESOLUTION if low_resolution_saliency in (None, True) else SaliencyMode.FULL
-        asked = None if low_resolution_saliency is None else default
-        return cosegment_features(self._features(items, load_size, asked, progress, default=default), options)
+        features = self._features_for_saliency(items, load_size, low_resolution_saliency, progress)
+        return cosegment_features(features, options)
+
+    def segment_parts(
+        self,
+        images: Images,
+        *,
+        num_parts: int = 4,
+        load_size: LoadSize = 224,
+        facet: str | None = None,
+        elbow: float = 0.975,
+        elbow_second_stage: float = 0.94,
+        saliency_threshold: float = 0.065,
+        votes_percentage: float = 75,
+        sample_interval: int = 100,
+        low_resolution_saliency: bool | None = None,
+        num_crop_augmentations: int = 0,
+        flip_augmentation: bool = False,
+        three_stages: bool = False,
+        refine: str = Refinement.CRF,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Parts:
+        """Parts that the images' common objects share, numbered alike in all images (Amir et al., section 4.1).
+
+        Options that :meth:`cosegment` also has mean the same here.
+
+        Args:
+            num_parts: number of part labels.
+            elbow_second_stage: elbow of the second stage; only with ``three_stages``.
+            num_crop_augmentations: how many random 95 % crops of each image, and of its mirror, join the clusterings.
+            flip_augmentation: whether each image's mirror joins as well. Augmented views neither vote nor leave.
+            three_stages: find sub-clusters first, drop those that some image lacks, cluster the rest into parts.
+            refine: ``crf``, ``pydensecrf`` or ``none``.
+            seed: of the random crops.
+        """
+        options = PartsOptions(
+            facet=facet or self.manifest.default_facet("cosegment"),
+            num_parts=num_parts,
+            elbow=elbow,
+            elbow_second_stage=elbow_second_stage,
+            saliency_threshold=saliency_threshold,
+            votes_percentage=votes_percentage,
+            sample_interval=sample_interval,
+            three_stages=three_stages,
+            refine=Refinement.parse(refine),
+        )
+        if num_crop_augmentations < 0:
+            raise InputError(f"num_crop_augmentations={num_crop_augmentations}: expected at least 0")
+        features = self._features_for_saliency(list(images), load_size, low_resolution_saliency, progress)
+        augmented = self._augmented(features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
+        return segment_parts_features(features, options, augmented)
+
+    def _augmented(self, features: Sequence[Features], crops: int, *, flip: bool, seed: int) -> list[Features]:
+        """Features of augmented views, each resized to its original's loaded size."""
+        random = np.random.default_rng(seed)
+        return [
+            view
+            for item in features
+            for view in self.encode(
+                augment(item.pixels, crops, flip=flip, random=random), load_size=_reload_size(item, self.manifest)
+            )
+        ]
+
+    def _features_for_saliency(
+        self, items: Sequence[ImageLike | Features], load_size: LoadSize, low: bool | None, progress: Progress | None
+    ) -> list[Features]:
+        """Features with low-resolution saliency unless ``low`` is False; None also takes features as they are."""
+        mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
+        return self._features(items, load_size, None if low is None else mode, progress, default=mode)
 
     def _features(
         self,
@@ -226,8 +297,6 @@ def _saliency_mode(value: str) -> SaliencyMode:
         raise InputError(f"saliency {value!r}: expected {' or '.join(SaliencyMode)}") from error
 
 
-def _refinement(value: str) -> Refinement:
-    try:
-        return Refinement(value)
-    except ValueError as error:
-        raise InputError(f"refine {value!r}: expected {' or '.join(Refinement)}") from error
+def _reload_size(item: Features, manifest: Manifest) -> LoadSize:
+    """What brings a crop of a loaded image back to its size: the shorter side, or a static bundle's size."""
+    return min(item.image_size) if manifest.size is None else item.image_size

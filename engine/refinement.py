@@ -1,4 +1,4 @@
-"""From a mask of cells to a mask of pixels."""
+"""From labels of cells to labels of pixels: the choices of ``--refine``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from enum import StrEnum
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from facetrt.engine.images import Pixels
+from facetrt.engine.resampling import pillow_nearest, torch_nearest
+from facetrt.kernels.dense_crf import dense_crf
+from facetrt.kernels.errors import InputError, MissingDependencyError
 
 Mask = NDArray[np.bool_]
+Float = NDArray[np.float32]
 
 GRABCUT_SEED = 0  # OpenCV's generator, seeded per image: results do not depend on what ran before
 GRABCUT_ROUNDS = 5
@@ -19,16 +22,29 @@ BAND = 7  # side of the erosion box that separates sure from probable pixels
 
 
 class Refinement(StrEnum):
-    """How a mask of cells becomes one of pixels: enlarged only, or enlarged and cut along colour edges."""
+    """How labels of cells become labels of pixels.
+
+    ``none`` enlarges them; ``grabcut`` cuts a mask along colour edges (two labels only); ``crf`` smooths any number of
+    labels by facetrt's dense CRF; ``pydensecrf`` does the same with that library (extra ``crf``).
+    """
 
     GRABCUT = "grabcut"
+    CRF = "crf"
+    PYDENSECRF = "pydensecrf"
     NONE = "none"
+
+    @staticmethod
+    def parse(text: str) -> Refinement:
+        """By name, or :class:`InputError` listing all names."""
+        try:
+            return Refinement(text)
+        except ValueError as error:
+            raise InputError(f"refine {text!r}: expected one of {', '.join(Refinement)}") from error
 
 
 def enlarge_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     """Nearest neighbour to ``(height, width)`` by Pillow's rule, as the reference executes it."""
-    image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(np.bool_)
+    return pillow_nearest(mask.astype(np.uint8), size).astype(np.bool_)
 
 
 def grabcut(pixels: Pixels, mask: Mask) -> Mask | None:
@@ -50,3 +66,56 @@ def grabcut(pixels: Pixels, mask: Mask) -> Mask | None:
     except cv2.error:
         return None
     return np.asarray((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
+
+
+def refine_labels(pixels: Pixels, energy: Float, refinement: Refinement) -> NDArray[np.int64]:
+    """Labels of pixels from energies of cells.
+
+    Args:
+        pixels: ``(H, W, 3)`` uint8 RGB.
+        energy: ``(labels, grid_h, grid_w)`` float32, smaller is better.
+        refinement: ``crf``, ``pydensecrf`` or ``none``.
+
+    Returns:
+        ``(H, W)`` int64 index of the winning label.
+
+    Raises:
+        InputError: ``grabcut``, which knows two labels only.
+        MissingDependencyError: ``pydensecrf`` without the extra ``crf``.
+    """
+    large = np.ascontiguousarray(torch_nearest(energy, (pixels.shape[0], pixels.shape[1])), np.float32)
+    if refinement is Refinement.NONE:
+        return np.asarray(large.argmin(axis=0))
+    if refinement is Refinement.CRF:
+        return np.asarray(dense_crf(pixels, large).argmax(axis=0))
+    if refinement is Refinement.PYDENSECRF:
+        return _pydensecrf(pixels, large)
+    raise InputError("grabcut separates foreground from background only: use crf, pydensecrf or none here")
+
+
+def check_available(refinement: Refinement) -> None:
+    """Raise :class:`MissingDependencyError` now if a library that ``refinement`` needs is absent."""
+    if refinement is Refinement.PYDENSECRF:
+        _import_pydensecrf()
+
+
+def _import_pydensecrf() -> object:
+    try:
+        import pydensecrf.densecrf as densecrf
+    except ImportError as error:
+        raise MissingDependencyError(
+            "refine 'pydensecrf' needs a library that is not installed: pip install 'facetrt[crf]', or use refine 'crf'"
+        ) from error
+    return densecrf
+
+
+def _pydensecrf(pixels: Pixels, energy: Float) -> NDArray[np.int64]:
+    """The reference's call: position kernel (3 px, weight 50), colour kernel (5 px, 13, weight 15), 10 rounds."""
+    densecrf = _import_pydensecrf()
+    labels, height, width = energy.shape
+    crf = densecrf.DenseCRF2D(width, height, labels)  # type: ignore[attr-defined]
+    crf.setUnaryEnergy(np.ascontiguousarray(energy.reshape(labels, -1)))
+    crf.addPairwiseGaussian(sxy=(3, 3), compat=50)
+    crf.addPairwiseBilateral(sxy=(5, 5), srgb=(13, 13, 13), rgbim=pixels.copy(), compat=15)
+    marginals = np.asarray(crf.inference(10))
+    return np.asarray(marginals.argmax(axis=0).reshape(height, width))

@@ -11,7 +11,7 @@ How to read the construction
 * **LayerNorm becomes the identity.**  Two ballast channels hold +12 and -12, so a token's variance is almost constant
   whatever the photograph; four counterweight channels keep the mean of every token at exactly zero.  With the
   LayerNorm weight set to the nominal RMS, a normalised channel equals the raw channel to within a few per cent
-  (in block 3, which only reads out, the written steps raise the RMS by 10 to 40 per cent).
+  (in block 3, which only reads out, the step channels raise the RMS by 7 to 90 per cent).
 * **GELU pairs.**  ``gelu(u) - gelu(-u) = u`` (copy), ``gelu(gu) + gelu(-gu)`` is ``g|u|`` for large g (rectified
   gradients, colour distances) and about ``0.8 (gu)^2`` for small g (squares).  Differences of two shifted GELUs clip
   to [0, 1].
@@ -97,7 +97,7 @@ FINE_HALF = 0.005  # gradient (about one grey level per pixel) at which a fine c
 
 # --- weights of the channel groups in the facets
 KEY = {"here": 1.0, "around": 0.4, "offset": 0.15, "fine": 0.4, "colour": 0.2, "frame": 0.35, "salient": 0.6}
-QUERY = {"here": 1.0, "around": 0.4, "offset": 0.0, "fine": 1.0, "colour": 1.0}  # appearance only
+QUERY = {"here": 1.0, "around": 0.8, "offset": 0.0, "fine": 0.15, "colour": 1.5}  # appearance only
 VALUE = {"salient": 1.0, "texture": 0.3, "frame": 0.2, "colour": 0.2}
 
 SIDES: tuple[tuple[str, Form], ...] = (("t", {"y": -1.0}), ("b", {"y": 1.0}), ("l", {"x": -1.0}), ("r", {"x": 1.0}))

@@ -95,8 +95,7 @@ def export_bundle(
 
 def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     """Fill in the model's defaults and check that the model has what is asked."""
-    defaults = (spec.match_facet, spec.cosegment_facet)
-    facets = options.facets or tuple(dict.fromkeys(map(Facet.parse, defaults)))
+    facets = options.facets or tuple(map(Facet.parse, spec.default_facets))
     too_deep = [str(facet) for facet in facets if facet.layer >= spec.depth]
     if too_deep:
         raise InputError(f"{', '.join(too_deep)}: {spec.name} has layers 0 to {spec.depth - 1}")

@@ -24,7 +24,8 @@ class ModelSpec:
         url: where an official DINO checkpoint is published. timm's models have none: timm downloads them.
         published_bytes, published_sha256: of that file, where known; a download that differs is refused.
         dropped: classifier tensors that the checkpoint has beyond the backbone.
-        defaults: facet used by each task.
+        match_facet, cosegment_facet, propagate_facet: the facet that each task uses.
+        default_facets: what is exported unless facets are named.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelSpec:
     match_facet: str = "key@9"
     cosegment_facet: str = "key@11"
     propagate_facet: str = "normed@11"
+    default_facets: tuple[str, ...] = ("key@9", "key@11")
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -130,7 +132,8 @@ def _builtin() -> ModelSpec:
         saliency_heads=builtin.SALIENCY_HEADS,
         match_facet=builtin.MATCH_FACET,
         cosegment_facet=builtin.COSEGMENT_FACET,
-        propagate_facet=builtin.MATCH_FACET,
+        propagate_facet=builtin.TRACK_FACET,
+        default_facets=(builtin.MATCH_FACET, builtin.COSEGMENT_FACET, builtin.TRACK_FACET),
     )
 
 

@@ -84,7 +84,8 @@ class ReferenceModel:
     def _cls_attention(self, qkv: Tensor) -> Tensor:
         query, key = (self._split(part) for part in qkv.chunk(3, dim=-1)[:2])
         attention = (query[:, :, :1] @ key.transpose(2, 3) * self.vit.blocks[-1].attn.scale).softmax(dim=-1)
-        return attention[0, list(self.saliency_heads or ()), 0, 1:].mean(dim=0)
+        rows: Tensor = attention[0, list(self.saliency_heads or ()), 0, 1:]
+        return rows.mean(dim=0)
 
 
 def _keep(captured: dict[str, Tensor], name: str) -> Any:

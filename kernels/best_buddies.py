@@ -24,6 +24,7 @@ Float = NDArray[np.float32]
 
 NORM_FLOOR = 1e-8  # guards the cosine's denominator, as in the reference
 TILE_BYTES = 64 << 20  # similarity rows are made in tiles of about this size, so that no t × t matrix is held
+CHUNK = 4  # grid rows summed at a time, so that what is added up stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,24 @@ def best_buddies(map_a: Array, map_b: Array, hierarchy: int = 2) -> BestBuddies:
         rows = slice(start, start + similarity.shape[0])
         nn_ab[rows] = similarity.argmax(axis=1)
         sim_ab[rows] = np.take_along_axis(similarity, nn_ab[rows, None], axis=1)[:, 0]
-        best = similarity.max(axis=0)
-        better = np.flatnonzero(best > sim_ba)  # strict: the first maximum wins
+        row, best = _column_maxima(similarity, a.shape[1])
+        better = best > sim_ba  # strict: the first maximum wins
         sim_ba[better] = best[better]
-        nn_ba[better] = start + similarity[:, better].argmax(axis=0)
+        nn_ba[better] = start + row[better]
     return BestBuddies(nn_ab, nn_ba, sim_ab, sim_ba)
+
+
+def _column_maxima(similarity: Float, block: int) -> tuple[NDArray[np.int64], Float]:
+    """First row of each column's maximum, and the maximum; ``block`` divides the number of rows.
+
+    Maxima of blocks first, then a search inside one block per column: ``argmax`` along the outer axis is 20 times
+    slower than ``max``.
+    """
+    blocks = similarity.reshape(-1, block, similarity.shape[1])
+    maxima = blocks.max(axis=1)
+    chosen, columns = maxima.argmax(axis=0), np.arange(similarity.shape[1])
+    inside = blocks[chosen, :, columns].argmax(axis=1)
+    return chosen * block + inside, maxima[chosen, columns]
 
 
 def cosine_similarity(map_a: Array, map_b: Array, hierarchy: int = 2) -> Float:
@@ -91,47 +105,75 @@ def similarity_tiles(a: Float, b: Float, hierarchy: int) -> Iterator[tuple[int, 
     levels_b = [average_pool(b, level) for level in range(max(hierarchy, 1))]
     norm_a, norm_b = _binned_norms(levels_a, hierarchy), _binned_norms(levels_b, hierarchy)
     flat_b = [np.ascontiguousarray(level.reshape(-1, level.shape[2]).T) for level in levels_b]
+    steps = [3**level for level in range(hierarchy)] or [0]
     grid_h, grid_w, _ = a.shape
     height = max(1, min(grid_h, TILE_BYTES // (4 * grid_w * norm_b.size)))
+    totals = np.empty((height, grid_w, *b.shape[:2]), np.float32)
+    products = np.empty((min(grid_h, height + 2 * steps[-1]) * grid_w, norm_b.size), np.float32)
     for top in range(0, grid_h, height):
-        bottom = min(top + height, grid_h)
-        total = np.zeros((bottom - top, grid_w, *b.shape[:2]), np.float32)
-        for level, (level_a, level_b) in enumerate(zip(levels_a, flat_b, strict=True)):
-            _add_level(total, level_a, level_b, top, 3**level if hierarchy else 0, keep_centre=level == 0)
+        total = totals[: min(height, grid_h - top)]
+        total.fill(0)
+        for level, step in enumerate(steps):
+            _add_level(total, levels_a[level], flat_b[level], products, top, step)
         rows = total.reshape(-1, norm_b.size)
-        rows /= np.maximum(norm_a[top * grid_w : bottom * grid_w, None] * norm_b, NORM_FLOOR)
+        _divide_by_norms(rows, norm_a[top * grid_w :][: len(rows)], norm_b)
         yield top * grid_w, rows
 
 
-def _add_level(total: Float, level_a: Float, level_b: Float, top: int, step: int, *, keep_centre: bool) -> None:
-    """Add one level's bins to ``total (rows, grid_w, grid_h_b, grid_w_b)``, whose first grid row is ``top``."""
+def _add_level(total: Float, level_a: Float, flat_b: Float, products: Float, top: int, step: int) -> None:
+    """Add one level's bins to ``total (rows, grid_w, grid_h_b, grid_w_b)``, whose first grid row is ``top``.
+
+    ``products`` is scratch space for the level's product. Level 0 (step 1) counts its centre, the others do not.
+    """
     grid_h, grid_w, channels = level_a.shape
-    height = total.shape[0]
-    first, last = max(top - step, 0), min(top + height + step, grid_h)  # rows of A that the tile's bins reach
-    product = level_a[first:last].reshape(-1, channels) @ level_b
-    similarity = product.reshape(last - first, grid_w, *total.shape[2:])
-    centre = similarity[top - first : top - first + height]
+    bottom = top + total.shape[0]
+    first, last = max(top - step, 0), min(bottom + step, grid_h)  # rows of A that the tile's bins reach
+    product = products[: (last - first) * grid_w]
+    np.matmul(level_a[first:last].reshape(-1, channels), flat_b, out=product)
+    similarity = product.reshape(last - first, *total.shape[1:])
     if step == 0:
-        total += centre
+        total += similarity
         return
-    columns = _sum_over_columns(similarity, step)
-    for dy in (-step, 0, step):
-        for out_a, in_a in _clamped(grid_h, dy, top, top + height):
-            source = slice(in_a.start - first, in_a.stop - first)
-            for out_b, in_b in _clamped(total.shape[2], dy):
-                total[out_a, :, out_b] += columns[source, :, in_b]
-    if not keep_centre:
-        total -= centre
+    summed = np.empty((CHUNK, *total.shape[1:]), np.float32)
+    for start in range(first, last, CHUNK):
+        stop = min(start + CHUNK, last)
+        columns = _sum_over_columns(similarity[start - first : stop - first], summed[: stop - start], step)
+        for dy in (-step, 0, step):
+            _add_rows(total, columns, start, top, grid_h, dy)
+    if step > 1:
+        total -= similarity[top - first : bottom - first]
 
 
-def _sum_over_columns(similarity: Float, step: int) -> Float:
-    """Sum over dx in (-step, 0, step) of ``similarity[y_a, clamp(x_a + dx), y_b, clamp(x_b + dx)]``."""
-    total = similarity.copy()
+def _add_rows(total: Float, columns: Float, start: int, top: int, grid_h: int, dy: int) -> None:
+    """``total[y_a - top, :, y_b] += columns[clamp(y_a + dy) - start, :, clamp(y_b + dy)]`` for the rows at hand."""
+    for out_a, in_a in _clamped(grid_h, dy, top, top + total.shape[0]):
+        low, high = max(in_a.start, start), min(in_a.stop, start + len(columns))
+        if low >= high:
+            continue
+        if high - low < in_a.stop - in_a.start:  # only a part of the shifted rows is at hand
+            shift = out_a.start - in_a.start
+            out_a = slice(low + shift, high + shift)
+        for out_b, in_b in _clamped(total.shape[2], dy):
+            total[out_a, :, out_b] += columns[low - start : high - start, :, in_b]
+
+
+def _sum_over_columns(similarity: Float, total: Float, step: int) -> Float:
+    """Sum over dx in (-step, 0, step) of ``similarity[y_a, clamp(x_a + dx), y_b, clamp(x_b + dx)]``, in ``total``."""
+    np.copyto(total, similarity)
     for dx in (-step, step):
         for out_a, in_a in _clamped(similarity.shape[1], dx):
             for out_b, in_b in _clamped(similarity.shape[3], dx):
                 total[:, out_a, :, out_b] += similarity[:, in_a, :, in_b]
     return total
+
+
+def _divide_by_norms(rows: Float, norm_a: Float, norm_b: Float) -> None:
+    """``rows /= max(norm_a ⊗ norm_b, NORM_FLOOR)``; without zero norms that is two scalings and no (n_a, n_b) array."""
+    if norm_a.min() * norm_b.min() > NORM_FLOOR:
+        rows *= 1 / norm_a[:, None]
+        rows *= 1 / norm_b
+    else:
+        rows /= np.maximum(norm_a[:, None] * norm_b, NORM_FLOOR)
 
 
 def _clamped(size: int, shift: int, start: int = 0, stop: int | None = None) -> list[tuple[slice, slice]]:

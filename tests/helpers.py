@@ -19,7 +19,7 @@ SHARED = HERE.parent.parent / "shared"
 
 TINY = ModelSpec(
     name="tiny", description="untrained, for tests", patch=8, dim=48, heads=3, depth=3, trained_grid=6,
-    match_facet="key@1", cosegment_facet="key@2", propagate_facet="normed@2", url="http://127.0.0.1:9/tiny.pth",
+    match_facet="key@1", cosegment_facet="key@2", propagate_facet="normed@2", default_facets=("key@1", "key@2"), url="http://127.0.0.1:9/tiny.pth",
 )  # fmt: skip
 
 

@@ -40,10 +40,11 @@ from facetrt.engine.files import (
     write_json,
     write_png,
 )
+from facetrt.engine.images import Pixels, load_image
 from facetrt.engine.matching import Matches
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
-from facetrt.engine.samples import sample_paths
+from facetrt.engine.samples import sample_paths, second_view
 from facetrt.kernels.errors import InputError
 
 
@@ -346,29 +347,34 @@ def demo(
     with Engine.open(bundle, threads=threads) as engine:
         console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
         with atomic_folder(out, force=force) as folder:
-            for name, chosen in DEMO_SETS.items():
-                _demo_cosegment(engine, folder / f"cosegment-{name}", [samples[stem] for stem in chosen])
-            for name, (first, second) in DEMO_PAIRS.items():
-                _demo_match(engine, folder / f"match-{name}", samples[first], samples[second])
+            _demo_cosegment(engine, folder / "cosegment", [samples[name] for name in DEMO_SET])
+            for name in DEMO_VIEWS:
+                _demo_match(engine, folder / f"match-{name}", load_image(samples[name]).pixels)
             write_json(folder / "results.json", {"command": "demo", "model": engine.manifest.model})
     for picture in sorted(out.glob("*/*.png")):
         console.print(f"  {picture}")
 
 
-DEMO_SETS = {"animals": ("cat", "chelsea", "ibex")}
-DEMO_PAIRS = {"cats": ("chelsea", "cat")}
+DEMO_SET = ("astronaut", "cat", "coffee", "ibex")
+DEMO_VIEWS = ("astronaut", "coffee")
 
 
 def _demo_cosegment(engine: Engine, folder: Path, paths: list[Path]) -> None:
     folder.mkdir()
     with progress_bar(f"co-segmenting {len(paths)} photographs", len(paths)) as update:
         features = engine.encode(paths, saliency=SaliencyMode.LOW_RESOLUTION, progress=update)
-        masks = engine.cosegment(features, sample_interval=10)
-    write_masks(folder, features, masks, {"sample_interval": 10}, intermediate=True)
+    write_masks(folder, features, engine.cosegment(features), {}, intermediate=True)
 
 
-def _demo_match(engine: Engine, folder: Path, first: Path, second: Path) -> None:
+def _demo_match(engine: Engine, folder: Path, pixels: Pixels) -> None:
+    """Match a photograph with a second view of it, and say how far the points are off."""
     folder.mkdir()
-    with progress_bar("matching", 2) as update:
-        a, b = engine.encode([first, second], progress=update)
-    write_matches(folder, a, b, engine.match(a, b), {}, intermediate=True)
+    turned, matrix = second_view(pixels)
+    with progress_bar("matching two views", 2) as update:
+        a, b = engine.encode([pixels, turned], progress=update)
+    matches = engine.match(a, b)
+    write_matches(folder, a, b, matches, {}, intermediate=True)
+    error = np.linalg.norm(matches.points_a_xy @ matrix[:, :2].T + matrix[:, 2] - matches.points_b_xy, axis=1)
+    console.print(
+        f"{folder.name}: {len(matches)} points, median error {np.median(error):.1f} pixels of {pixels.shape[1]}"
+    )

@@ -90,7 +90,7 @@ def test_saliency_modes(tiny_engine: Engine) -> None:
 def test_bad_options(tiny_engine: Engine, features: list[Features]) -> None:
     with pytest.raises(InputError, match="needs at least 2"):
         tiny_engine.cosegment([photo(40, 40)])
-    with pytest.raises(InputError, match="expected grabcut or none"):
+    with pytest.raises(InputError, match="expected one of grabcut, crf, pydensecrf, none"):
         tiny_engine.cosegment(features, refine="magic")
     with pytest.raises(InputError, match="sample_interval=0"):
         tiny_engine.cosegment(features, sample_interval=0)

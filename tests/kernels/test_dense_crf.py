@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from facetrt.kernels import dense_crf as module
 from facetrt.kernels.dense_crf import dense_crf, dense_crf_reference
 from facetrt.kernels.errors import InputError
+
+module = importlib.import_module("facetrt.kernels.dense_crf")
 
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "images"
 SOFT: dict[str, Any] = {"position_weight": 1.0, "colour_weight": 1.0}  # keeps marginals away from 0 and 1

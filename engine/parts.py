@@ -1,0 +1,257 @@
+"""Part co-segmentation. Source: Amir et al., section 4.1; specification §10.
+
+Stage 1 finds the foreground as co-segmentation does. Stage 2 clusters its cells into parts. With three stages, stage 2
+finds the number of clusters by an elbow, parts that some image lacks are dropped, and what is left is clustered again.
+After stages 2 and 3 a dense CRF turns distances to centroids into pixel labels. Augmented views take part in all
+clusterings, but they neither vote nor leave.
+
+Where the reference crashes, this does not: without background clusters there is no background label; without
+foreground, or without a part that all images share, everything is background; an empty last part keeps its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
+from facetrt.engine.features import Features, Float
+from facetrt.engine.geometry import Geometry
+from facetrt.engine.refinement import Refinement, check_available, refine_labels
+from facetrt.engine.resampling import pillow_nearest, torch_nearest
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.kmeans import assign, kmeans
+from facetrt.kernels.vote import Votes, vote
+
+Labels = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+BACKGROUND = -1
+
+
+@dataclass(frozen=True)
+class PartsOptions:
+    """Options of part co-segmentation, with the reference's defaults; ``Engine.segment_parts`` documents them."""
+
+    facet: str
+    num_parts: int = 4
+    elbow: float = 0.975
+    elbow_second_stage: float = 0.94
+    saliency_threshold: float = 0.065
+    votes_percentage: float = 75
+    sample_interval: int = 100
+    three_stages: bool = False
+    refine: Refinement = Refinement.CRF
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_parts <= 64:
+            raise InputError(f"num_parts={self.num_parts}: expected 1 to 64")
+        if self.sample_interval < 1:
+            raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
+        if self.refine is Refinement.GRABCUT:
+            raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
+        check_available(self.refine)
+
+
+@dataclass(frozen=True)
+class PartMap:
+    """One image's parts. Part numbers mean the same in all images of a set; -1 is background.
+
+    Attributes:
+        loaded_labels: ``(height, width)`` int64 at the loaded size: what the reference returns, with -1 for its NaN.
+        cells: ``(grid_h, grid_w)`` int64, the part of each cell before refinement.
+    """
+
+    loaded_labels: Labels
+    cells: Labels
+    refinement: Refinement
+    geometry: Geometry
+    name: str
+
+    @property
+    def labels(self) -> Labels:
+        """``(height, width)`` int64 at the original size: :attr:`loaded_labels` enlarged by nearest neighbour."""
+        shifted = (self.loaded_labels + 1).astype(np.uint8)
+        return pillow_nearest(shifted, self.geometry.original_size).astype(np.int64) - 1
+
+
+@dataclass(frozen=True)
+class Parts(Sequence[PartMap]):
+    """One :class:`PartMap` per input image, in order, and how they came about.
+
+    ``centroids (num_parts, C)`` of the last stage; ``background_centroids`` that the parts were weighed against;
+    ``common_parts`` the stage-2 clusters that all images have, or None with two stages.
+    """
+
+    maps: list[PartMap]
+    foreground: Clustering
+    votes: Votes
+    centroids: Float = field(repr=False)
+    background_centroids: Float = field(repr=False)
+    second_stage: Clustering | None
+    common_parts: Labels | None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of part labels; 0 if nothing was foreground."""
+        return len(self.centroids)
+
+    @overload
+    def __getitem__(self, index: int) -> PartMap: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PartMap]: ...
+    def __getitem__(self, index: int | slice) -> PartMap | list[PartMap]:
+        return self.maps[index]
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __iter__(self) -> Iterator[PartMap]:
+        return iter(self.maps)
+
+
+def segment_parts_features(
+    features: Sequence[Features],
+    options: PartsOptions,
+    augmented: Sequence[Features] = (),
+    progress: Progress = lambda done, total: None,
+) -> Parts:
+    """Parts that the images share; see ``Engine.segment_parts``.
+
+    Args:
+        augmented: features of augmented views, which take part in clustering only.
+        progress: called with (maps refined, maps to refine).
+
+    Raises:
+        InputError: no image, or fewer descriptors than clusters.
+    """
+    if not features:
+        raise InputError("no image was given: part co-segmentation needs at least 1")
+    everything = [*features, *augmented]
+    rows = [normalise(item[options.facet]) for item in everything]
+    foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
+    votes = _vote(features, foreground, options)
+    masks = [np.isin(labels, votes.salient_labels) for labels in foreground.labels]
+    background = np.delete(foreground.centroids, votes.salient_labels, axis=0)
+    if not any(mask.any() for mask in masks):
+        return Parts(_all_background(features), foreground, votes, background[:0], background, None, None)
+    second = _second_stage(rows, masks, options)
+    centroids, common = second.centroids, None
+    if options.three_stages:
+        refined = list(_refine(everything, rows, centroids, background, options, progress))
+        common = _common_parts(everything, refined, len(features), len(centroids))
+        masks = [np.isin(_to_cells(item, labels), common) for item, labels in zip(everything, refined, strict=True)]
+        background = np.concatenate([background, np.delete(centroids, common, axis=0)])
+        if not common.size:
+            return Parts(_all_background(features), foreground, votes, centroids[:0], background, second, common)
+        centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
+    refined = list(_refine(features, rows, centroids, background, options, progress))
+    maps = [
+        PartMap(labels, _cell_labels(item, image_rows, centroids, background), options.refine, item.geometry, item.name)
+        for item, image_rows, labels in zip(features, rows, refined, strict=False)
+    ]
+    return Parts(maps, foreground, votes, centroids, background, second, common)
+
+
+def _vote(features: Sequence[Features], foreground: Clustering, options: PartsOptions) -> Votes:
+    """Originals alone vote; they come first in the clustering."""
+    return vote(
+        foreground.labels[: len(features)],
+        [item.saliency.ravel() for item in features],
+        len(foreground.centroids),
+        threshold=options.saliency_threshold,
+        percentage=options.votes_percentage,
+    )
+
+
+def _second_stage(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Clustering:
+    chosen = [image_rows[mask] for image_rows, mask in zip(rows, masks, strict=True)]
+    if options.three_stages:
+        return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=options.sample_interval)
+    centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
+    found = [assign(image_rows, centroids) for image_rows in chosen]
+    error = sum(float(f.squared_distances.sum(dtype=np.float64)) for f in found) / sum(map(len, chosen))
+    return Clustering([options.num_parts], [error], centroids, [f.labels for f in found])
+
+
+def _samples(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Float:
+    """Every n-th foreground descriptor of each image, counted within that image's foreground."""
+    samples = np.concatenate([r[mask][:: options.sample_interval] for r, mask in zip(rows, masks, strict=True)])
+    if len(samples) < options.num_parts:
+        raise InputError(
+            f"the foreground gives {len(samples)} sampled descriptors, too few for {options.num_parts} parts: use a "
+            f"sampling interval below {options.sample_interval}, fewer parts, more images or a larger load size"
+        )
+    return samples
+
+
+def part_energy(item: Features, rows: Float, centroids: Float, background: Float) -> Float:
+    """Squared distances of every cell to each part, and last to the nearest background centroid if there is one.
+
+    The cell's maximum is subtracted, so all are at most 0. Returns ``(labels, grid_h, grid_w)`` float32.
+    """
+    groups = [_squared_distances(rows, centroids)]
+    if len(background):
+        groups.append(_squared_distances(rows, background).min(axis=1, keepdims=True))
+    energy = np.concatenate(groups, axis=1)  # (cells, labels)
+    energy -= energy.max(axis=1, keepdims=True)
+    return np.ascontiguousarray(energy.T.reshape(-1, *item.grid), np.float32)
+
+
+def _squared_distances(rows: Float, centroids: Float) -> Float:
+    """``(n, k)``, by products: no (n, k, C) array."""
+    squares = np.einsum("nc,nc->n", rows, rows)[:, None] + np.einsum("kc,kc->k", centroids, centroids)
+    return np.asarray(np.maximum(squares - 2 * (rows @ centroids.T), 0), np.float32)
+
+
+def _refine(
+    items: Sequence[Features],
+    rows: Sequence[Float],
+    centroids: Float,
+    background: Float,
+    options: PartsOptions,
+    progress: Progress,
+) -> Iterator[Labels]:
+    """Pixel labels of each image, background last turned into -1."""
+    for done, (item, image_rows) in enumerate(zip(items, rows, strict=False), start=1):
+        labels = refine_labels(item.pixels, part_energy(item, image_rows, centroids, background), options.refine)
+        labels[labels == len(centroids)] = BACKGROUND
+        progress(done, len(items))
+        yield labels
+
+
+def _common_parts(items: Sequence[Features], refined: Sequence[Labels], originals: int, count: int) -> Labels:
+    """Parts that appear among the cells of every original image."""
+    present = [
+        np.bincount(_to_cells(item, labels) + 1, minlength=count + 1)[1:] > 0
+        for item, labels in zip(items[:originals], refined, strict=False)
+    ]
+    return np.flatnonzero(np.all(present, axis=0))
+
+
+def _to_cells(item: Features, labels: Labels) -> Labels:
+    """Pixel labels reduced to the grid by nearest neighbour, ``(cells,)``."""
+    return np.asarray(torch_nearest(labels, item.grid).ravel())
+
+
+def _cell_labels(item: Features, rows: Float, centroids: Float, background: Float) -> Labels:
+    labels: Labels = part_energy(item, rows, centroids, background).argmin(axis=0)
+    labels[labels == len(centroids)] = BACKGROUND
+    return labels
+
+
+def _all_background(features: Sequence[Features]) -> list[PartMap]:
+    return [
+        PartMap(
+            np.full(item.image_size, BACKGROUND),
+            np.full(item.grid, BACKGROUND),
+            Refinement.NONE,
+            item.geometry,
+            item.name,
+        )
+        for item in features
+    ]

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import importlib.resources
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import facetrt.engine
+import facetrt.kernels
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_on_disk_is_in_the_wheel() -> None:
+    on_disk = {
+        "facetrt." + init.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for top in ("engine", "export", "kernels")
+        for init in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
+
+
+@pytest.mark.parametrize("package", ["engine", "export", "kernels"])
+def test_types_are_published(package: str) -> None:
+    assert (importlib.resources.files(f"facetrt.{package}") / "py.typed").is_file()
+
+
+def test_no_bare_top_level_packages() -> None:
+    for name in ("engine", "export", "kernels"):
+        assert not (Path(facetrt.engine.__file__).parents[2] / name / "py.typed").exists() or (
+            Path(facetrt.engine.__file__).is_relative_to(ROOT)
+        )
+
+
+def test_the_builtin_bundle_is_small_and_ships() -> None:
+    folder = importlib.resources.files("facetrt.engine") / "builtin"
+    files = {path.name: len(path.read_bytes()) for path in folder.iterdir()}
+    assert set(files) == {"manifest.json", "encoder.onnx", "positional.npy"}
+    assert sum(files.values()) <= 4 << 20
+
+
+def test_public_names() -> None:
+    assert {"Engine", "Features", "FacetrtError", "Matches", "Mask", "Masks", "Parts"} <= set(facetrt.engine.__all__)
+    assert {"best_buddies", "kmeans", "log_bin", "vote", "dense_crf", "assign"} <= set(facetrt.kernels.__all__)
+    for module in (facetrt.engine, facetrt.kernels):
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_readmes_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "(55, 55)" in capsys.readouterr().out
+
+
+def test_product_code_has_no_assert_and_no_pickle() -> None:
+    for top in ("engine", "export", "kernels"):
+        for path in (ROOT / top).rglob("*.py"):
+            text = path.read_text()
+            assert not re.search(r"^\s*assert\b", text, re.MULTILINE), path
+            assert "import pickle" not in text and "weights_only=False" not in text, path
