@@ -1,5 +1,6 @@
 """The runtime: open a bundle, encode images, match and co-segment them. Needs neither torch nor onnx."""
 
+from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.cosegmentation import Clustering, Mask, Masks, cluster_elbow
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, Provenance, SaliencyMode
@@ -27,6 +28,7 @@ __all__ = [
     "Clustering",
     "Engine",
     "FacetrtError",
+    "FeatureCollection",
     "Features",
     "Geometry",
     "InputError",

@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.collection import map_features, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.refinement import Refinement, check_available, enlarge_mask, grabcut, refine_labels
@@ -121,10 +122,9 @@ def cosegment_features(features: Sequence[Features], options: CosegmentOptions) 
         raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
     similarity = _inlier_similarity(features, options.facet) if options.remove_outliers else None
     inliers = find_inliers(similarity, len(features), options.outlier_threshold)
-    chosen = [f for f, inlier in zip(features, inliers, strict=True) if inlier]
-    clustering = cluster_elbow(
-        [normalise(f[options.facet]) for f in chosen], elbow=options.elbow, sample_interval=options.sample_interval
-    )
+    chosen = select(features, np.flatnonzero(inliers).tolist())
+    rows = map_features(chosen, lambda f: normalise(f[options.facet]))
+    clustering = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
     votes = vote(
         clustering.labels,
         [f.saliency.ravel() for f in chosen],

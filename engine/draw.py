@@ -46,6 +46,14 @@ def label_map(labels: NDArray[np.integer], size: tuple[int, int]) -> Pixels:
     return _enlarge(colours[np.where(labels < 0, len(colours) - 1, labels)], size)
 
 
+def part_overlay(pixels: Pixels, labels: NDArray[np.signedinteger]) -> Pixels:
+    """Parts ``(H, W)`` as colours over the image; -1 is background and stays, a little paler."""
+    colours = palette(int(labels.max(initial=0)) + 1)
+    painted = blend(pixels, colours[np.maximum(labels, 0)], 0.55)
+    paler = blend(pixels, np.full_like(pixels, 255), 0.35)
+    return np.where(labels[..., None] >= 0, painted, paler).astype(np.uint8)
+
+
 def blend(pixels: Pixels, overlay: Pixels, weight: float = 0.6) -> Pixels:
     """``overlay`` laid over ``pixels`` with the given weight; both of one size."""
     return (pixels * (1 - weight) + overlay * weight).astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -28,6 +29,15 @@ WINDOW = 32  # images held at a time while looking for equal shapes
 MEMORY_SHARE = 0.7  # of the machine's memory that one image's attention may take
 
 
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How images are loaded and encoded; ``Engine.encode`` documents the fields."""
+
+    load_size: LoadSize = None
+    saliency: SaliencyMode = SaliencyMode.FULL
+    stride: int | None = None
+
+
 class Encoder:
     """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
 
@@ -46,37 +56,42 @@ class Encoder:
             self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
 
     def encode(
-        self, images: Iterable[ImageLike], load_size: LoadSize, saliency: SaliencyMode, progress: Progress | None
+        self, images: Iterable[ImageLike], options: EncodeOptions, progress: Progress | None = None
     ) -> Iterator[Features]:
         """Features of each image, in order. At most ``WINDOW`` images are held at a time."""
+        self._check_stride(options.stride)
         items = images if isinstance(images, Sequence) else list(images)
         source = iter(enumerate(items))
         done = 0
         while window := list(islice(source, WINDOW)):
-            loaded = [load_image(image, load_size, name=f"image {i}") for i, image in window]
+            loaded = [load_image(image, options.load_size, name=f"image {i}") for i, image in window]
             results: dict[int, Features] = {}
-            for batch in self._batches(loaded):
-                for i, features in zip(
-                    batch, self._encode_batch([loaded[i] for i in batch], saliency, load_size), strict=True
-                ):
-                    results[i] = features
+            for batch in self._batches(loaded, options):
+                encoded = self._encode_batch([loaded[i] for i in batch], options)
+                results |= dict(zip(batch, encoded, strict=True))
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(items))
             yield from (results[i] for i in range(len(loaded)))
 
-    def _batches(self, loaded: list[LoadedImage]) -> Iterator[list[int]]:
+    def _check_stride(self, stride: int | None) -> None:
+        own, patch = self.manifest.stride, self.manifest.architecture.patch
+        if stride not in (None, own) and (not self.manifest.dynamic or stride % own or patch % stride):
+            allowed = [s for s in range(own, patch + 1, own) if patch % s == 0] if self.manifest.dynamic else [own]
+            raise InputError(f"stride {stride}: this bundle can run at stride {' or '.join(map(str, allowed))}")
+
+    def _batches(self, loaded: list[LoadedImage], options: EncodeOptions) -> Iterator[list[int]]:
         """Indices of images of one shape, as many as ``BATCH_CELLS`` allows."""
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(loaded):
             shapes.setdefault(image.image_size, []).append(i)
         for shape, indices in shapes.items():
-            self._check_size(shape, loaded[indices[0]].name)
-            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, self.manifest.stride)
-            size = max(1, BATCH_CELLS // (grid_h * grid_w))
+            cells = self._check_size(shape, loaded[indices[0]].name, options.stride or self.manifest.stride)
+            size = max(1, BATCH_CELLS // cells)
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
-    def _check_size(self, shape: tuple[int, int], name: str) -> None:
+    def _check_size(self, shape: tuple[int, int], name: str, stride: int) -> int:
+        """Number of cells of an image of this shape, or :class:`InputError` if it cannot be encoded."""
         expected = self.manifest.size
         if expected is not None and list(shape) != expected:
             raise InputError(
@@ -84,7 +99,7 @@ class Encoder:
                 f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
             )
         try:
-            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, self.manifest.stride)
+            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         tokens = 1 + grid_h * grid_w
@@ -92,33 +107,34 @@ class Encoder:
         if needed > MEMORY_SHARE * present:
             raise InputError(
                 f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {tokens - 1:,} cells at stride "
-                f"{self.manifest.stride}; their attention needs about {needed / 1e9:.0f} GB and this machine has "
+                f"{stride}; their attention needs about {needed / 1e9:.0f} GB and this machine has "
                 f"{present / 1e9:.0f} GB: use a smaller load size or a larger stride"
             )
+        return tokens - 1
 
-    def _encode_batch(self, batch: list[LoadedImage], mode: SaliencyMode, load_size: LoadSize) -> list[Features]:
-        outputs = self._run(np.stack([image.pixels for image in batch]), step=1)
+    def _encode_batch(self, batch: list[LoadedImage], options: EncodeOptions) -> list[Features]:
+        stride, patch = options.stride or self.manifest.stride, self.manifest.architecture.patch
+        geometries = [Geometry(image.original_size, image.image_size, patch, stride) for image in batch]
+        outputs = self._run(np.stack([image.pixels for image in batch]), step=stride // self.manifest.stride)
         attention = outputs.pop(CLS_ATTENTION, None)
-        if attention is not None and mode is SaliencyMode.LOW_RESOLUTION:
-            attention = self._low_resolution_attention(batch, halve=load_size is not None)
+        if attention is not None and options.saliency is SaliencyMode.LOW_RESOLUTION:
+            halve = options.load_size is not None
+            attention = self._low_resolution_attention(batch, geometries[0].grid, halve=halve)
         return [
             Features(
                 tokens={facet: rows[i] for facet, rows in outputs.items()},
-                attention=None if attention is None else attention[i].reshape(self._geometry(image).grid),
-                saliency_mode=mode,
-                geometry=self._geometry(image),
+                attention=None if attention is None else attention[i].reshape(geometry.grid),
+                saliency_mode=options.saliency,
+                geometry=geometry,
                 pixels=image.pixels,
                 name=image.name,
                 provenance=self.provenance,
             )
-            for i, image in enumerate(batch)
+            for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True))
         ]
 
-    def _geometry(self, image: LoadedImage) -> Geometry:
-        return Geometry(image.original_size, image.image_size, self.manifest.architecture.patch, self.manifest.stride)
-
-    def _low_resolution_attention(self, batch: list[LoadedImage], *, halve: bool) -> Float:
-        """[CLS] attention at half the image size and stride 8, enlarged to the full grid, ``(B, cells)``.
+    def _low_resolution_attention(self, batch: list[LoadedImage], grid: tuple[int, int], *, halve: bool) -> Float:
+        """[CLS] attention at half the image size and stride 8, enlarged to ``grid``, ``(B, cells)``.
 
         Without a load size the reference does not halve the image, only the resolution of the grid.
         The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8.
@@ -136,7 +152,6 @@ class Encoder:
         small_grid = grid_size(size, patch, LOW_RESOLUTION_STRIDE)
         images = np.stack([image.resized(size) for image in batch])
         attention = self._run(images, step=LOW_RESOLUTION_STRIDE // stride)[CLS_ATTENTION]
-        grid = self._geometry(batch[0]).grid
         return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
 
     def _run(self, images: NDArray[np.uint8], *, step: int) -> dict[str, Float]:

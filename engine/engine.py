@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
 from facetrt.engine.augmentation import augment
 from facetrt.engine.backends import make_backend
 from facetrt.engine.bundle import Bundle, Manifest
+from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
-from facetrt.engine.encoding import Encoder, Progress
+from facetrt.engine.encoding import EncodeOptions, Encoder, Progress
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.matching import Matches, match_features
@@ -21,7 +23,8 @@ from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
 from facetrt.kernels.errors import InputError
 
-Images = Iterable[ImageLike] | Iterable[Features]
+Item = TypeVar("Item")
+Images = Iterable[ImageLike] | Iterable[Features] | FeatureCollection
 
 
 class Engine:
@@ -69,18 +72,20 @@ class Engine:
         *,
         load_size: LoadSize = 224,
         saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
         progress: Progress | None = None,
     ) -> list[Features]:
         """Features of each image, in order; images of one shape are run together.
 
         Args:
             saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half size, stride 8.
+            stride: between cells, a multiple of the bundle's own that divides the patch size; the bundle's own if None.
             progress: called with (images done, images in all).
 
         Raises:
             InputError, MissingFileError: an image that cannot be read or does not fit the bundle or the memory.
         """
-        return list(self.encode_iter(images, load_size=load_size, saliency=saliency, progress=progress))
+        return list(self.encode_iter(images, load_size=load_size, saliency=saliency, stride=stride, progress=progress))
 
     def encode_iter(
         self,
@@ -88,10 +93,12 @@ class Engine:
         *,
         load_size: LoadSize = 224,
         saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Features]:
         """Like :meth:`encode`, but yields; only a window of images is held at a time."""
-        return self._encoder.encode(_as_images(images), load_size, _saliency_mode(saliency), progress)
+        options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
+        return self._encoder.encode(_as_images(images), options, progress)
 
     def match(
         self,
@@ -116,7 +123,11 @@ class Engine:
         Returns:
             Matches, empty if nothing corresponds.
         """
-        a, b = self._features([image_a, image_b], load_size, None, progress)
+        images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
+        encoded = iter(self.encode(images, load_size=load_size, progress=progress))
+        a, b = (item if isinstance(item, Features) else next(encoded) for item in (image_a, image_b))
+        for item in (a, b):
+            self._check_origin(item, None)
         return match_features(
             a,
             b,
@@ -168,11 +179,8 @@ class Engine:
             outlier_threshold=outlier_threshold,
             refine=Refinement.parse(refine),
         )
-        items = list(images)
-        if len(items) < 2:
-            raise InputError(f"{len(items)} image was given: co-segmentation needs at least 2 that share an object")
-        features = self._features_for_saliency(items, load_size, low_resolution_saliency, progress)
-        return cosegment_features(features, options)
+        with self._collection(images, load_size, chosen, low_resolution_saliency, progress) as features:
+            return cosegment_features(features, options)
 
     def segment_parts(
         self,
@@ -220,43 +228,74 @@ class Engine:
         )
         if num_crop_augmentations < 0:
             raise InputError(f"num_crop_augmentations={num_crop_augmentations}: expected at least 0")
-        features = self._features_for_saliency(list(images), load_size, low_resolution_saliency, progress)
-        augmented = self._augmented(features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
-        return segment_parts_features(features, options, augmented)
+        with (
+            self._collection(images, load_size, options.facet, low_resolution_saliency, progress) as features,
+            FeatureCollection([options.facet]) as augmented,
+        ):
+            if num_crop_augmentations or flip_augmentation:
+                self._augment(augmented, features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
+            return segment_parts_features(features, options, augmented)
 
-    def _augmented(self, features: Sequence[Features], crops: int, *, flip: bool, seed: int) -> list[Features]:
-        """Features of augmented views, each resized to its original's loaded size."""
+    def _augment(
+        self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
+    ) -> None:
+        """Add features of augmented views, each resized to its original's loaded size."""
         random = np.random.default_rng(seed)
-        return [
-            view
-            for item in features
-            for view in self.encode(
-                augment(item.pixels, crops, flip=flip, random=random), load_size=_reload_size(item, self.manifest)
-            )
-        ]
-
-    def _features_for_saliency(
-        self, items: Sequence[ImageLike | Features], load_size: LoadSize, low: bool | None, progress: Progress | None
-    ) -> list[Features]:
-        """Features with low-resolution saliency unless ``low`` is False; None also takes features as they are."""
-        mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
-        return self._features(items, load_size, None if low is None else mode, progress, default=mode)
-
-    def _features(
-        self,
-        items: Sequence[ImageLike | Features],
-        load_size: LoadSize,
-        asked: SaliencyMode | None,
-        progress: Progress | None,
-        default: SaliencyMode = SaliencyMode.FULL,
-    ) -> list[Features]:
-        """``items`` encoded where they are images; features pass through if they have the saliency that was asked."""
-        images = [item for item in items if not isinstance(item, Features)]
-        encoded = iter(self.encode(images, load_size=load_size, saliency=default, progress=progress))
-        features = [item if isinstance(item, Features) else next(encoded) for item in items]
         for item in features:
-            self._check_origin(item, asked)
-        return features
+            views = augment(item.pixels, crops, flip=flip, random=random)
+            for view in self.encode_iter(views, load_size=_reload_size(item, self.manifest)):
+                augmented.append(view)
+
+    def collect(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        facets: Iterable[str] | None = None,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: Progress | None = None,
+    ) -> FeatureCollection:
+        """Like :meth:`encode` for any number of images: past ``memory_limit`` bytes, features go to a temporary folder.
+
+        Tasks take the collection as they take a list. Use it as a context manager: closing removes the folder.
+
+        Args:
+            facets: what to keep; all of the bundle's by default.
+        """
+        collection = FeatureCollection(facets or self.manifest.facets, memory_limit=memory_limit)
+        try:
+            for item in self.encode_iter(images, load_size=load_size, saliency=saliency, progress=progress):
+                collection.append(item)
+        except BaseException:
+            collection.close()
+            raise
+        return collection
+
+    @contextmanager
+    def _collection(
+        self, images: Images, load_size: LoadSize, facet: str, low: bool | None, progress: Progress | None
+    ) -> Iterator[Sequence[Features]]:
+        """``images`` as features, with low-resolution saliency unless ``low`` is False; features pass as they are."""
+        mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
+        asked = None if low is None else mode
+        if isinstance(images, FeatureCollection):
+            for item in images[:1]:  # all come from one engine
+                self._check_origin(item, asked)
+            yield images
+            return
+        items = list(_as_images(images))
+        features = [item for item in items if isinstance(item, Features)]
+        if features:
+            if len(features) < len(items):
+                raise InputError("images and features were given together: encode all images first, or none")
+            for item in features:
+                self._check_origin(item, asked)
+            yield features
+            return
+        plain = [item for item in items if not isinstance(item, Features)]
+        with self.collect(plain, facets=[facet], load_size=load_size, saliency=mode, progress=progress) as collection:
+            yield collection
 
     def _check_origin(self, item: Features, asked: SaliencyMode | None) -> None:
         own = self._encoder.provenance
@@ -284,7 +323,7 @@ class Engine:
         self.close()
 
 
-def _as_images(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
+def _as_images(images: Iterable[Item]) -> Iterable[Item]:
     if isinstance(images, (str, bytes, Path)) or hasattr(images, "__array__"):
         raise InputError("one image was given where a list was expected: write [image]")
     return images

@@ -18,6 +18,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.collection import LazySequence, join, map_features
 from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
@@ -27,7 +28,7 @@ from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign, kmeans
 from facetrt.kernels.vote import Votes, vote
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.signedinteger]
 Progress = Callable[[int, int], None]
 
 BACKGROUND = -1
@@ -62,8 +63,8 @@ class PartMap:
     """One image's parts. Part numbers mean the same in all images of a set; -1 is background.
 
     Attributes:
-        loaded_labels: ``(height, width)`` int64 at the loaded size: what the reference returns, with -1 for its NaN.
-        cells: ``(grid_h, grid_w)`` int64, the part of each cell before refinement.
+        loaded_labels: ``(height, width)`` int16 at the loaded size: what the reference returns, with -1 for its NaN.
+        cells: ``(grid_h, grid_w)`` integers, the part of each cell before refinement.
     """
 
     loaded_labels: Labels
@@ -74,9 +75,9 @@ class PartMap:
 
     @property
     def labels(self) -> Labels:
-        """``(height, width)`` int64 at the original size: :attr:`loaded_labels` enlarged by nearest neighbour."""
+        """``(height, width)`` int16 at the original size: :attr:`loaded_labels` enlarged by nearest neighbour."""
         shifted = (self.loaded_labels + 1).astype(np.uint8)
-        return pillow_nearest(shifted, self.geometry.original_size).astype(np.int64) - 1
+        return pillow_nearest(shifted, self.geometry.original_size).astype(np.int16) - 1
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def segment_parts_features(
     """
     if not features:
         raise InputError("no image was given: part co-segmentation needs at least 1")
-    everything = [*features, *augmented]
-    rows = [normalise(item[options.facet]) for item in everything]
+    everything = join(features, augmented)
+    rows = map_features(everything, lambda item: normalise(item[options.facet]))
     foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
     votes = _vote(features, foreground, options)
     masks = [np.isin(labels, votes.salient_labels) for labels in foreground.labels]
@@ -169,7 +170,7 @@ def _vote(features: Sequence[Features], foreground: Clustering, options: PartsOp
 
 
 def _second_stage(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Clustering:
-    chosen = [image_rows[mask] for image_rows, mask in zip(rows, masks, strict=True)]
+    chosen = LazySequence(len(masks), lambda i: rows[i][masks[i]])
     if options.three_stages:
         return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=options.sample_interval)
     centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
@@ -221,7 +222,7 @@ def _refine(
         labels = refine_labels(item.pixels, part_energy(item, image_rows, centroids, background), options.refine)
         labels[labels == len(centroids)] = BACKGROUND
         progress(done, len(items))
-        yield labels
+        yield labels.astype(np.int16)
 
 
 def _common_parts(items: Sequence[Features], refined: Sequence[Labels], originals: int, count: int) -> Labels:
@@ -247,7 +248,7 @@ def _cell_labels(item: Features, rows: Float, centroids: Float, background: Floa
 def _all_background(features: Sequence[Features]) -> list[PartMap]:
     return [
         PartMap(
-            np.full(item.image_size, BACKGROUND),
+            np.full(item.image_size, BACKGROUND, np.int16),
             np.full(item.grid, BACKGROUND),
             Refinement.NONE,
             item.geometry,

@@ -31,8 +31,7 @@ from facetrt.engine.bundle import (
     ParityReport,
     file_entry,
 )
-from facetrt.engine.encoding import Encoder
-from facetrt.engine.features import SaliencyMode
+from facetrt.engine.encoding import EncodeOptions, Encoder
 from facetrt.engine.files import atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
@@ -236,7 +235,7 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> Parit
 
 
 def _run(encoder: Encoder, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    features = next(encoder.encode([pixels], None, SaliencyMode.FULL, None))
+    features = next(encoder.encode([pixels], EncodeOptions()))
     outputs = dict(features.tokens)
     if features.attention is not None:
         outputs[parity.CLS_ATTENTION] = features.attention.ravel()

@@ -5,6 +5,7 @@ from facetrt.kernels.dense_crf import dense_crf
 from facetrt.kernels.errors import FacetrtError, InputError
 from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
 from facetrt.kernels.log_bin import log_bin
+from facetrt.kernels.propagate import propagate
 from facetrt.kernels.vote import Votes, vote
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "diverse_clusters",
     "kmeans",
     "log_bin",
+    "propagate",
     "vote",
 ]

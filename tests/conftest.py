@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import HERE, SHARED, TINY, deterministic_weights, export_tiny, facets
+from helpers import GOLDEN_FACETS, HERE, SHARED, TINY, deterministic_weights, export_tiny, facets
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine
-from facetrt.export.models import MODELS
+from facetrt.export.exporting import export_bundle
+from facetrt.export.models import MODELS, find_model
+from facetrt.export.options import ExportOptions
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,13 @@ def golden() -> dict[str, NDArray[Any]]:
     """A small extract of the reference method's outputs; ``NAME.rows`` tells which rows of NAME it holds."""
     with np.load(HERE / "golden" / "extract.npz") as arrays:
         return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def golden_vits8(work: Path) -> Iterator[Engine]:
+    """ViT-S/8 with the golden weights at stride 4, and every facet that the golden arrays hold."""
+    weights, out = work / "dino_vits8.npz", work / "dino_vits8-4"
+    np.savez(weights, **deterministic_weights(find_model("dino_vits8")))
+    export_bundle("dino_vits8", out, ExportOptions(facets=facets(GOLDEN_FACETS)), weights=weights)
+    with Engine.open(out) as engine:
+        yield engine

@@ -17,6 +17,8 @@ from facetrt.export.options import ExportOptions, Facet
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
 
+GOLDEN_FACETS = "key@0,query@5,key@9,value@9,key@11,query@11,token@11"
+
 TINY = ModelSpec(
     name="tiny", description="untrained, for tests", patch=8, dim=48, heads=3, depth=3, trained_grid=6,
     match_facet="key@1", cosegment_facet="key@2", propagate_facet="normed@2", default_facets=("key@1", "key@2"), url="http://127.0.0.1:9/tiny.pth",

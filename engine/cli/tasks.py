@@ -1,7 +1,8 @@
-"""``facetrt extract | match | cosegment | demo | info``: parse, call, write, print."""
+"""``facetrt info | extract | match | cosegment | parts | demo``: parse, call, write, print."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +30,7 @@ from facetrt.engine.cli.app import (
     parse_size,
     progress_bar,
 )
-from facetrt.engine.cosegmentation import Masks
+from facetrt.engine.cosegmentation import Clustering, Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.files import (
@@ -42,10 +43,12 @@ from facetrt.engine.files import (
 )
 from facetrt.engine.images import Pixels, load_image
 from facetrt.engine.matching import Matches
+from facetrt.engine.parts import Parts
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.samples import sample_paths, second_view
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.vote import Votes
 
 
 class Preset(StrEnum):
@@ -256,12 +259,14 @@ def cosegment(
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
         if len(paths) < 2:
             raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
+        chosen = facet or engine.manifest.default_facet("cosegment")
         with progress_bar("encoding", len(paths)) as update:
-            features = engine.encode(paths, load_size=size, saliency=saliency, progress=update)
-        with errors.status("clustering, voting and refining"):
-            masks = engine.cosegment(features, facet=facet, **options)  # type: ignore[arg-type]
-    with atomic_folder(out, force=force) as folder:
-        write_masks(folder, features, masks, options | {"saliency": saliency}, intermediate=save_intermediate)
+            features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
+        with features:
+            with errors.status("clustering, voting and refining"):
+                masks = engine.cosegment(features, facet=chosen, **options)  # type: ignore[arg-type]
+            with atomic_folder(out, force=force) as folder:
+                write_masks(folder, features, masks, options | {"saliency": saliency}, intermediate=save_intermediate)
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
         f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
@@ -271,46 +276,126 @@ def cosegment(
 
 
 def write_masks(
-    folder: Path, features: list[Features], masks: Masks, options: dict[str, Any], *, intermediate: bool
+    folder: Path, features: Sequence[Features], masks: Masks, options: dict[str, Any], *, intermediate: bool
 ) -> None:
-    """``masks/``, ``overlays/``, ``overview.png``, ``cosegment.npz`` and ``results.json``; maps if ``intermediate``."""
-    stems = unique_stems([Path(f.name) for f in features])
-    for name in ("masks", "overlays", *(("saliency", "clusters") if intermediate else ())):
+    """``masks/``, ``overlays/``, ``data/``, ``overview.png`` and ``results.json``; maps if ``intermediate``."""
+    stems = unique_stems([Path(mask.name) for mask in masks])
+    for name in ("masks", "overlays", "data", *(("saliency", "clusters") if intermediate else ())):
         (folder / name).mkdir()
-    arrays: dict[str, Any] = {"centroids": masks.clustering.centroids, "salient_labels": masks.votes.salient_labels}
-    sheet, records = [], []
+    sheet: list[list[Pixels]] = []
+    records = []
     for stem, item, mask in zip(stems, features, masks, strict=True):
-        overlay = draw.on_chessboard(item.pixels, mask.loaded_mask)
+        saliency, overlay = _saliency_picture(item), draw.on_chessboard(item.pixels, mask.loaded_mask)
         clusters = draw.blend(item.pixels, draw.label_map(mask.labels, item.image_size))
-        sheet.append([item.pixels, _saliency_picture(item), clusters, overlay])
+        if len(sheet) < OVERVIEW_ROWS:
+            sheet.append([item.pixels, saliency, clusters, overlay])
         write_png(folder / "masks" / f"{stem}.png", mask.mask)
         write_png(folder / "overlays" / f"{stem}.png", overlay)
         if intermediate:
-            write_png(folder / "saliency" / f"{stem}.png", _saliency_picture(item))
+            write_png(folder / "saliency" / f"{stem}.png", saliency)
             write_png(folder / "clusters" / f"{stem}.png", clusters)
-        arrays |= {
-            f"{stem}.labels": mask.labels,
-            f"{stem}.loaded_mask": mask.loaded_mask,
-            f"{stem}.saliency": item.saliency,
-        }
-        share = float(mask.loaded_mask.mean())
-        state = {"foreground": round(share, 4), "refinement": mask.refinement, "inlier": mask.inlier}
-        records.append(_describe(item) | state | {"mask": f"masks/{stem}.png"})
+        arrays: dict[str, Any] = {"labels": mask.labels, "loaded_mask": mask.loaded_mask, "saliency": item.saliency}
+        np.savez_compressed(folder / "data" / f"{stem}.npz", **arrays)
+        state = {"foreground": round(float(mask.loaded_mask.mean()), 4), "inlier": mask.inlier}
+        records.append(_describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
-    np.savez_compressed(folder / "cosegment.npz", **arrays)
-    write_json(
-        folder / "results.json", {"command": "cosegment", "options": options, **_clustering(masks), "images": records}
-    )
+    np.save(folder / "centroids.npy", masks.clustering.centroids)
+    summary = {"command": "cosegment", "options": options, **_clustering(masks.clustering, masks.votes)}
+    write_json(folder / "results.json", summary | {"images": records})
 
 
-def _clustering(masks: Masks) -> dict[str, Any]:
+OVERVIEW_ROWS = 12  # images shown in the contact sheet
+
+
+def _clustering(clustering: Clustering, votes: Votes) -> dict[str, Any]:
     return {
-        "tried_k": masks.clustering.tried_k,
-        "objectives": masks.clustering.objectives,
-        "votes": masks.votes.counts,
-        "votes_needed": masks.votes.needed,
-        "salient_labels": masks.votes.salient_labels,
+        "tried_k": clustering.tried_k,
+        "objectives": clustering.objectives,
+        "votes": votes.counts,
+        "votes_needed": votes.needed,
+        "salient_labels": votes.salient_labels,
     }
+
+
+@app.command()
+def parts(
+    images: ImagesArgument,
+    bundle: BundleOption,
+    out: OutOption,
+    num_parts: Annotated[int, typer.Option("--num-parts", min=1, max=64, help="Number of part labels.")] = 4,
+    load_size: LoadSizeOption = "224",
+    sample_interval: Annotated[int, typer.Option("--sample-interval", min=1)] = 100,
+    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.065,
+    votes_percentage: Annotated[float, typer.Option("--votes-percentage", min=0, max=100)] = 75,
+    elbow: Annotated[float, typer.Option("--elbow", help="Of the foreground stage.")] = 0.975,
+    elbow_second_stage: Annotated[float, typer.Option("--elbow-second-stage", help="With --three-stages.")] = 0.94,
+    num_crop_augmentations: Annotated[
+        int, typer.Option("--num-crop-augmentations", min=0, help="Random crops of each image and its mirror.")
+    ] = 0,
+    flip_augmentation: Annotated[bool, typer.Option("--flip-augmentation", help="Mirrors join as well.")] = False,
+    three_stages: Annotated[bool, typer.Option("--three-stages", help="Drop parts that some image lacks.")] = False,
+    saliency: Annotated[SaliencyMode, typer.Option("--saliency")] = SaliencyMode.LOW_RESOLUTION,
+    refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random crops.")] = 0,
+    facet: FacetOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Segment the parts that the images' common objects share; part colours mean the same in all images."""
+    paths = find_images(images)
+    options = {
+        "num_parts": num_parts,
+        "sample_interval": sample_interval,
+        "saliency_threshold": saliency_threshold,
+        "votes_percentage": votes_percentage,
+        "elbow": elbow,
+        "elbow_second_stage": elbow_second_stage,
+        "num_crop_augmentations": num_crop_augmentations,
+        "flip_augmentation": flip_augmentation,
+        "three_stages": three_stages,
+        "refine": refine,
+        "seed": seed,
+    }
+    size = parse_size(load_size)
+    check_replaceable(out, force=force)
+    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+        chosen = facet or engine.manifest.default_facet("cosegment")
+        with progress_bar("encoding", len(paths)) as update:
+            features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
+        with features:
+            with errors.status("clustering, voting and refining"):
+                found = engine.segment_parts(features, facet=chosen, **options)  # type: ignore[arg-type]
+            with atomic_folder(out, force=force) as folder:
+                write_parts(folder, features, found, options | {"saliency": saliency})
+    console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
+    if not found.num_parts:
+        cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"
+        console.print(f"{cause}, so everything is background: try a lower --saliency-threshold or --votes-percentage")
+
+
+def write_parts(folder: Path, features: Sequence[Features], found: Parts, options: dict[str, Any]) -> None:
+    """``labels/`` (0 is background, parts from 1), ``overlays/``, ``overview.png``, ``parts.npz``, ``results.json``."""
+    stems = unique_stems([Path(part.name) for part in found])
+    (folder / "labels").mkdir()
+    (folder / "overlays").mkdir()
+    sheet: list[list[Pixels]] = []
+    records = []
+    for stem, item, part in zip(stems, features, found, strict=True):
+        overlay = draw.part_overlay(item.pixels, part.loaded_labels)
+        if len(sheet) < OVERVIEW_ROWS:
+            sheet.append([item.pixels, overlay])
+        write_png(folder / "labels" / f"{stem}.png", (part.labels + 1).astype(np.uint8))
+        write_png(folder / "overlays" / f"{stem}.png", overlay)
+        shares = np.bincount(part.loaded_labels.ravel() + 1, minlength=found.num_parts + 1) / part.loaded_labels.size
+        state = {"shares": shares.round(4), "refinement": part.refinement, "labels": f"labels/{stem}.png"}
+        records.append(_describe(item) | state)
+    write_png(folder / "overview.png", draw.contact_sheet(sheet))
+    np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)
+    summary = {"command": "parts", "options": options, **_clustering(found.foreground, found.votes)}
+    summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
+    write_json(folder / "results.json", summary | {"images": records})
 
 
 def _describe(features: Features) -> dict[str, Any]:

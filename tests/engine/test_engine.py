@@ -87,6 +87,19 @@ def test_low_resolution_saliency_is_a_stride_8_pass_at_half_size(
     assert not np.allclose(low.saliency, full.saliency)
 
 
+def test_a_larger_stride_of_one_bundle(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
+    stride8 = export_tiny(tiny_weights, work / "eight", stride=8, facets=facets("token@2"))
+    image = photo(61, 83)
+    got = tiny_engine.encode([image], load_size=None, stride=8)[0]
+    with Engine.open(stride8) as engine:
+        expected = engine.encode([image], load_size=None)[0]
+    assert got.stride == 8 and got.grid == expected.grid == (7, 10)
+    np.testing.assert_allclose(got["token@2"], expected["token@2"], atol=1e-4)
+    np.testing.assert_allclose(got.saliency, expected.saliency, atol=1e-4)
+    with pytest.raises(InputError, match="stride 6: this bundle can run at stride 4 or 8"):
+        tiny_engine.encode([image], stride=6)
+
+
 def test_saliency_of_a_constant_image_is_zero_or_finite(tiny_engine: Engine) -> None:
     features = tiny_engine.encode([np.zeros((8, 8, 3), np.uint8)], load_size=None)[0]
     assert features.grid == (1, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import HERE, deterministic_weights, facets
+from helpers import GOLDEN_FACETS, HERE, deterministic_weights, facets
 from PIL import Image
 
 from facetrt.engine import Engine, Features
@@ -21,7 +21,6 @@ from facetrt.export.options import ExportOptions
 from facetrt.kernels import best_buddies, log_bin
 
 HEADS = 6
-STRIDE4 = "key@0,query@5,key@9,value@9,key@11,query@11,token@11"
 CHELSEA, CAT = (np.asarray(Image.open(HERE / "golden" / f"{name}98.png")) for name in ("chelsea", "cat"))
 
 
@@ -43,13 +42,8 @@ def open_golden(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(open_golden: Any) -> Engine:
-    return open_golden("dino_vits8", 4, STRIDE4)
-
-
-@pytest.fixture(scope="module")
-def pair(engine: Engine) -> list[Features]:
-    return engine.encode([CHELSEA, CAT], load_size=None)
+def pair(golden_vits8: Engine) -> list[Features]:
+    return golden_vits8.encode([CHELSEA, CAT], load_size=None)
 
 
 def reference_order(rows: np.ndarray) -> np.ndarray:
@@ -67,7 +61,7 @@ def check_facet(features: Features, facet: str, golden: dict[str, Any], key: str
     assert cosine.min() >= 0.999999
 
 
-@pytest.mark.parametrize("facet", STRIDE4.split(","))
+@pytest.mark.parametrize("facet", GOLDEN_FACETS.split(","))
 def test_stride_4(pair: list[Features], golden: dict[str, Any], facet: str) -> None:
     assert pair[0].grid == tuple(golden["chelsea98.stride4.grid"])
     check_facet(pair[0], facet, golden, f"chelsea98.stride4.{facet}")
@@ -113,7 +107,7 @@ def test_best_buddies(pair: list[Features], golden: dict[str, Any]) -> None:
     np.testing.assert_array_equal(found.mutual, golden["match.mutual"])
 
 
-def test_points(engine: Engine, pair: list[Features], golden: dict[str, Any]) -> None:
+def test_points(golden_vits8: Engine, pair: list[Features], golden: dict[str, Any]) -> None:
     """The golden points come from scikit-learn's present default, one k-means restart; ours is the reference's ten."""
     expected = np.concatenate([golden["match.points1"], golden["match.points2"]], axis=1)
     a, b = pair
@@ -125,17 +119,17 @@ def test_points(engine: Engine, pair: list[Features], golden: dict[str, Any]) ->
     _, selected = pick_diverse(joined, rank, 10, restarts=1)
     points = [f.geometry.loaded_points_xy(cells[selected])[:, ::-1] for f, cells in ((a, cells_a), (b, cells_b))]
     np.testing.assert_array_equal(np.hstack(points), expected)
-    ten = engine.match(a, b)
+    ten = golden_vits8.match(a, b)
     assert len(ten) == 10
     got = np.hstack([ten.loaded_points_a_xy[:, ::-1], ten.loaded_points_b_xy[:, ::-1]]).astype(int)
     assert len(set(map(tuple, got.tolist())) & set(map(tuple, expected.tolist()))) >= 8
 
 
-def test_full_arrays(engine: Engine, shared: Path) -> None:
+def test_full_arrays(golden_vits8: Engine, shared: Path) -> None:
     """Every row of the golden descriptors, and log-binning of the golden's own features."""
     arrays = np.load(shared / "golden" / "features.npz")
-    features = engine.encode([shared / "images" / "chelsea.png"], load_size=98)[0]
-    for facet in STRIDE4.split(","):
+    features = golden_vits8.encode([shared / "images" / "chelsea.png"], load_size=98)[0]
+    for facet in GOLDEN_FACETS.split(","):
         full = {facet: arrays[f"chelsea98.stride4.{facet}"]}
         check_facet(features, facet, full | {f"{facet}.rows": np.arange(len(full[facet]))}, facet)
     own = arrays["chelsea98.stride4.key@9"][1:].reshape(*features.grid, -1)
@@ -144,11 +138,11 @@ def test_full_arrays(engine: Engine, shared: Path) -> None:
 
 
 @pytest.mark.parametrize("interval", [100, 10])
-def test_cosegmentation(engine: Engine, shared: Path, interval: int) -> None:
+def test_cosegmentation(golden_vits8: Engine, shared: Path, interval: int) -> None:
     arrays = np.load(shared / "golden" / "tasks.npz")
     prefix = f"coseg.interval{interval}."
     paths = [shared / "images" / name for name in ("chelsea.png", "cat.jpg", "ibex.jpg", "coffee.png")]
-    masks = engine.cosegment(paths, load_size=98, sample_interval=interval)
+    masks = golden_vits8.cosegment(paths, load_size=98, sample_interval=interval)
     assert masks.clustering.tried_k == list(arrays[f"{prefix}k"])
     np.testing.assert_allclose(masks.clustering.objectives, arrays[f"{prefix}objective"], rtol=1e-3)
     labels, expected = np.concatenate(masks.clustering.labels), arrays[f"{prefix}labels"]

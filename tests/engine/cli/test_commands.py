@@ -84,8 +84,32 @@ def test_cosegment(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
         mask = Image.open(out / item["mask"])
         assert mask.size == (120, 90) and set(np.unique(np.asarray(mask))) <= {0, 255}
     assert record["tried_k"][0] == 1 and record["options"]["saliency"] == "low_resolution"
-    for name in ("overlays/photo0.png", "saliency/photo1.png", "clusters/photo1.png", "overview.png", "cosegment.npz"):
+    for name in (
+        "overlays/photo0.png",
+        "saliency/photo1.png",
+        "clusters/photo1.png",
+        "overview.png",
+        "data/photo0.npz",
+    ):
         assert (out / name).is_file()
+
+
+def test_parts(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--load-size", "48", "--sample-interval", "4", "--saliency-threshold", "0", "--num-parts", "2")
+    result = facetrt("parts", images, "--bundle", tiny_bundle, "--out", out, *options)
+    assert result.returncode == 0, result.stderr
+    assert "2 parts in 2 images, refined by crf" in result.stdout
+    record = json.loads((out / "results.json").read_text())
+    for item in record["images"]:
+        labels = np.asarray(Image.open(out / item["labels"]))
+        assert labels.shape == (90, 120) and labels.max() <= 2 and item["refinement"] == "crf"
+        assert abs(sum(item["shares"]) - 1) < 1e-3
+    assert (out / "overview.png").is_file() and (out / "overlays" / "photo1.png").is_file()
+    refused(facetrt("parts", images, "-b", tiny_bundle, "-o", out, "--force", "--refine", "grabcut"), "two labels only")
+    many = ("--load-size", "48", "--saliency-threshold", "0", "--num-parts", "64")
+    refused(facetrt("parts", images, "-b", tiny_bundle, "-o", tmp_path / "b", *many), "too few for 64 parts")
+    assert (out / "results.json").is_file() and not (tmp_path / "b").exists()
 
 
 def test_existing_output(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
@@ -150,7 +174,13 @@ def test_a_stopped_run_leaves_nothing(tiny_bundle: Path, tmp_path: Path, stop: s
         Image.fromarray(photo(64, 64, i % 3)).save(folder / f"{i:03}.png")
     out = tmp_path / "out"
     command = [*PROGRAM, "extract", folder, "-b", tiny_bundle, "-o", out, "--load-size", "64"]
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*/*.npz")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,0 +1,263 @@
+"""Co-segmentation scored by Jaccard index and precision. Source: specification §14.2.
+
+Besides the method, two baselines are scored on the same images: saliency alone above a threshold (a row of the paper's
+table), and a centred box that knows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.cosegmentation import Masks
+from facetrt.engine.engine import Engine
+from facetrt.engine.evaluation.mask_sets import ImageSet, read_image_sets
+from facetrt.engine.evaluation.protocol import (
+    Choice,
+    Evaluation,
+    Options,
+    Record,
+    Row,
+    Summary,
+    Tick,
+    by_category,
+    mean_row,
+    only,
+)
+from facetrt.engine.evaluation.reading import digest, image_size, read_mask
+from facetrt.engine.evaluation.scores import jaccard, mean_of, pixel_precision
+from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.files import unique_stems, write_png
+from facetrt.engine.images import LoadSize, loaded_size
+from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_OUTLIER_THRESHOLD
+from facetrt.engine.refinement import Refinement, enlarge_mask
+from facetrt.kernels.errors import InputError, OutputError
+
+METRICS = ["J", "P"]
+METHODS = {"masks": "this run", "saliency": "saliency baseline", "box": "centred box of 70 % × 70 % (trivial)"}
+
+BOX_MARGIN = 0.15  # of each side that the trivial box leaves free
+
+
+@dataclass(frozen=True)
+class CosegmentationOptions(Options):
+    """Options of co-segmentation; defaults are the paper's. ``limit`` counts images per set.
+
+    ``longest_side``: images that would load longer than this are loaded smaller, because attention takes memory with
+    the square of the cells (a panorama of 1052 × 320 pixels needs 21 GB); none for no limit, as in the paper.
+    """
+
+    load_size: int | tuple[int, int] | None = PAPER_COSEGMENT["load_size"]
+    longest_side: int | None = 800
+    elbow: float = PAPER_COSEGMENT["elbow"]
+    saliency_threshold: float = PAPER_COSEGMENT["saliency_threshold"]
+    votes_percentage: float = PAPER_COSEGMENT["votes_percentage"]
+    sample_interval: int = 100
+    saliency: SaliencyMode = SaliencyMode.LOW_RESOLUTION
+    remove_outliers: bool = False
+    outlier_threshold: float = PAPER_OUTLIER_THRESHOLD
+    refine: Refinement = Refinement.GRABCUT
+    baseline_threshold: float = 0.04
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None and self.limit < 2:
+            raise InputError(f"limit={self.limit}: co-segmentation needs at least 2 images of a set")
+
+
+@dataclass(frozen=True)
+class InternetOptions(CosegmentationOptions):
+    """Internet300 holds images without the object: outliers are removed, as in the paper."""
+
+    remove_outliers: bool = True
+
+
+class Cosegmentation(Evaluation):
+    """J and P of one data set; an item is a set of images, which are segmented together."""
+
+    task: ClassVar[str] = "cosegment"
+    category_word: ClassVar[str] = "sets"
+    data_set: ClassVar[str]
+
+    def __init__(self, root: Path, options: CosegmentationOptions) -> None:
+        self.options: CosegmentationOptions = options
+        self.root = root
+        self.sets = {found.name: found for found in read_image_sets(root, self.data_set, options.limit)}
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.sets)
+
+    def steps(self, key: str) -> int:
+        return len(self.sets[key].images)
+
+    def facts(self) -> dict[str, Any]:
+        sets = self.sets.values()
+        files = [path for found in sets for path in (*found.images, *found.masks)]
+        images = {found.name: len(found.images) for found in sets}
+        return {
+            "data_set": self.data_set,
+            "sets": len(images),
+            "images": images,
+            "digest": digest(self.root, files),
+        }
+
+    def choices(self) -> list[Choice]:
+        return [
+            Choice("masks compared at", "the annotation's size, predictions enlarged by nearest neighbour"),
+            Choice("J where the annotation is empty", "left out of J, kept in P"),
+            Choice(
+                "annotated foreground", "more than half of the file's largest value; void (255 in a palette) is not"
+            ),
+            Choice("saliency baseline", f"cells above {self.options.baseline_threshold}, enlarged, not refined"),
+            Choice("image order in a set", "by file name"),
+            Choice(
+                "images longer than longest_side", f"loaded at {self.options.longest_side} pixels", "longest_side=none"
+            ),
+        ]
+
+    def run(self, engine: Engine | None, todo: Sequence[str], out: Path, tick: Tick) -> Iterator[tuple[str, Record]]:
+        for key in todo:
+            found = self.sets[key]
+            annotated = [read_mask(path) for path in found.masks]
+            record: Record = {"category": key, "images": [path.name for path in found.images]}
+            record["box"] = _scores([centred_box(mask.shape) for mask in annotated], annotated)
+            if engine is None:
+                tick(len(annotated))
+            else:
+                record |= self._segment(engine, found, annotated, out / key, tick)
+            yield key, record
+
+    def _segment(
+        self, engine: Engine, found: ImageSet, annotated: list[NDArray[np.bool_]], out: Path, tick: Tick
+    ) -> Record:
+        options = self.options
+        features = []
+        for size, images in groupby(found.images, lambda path: load_size_of(path, options)):
+            for item in engine.encode_iter(list(images), load_size=size, saliency=options.saliency):
+                features.append(only(item, self.facet))
+                tick(1)
+        masks = self._cosegment(engine, features, found.name)
+        _draw(out, features, masks)
+        salient = [enlarge_mask(f.saliency > options.baseline_threshold, f.original_size) for f in features]
+        return {
+            "masks": _scores([mask.mask for mask in masks], annotated),
+            "saliency": _scores(salient, annotated),
+            "clusters": masks.clustering.tried_k[-1],
+            "shrunk": [path.name for path in found.images if load_size_of(path, options) != options.load_size],
+            "salient_clusters": len(masks.votes.salient_labels),
+            "inliers": sum(mask.inlier for mask in masks),
+        }
+
+    def _cosegment(self, engine: Engine, features: list[Features], name: str) -> Masks:
+        options = self.options
+        try:
+            return engine.cosegment(
+                features,
+                facet=self.facet,
+                elbow=options.elbow,
+                saliency_threshold=options.saliency_threshold,
+                votes_percentage=options.votes_percentage,
+                sample_interval=options.sample_interval,
+                remove_outliers=options.remove_outliers,
+                outlier_threshold=options.outlier_threshold,
+                refine=options.refine,
+            )
+        except InputError as error:
+            raise InputError(f"set {name}: {error}") from error
+
+    def summarise(self, records: Mapping[str, Record]) -> Summary:
+        groups = by_category(records)
+        rows = {
+            method: [_row(name, group[0][method]) for name, group in groups.items() if method in group[0]]
+            for method in METHODS
+        }
+        means = {method: mean_row(METHODS[method], found, METRICS) for method, found in rows.items() if found}
+        return Summary(
+            metrics=METRICS,
+            overall=means.pop("masks", None),
+            baselines=list(means.values()),
+            categories=rows["masks"] or rows["box"],
+            counts=_counts(records),
+        )
+
+
+class PascalCoseg(Cosegmentation):
+    """The PASCAL-VOC co-segmentation set of Faktor & Irani: 20 sets."""
+
+    name = "pascal-coseg"
+    data_set = "the PASCAL-VOC co-segmentation set"
+
+
+class Msrc(Cosegmentation):
+    """MSRC7: 7 sets of 10 images."""
+
+    name = "msrc"
+    data_set = "MSRC"
+
+
+class Internet300(Cosegmentation):
+    """Internet300: airplane, car and horse, 100 images each, some without the object."""
+
+    name = "internet300"
+    data_set = "Internet300"
+
+
+class PascalCo(Cosegmentation):
+    """PASCAL-CO: 40 sets of 6 images of related classes."""
+
+    name = "pascal-co"
+    data_set = "PASCAL-CO"
+
+
+def load_size_of(path: Path, options: CosegmentationOptions) -> LoadSize:
+    """The options' load size, or the ``(height, width)`` that keeps an image's longer side within ``longest_side``."""
+    height, width = loaded_size(image_size(path), options.load_size, str(path))
+    limit = options.longest_side
+    if limit is None or max(height, width) <= limit:
+        return options.load_size
+    return max(1, height * limit // max(height, width)), max(1, width * limit // max(height, width))
+
+
+def centred_box(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The middle 70 % × 70 % of an image; its edges are truncated to whole pixels."""
+    box = np.zeros(shape, np.bool_)
+    rows, columns = (slice(int(BOX_MARGIN * side), int((1 - BOX_MARGIN) * side)) for side in shape)
+    box[rows, columns] = True
+    return box
+
+
+def _scores(predicted: list[NDArray[np.bool_]], annotated: list[NDArray[np.bool_]]) -> dict[str, list[float | None]]:
+    """J and P of each image, in order."""
+    pairs = list(zip(predicted, annotated, strict=True))
+    return {"J": [jaccard(*pair) for pair in pairs], "P": [pixel_precision(*pair) for pair in pairs]}
+
+
+def _row(name: str, scores: Mapping[str, list[float | None]]) -> Row:
+    """Means over a set's images; undefined ones are left out."""
+    return Row(name, {m: mean_of([value for value in scores[m] if value is not None]) for m in METRICS})
+
+
+def _counts(records: Mapping[str, Record]) -> dict[str, int]:
+    values = [value for record in records.values() for value in record["box"]["J"]]
+    return {
+        "images": len(values),
+        "images_with_empty_annotation": sum(value is None for value in values),
+        "images_loaded_smaller": sum(len(record.get("shrunk", [])) for record in records.values()),
+    }
+
+
+def _draw(out: Path, features: list[Features], masks: Masks) -> None:
+    """Each mask at its original size."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stem, mask in zip(unique_stems([Path(f.name) for f in features]), masks, strict=True):
+            write_png(out / f"{stem}.png", mask.mask)
+    except OSError as error:
+        raise OutputError(f"masks cannot be written to {out}: {error.strerror or error}") from error

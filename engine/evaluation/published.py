@@ -1,0 +1,86 @@
+"""The paper's figures (arXiv 2112.05814, first version, tables 1 to 5), as shares; landmark errors × 100 as printed.
+
+Source: specification §15. They were measured with trained weights on the complete data sets.
+"""
+
+from __future__ import annotations
+
+from facetrt.engine.evaluation.protocol import Row
+
+PAPER = "Amir et al."
+
+_COSEGMENTATION = {
+    "this system": {"msrc": (86.7, 96.5), "internet300": (79.5, 94.6),
+                    "pascal-coseg": (60.7, 88.2), "pascal-co": (79.5, 94.7)},
+    "saliency baseline": {"msrc": (79.7, 94.0), "internet300": (59.1, 85.0),
+                          "pascal-coseg": (49.9, 83.8), "pascal-co": (75.0, 93.1)},
+    "Faktor & Irani (unsupervised)": {"msrc": (77.0, 92.0), "pascal-coseg": (46.0, 84.0), "pascal-co": (41.4, 79.9)},
+    "best supervised listed": {"msrc": (87.2, 97.9), "internet300": (84.0, 97.1),
+                               "pascal-coseg": (75.4, 95.8), "pascal-co": (74.2, 94.5)},
+}  # fmt: skip
+
+_PASCAL_CO_FEATURES = {
+    "DINO ResNet": (37.7, 78.1),
+    "supervised ResNet": (40.0, 78.9),
+    "supervised ViT": (39.9, 69.7),
+}
+
+_LANDMARKS = {
+    ("celeba", 4): {"this system": 11.36, "with supervised ViT": 12.83, "Liu et al.": 15.39,
+                    "SCOPS": 21.76, "SCOPS without saliency": 46.62},
+    ("celeba", 8): {"this system": 10.74, "with supervised ViT": 12.74, "Liu et al.": 12.26,
+                    "SCOPS": 15.01, "SCOPS without saliency": 22.11},
+}  # fmt: skip
+
+_CUB = {
+    "this system": (17.14, 14.67, 19.59),
+    "Liu et al.": (18.15, 17.54, 19.40),
+    "SCOPS without saliency": (18.50, 18.82, 21.07),
+}
+
+_PCK = {"this system": 56.48, "NBB": 26.98, "CATs (supervised)": 61.43}
+
+_PCK_PER_CATEGORY = {
+    "aeroplane": 0.69, "bicycle": 0.50, "bird": 0.82, "boat": 0.47, "bottle": 0.37, "bus": 0.42, "car": 0.53,
+    "cat": 0.66, "chair": 0.45, "cow": 0.75, "dog": 0.65, "horse": 0.46, "motorbike": 0.69, "person": 0.48,
+    "pottedplant": 0.44, "sheep": 0.65, "train": 0.54, "tvmonitor": 0.59,
+}  # fmt: skip
+
+_DAVIS = {
+    "this system (ViT-S/8, stride 4)": (72.2, 67.9, 76.5),
+    "ViT-S/8": (69.9, 66.6, 73.1),
+    "ViT-B/8": (71.4, 67.9, 74.9),
+    "ViT-S/16": (61.8, 60.2, 63.4),
+    "ViT-B/16": (62.3, 60.7, 63.9),
+}
+
+
+def published_rows(name: str, num_parts: int | None = None) -> list[Row]:
+    """The paper's rows for an evaluation, its own system first; none for PF-WILLOW, which it does not report."""
+    if name == "spair71k":
+        return [_row(method, {"PCK": value / 100}) for method, value in _PCK.items()]
+    if name == "davis2017":
+        metrics = ("J&F", "J", "F")
+        return [_row(m, {k: v / 100 for k, v in zip(metrics, values, strict=True)}) for m, values in _DAVIS.items()]
+    if name == "cub":
+        rows = _CUB if num_parts in (None, 4) else {}
+        return [_row(method, {"error": sum(values) / len(values)}) for method, values in rows.items()]
+    if name == "celeba":
+        return [_row(m, {"error": value}) for m, value in _LANDMARKS.get((name, num_parts or 4), {}).items()]
+    found = {method: sets[name] for method, sets in _COSEGMENTATION.items() if name in sets}
+    if name == "pascal-co":
+        found |= _PASCAL_CO_FEATURES
+    return [_row(method, {"J": j / 100, "P": p / 100}) for method, (j, p) in found.items()]
+
+
+def published_categories(name: str) -> dict[str, dict[str, float]]:
+    """The paper's own figures per category, where it prints them."""
+    if name == "spair71k":
+        return {category: {"PCK": value} for category, value in _PCK_PER_CATEGORY.items()}
+    if name == "cub":
+        return {f"00{i}": {"error": value} for i, value in enumerate(_CUB["this system"], start=1)}
+    return {}
+
+
+def _row(method: str, figures: dict[str, float]) -> Row:
+    return Row(f"{PAPER}: {method}", figures, "arXiv 2112.05814v1")

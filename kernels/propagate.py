@@ -1,0 +1,237 @@
+"""Label propagation from earlier frames of a video, restricted to a neighbourhood of each cell.
+
+Source: the DAVIS-2017 protocol of the DINO repository (specification §14.4, steps 3 to 6): affinities are
+``exp(cosine / temperature)`` inside the neighbourhood and 0 outside; the largest few over all context frames together
+are kept, divided by their sum, and weigh the context's soft labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.log_bin import Array, check_map
+
+Float = NDArray[np.float32]
+
+NORM_FLOOR = 1e-12  # a descriptor of length zero has cosine 0 with everything, as in torch's normalize
+# Side of the square of target cells that share one product with their joint neighbourhood. Larger squares compute more
+# cosines outside the neighbourhood, smaller ones copy more windows; measured at 119 × 207 cells, 8 frames, C = 384.
+TILE = 12
+
+
+def propagate(
+    features: Array,
+    context_features: Sequence[Array] | Array,
+    context_labels: Sequence[Array] | Array,
+    *,
+    radius: int = 12,
+    topk: int = 5,
+    temperature: float = 0.1,
+) -> Float:
+    """Soft labels of a frame's cells from those of its context frames.
+
+    Memory beyond the arguments is that of one tile of cells (about 10 MB for 8 context frames at radius 12), whatever
+    the grid. Ties at the smallest kept cosine are all kept.
+
+    Args:
+        features: ``(grid_h, grid_w, C)`` floats of the target frame; they need not be normalised.
+        context_features: one array like ``features`` per context frame, as a sequence or stacked.
+        context_labels: ``(grid_h, grid_w, labels)`` floats per context frame.
+        radius: rows and columns, in cells, that a context cell may lie away from the target cell.
+        topk: how many context cells a target cell listens to, over all context frames together.
+        temperature: divides the cosine in the exponent.
+
+    Returns:
+        ``(grid_h, grid_w, labels)`` float32.
+
+    Raises:
+        InputError: wrong shapes or types, no context frame, NaN or infinite values, an option out of range.
+    """
+    target, context, labels = _check(features, context_features, context_labels, radius, topk, temperature)
+    grid_h, grid_w, _ = target.shape
+    out = np.empty((grid_h, grid_w, labels.shape[3]), np.float32)
+    inverse_norms = [_inverse_norms(frame) for frame in context]
+    for tile in _tiles(grid_h, grid_w, radius):
+        cosines = _candidates(tile, target, context, inverse_norms)
+        out[tile.rows, tile.columns] = _weigh(tile, cosines, labels, topk, temperature)
+    return out
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Target cells ``top..bottom × left..right`` of a grid; their joint neighbourhood may reach beyond the grid."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    grid_h: int
+    grid_w: int
+    radius: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.bottom)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.right)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The neighbourhood's rows and columns inside the grid."""
+        return (
+            slice(max(self.top - self.radius, 0), min(self.bottom + self.radius, self.grid_h)),
+            slice(max(self.left - self.radius, 0), min(self.right + self.radius, self.grid_w)),
+        )
+
+    @property
+    def placed(self) -> tuple[slice, slice]:
+        """Where :attr:`window` lies in the whole neighbourhood."""
+        rows, columns = self.window
+        top, left = self.top - self.radius, self.left - self.radius
+        return slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+
+
+def _tiles(grid_h: int, grid_w: int, radius: int) -> Iterator[_Tile]:
+    for top in range(0, grid_h, TILE):
+        for left in range(0, grid_w, TILE):
+            yield _Tile(top, min(top + TILE, grid_h), left, min(left + TILE, grid_w), grid_h, grid_w, radius)
+
+
+def _candidates(tile: _Tile, target: Float, context: list[Float], inverse_norms: list[Float]) -> Float:
+    """Cosines of each target cell to its own neighbourhood, ``(targets, frames·side²)``; -inf outside the grid."""
+    cells = target[tile.rows, tile.columns]
+    cells = cells * _inverse_norms(cells)[..., None]
+    height, width, channels = cells.shape
+    reach = 2 * tile.radius
+    joint = np.full((height, width, len(context), height + reach, width + reach), -np.inf, np.float32)
+    rows, columns = tile.window
+    for i, (frame, scale) in enumerate(zip(context, inverse_norms, strict=True)):
+        near = frame[rows, columns]
+        cosines = cells.reshape(-1, channels) @ near.reshape(-1, channels).T
+        cosines *= scale[rows, columns].ravel()
+        joint[:, :, i, tile.placed[0], tile.placed[1]] = cosines.reshape(height, width, *near.shape[:2])
+    return _own_neighbourhoods(joint, reach + 1).reshape(height * width, -1)
+
+
+def _own_neighbourhoods(joint: Float, side: int) -> Float:
+    """``own[i, j, t, u, v] = joint[i, j, t, i + u, j + v]`` as a view: one step down moves target and window alike."""
+    height, width, frames = joint.shape[:3]
+    step_i, step_j, step_t, step_u, step_v = joint.strides
+    return np.lib.stride_tricks.as_strided(
+        joint,
+        shape=(height, width, frames, side, side),
+        strides=(step_i + step_u, step_j + step_v, step_t, step_u, step_v),
+        writeable=False,
+    )
+
+
+def _weigh(tile: _Tile, cosines: Float, labels: Float, topk: int, temperature: float) -> Float:
+    """Labels of a tile, ``(rows, columns, labels)``, from its cells' candidate cosines."""
+    count = min(topk, cosines.shape[1])
+    smallest = np.partition(cosines, -count, axis=1)[:, -count]
+    smallest = np.maximum(smallest, np.finfo(np.float32).min)  # fewer candidates in the grid than topk: -inf stays out
+    kept = np.flatnonzero((cosines >= smallest[:, None]).ravel())  # row-major: the kept of one target are neighbours
+    targets, candidates = np.divmod(kept, cosines.shape[1])
+    first = np.searchsorted(targets, np.arange(len(cosines)))
+    values = cosines.ravel()[kept]
+    values -= np.maximum.reduceat(values, first)[targets]  # cancels in the quotient, and no exponent overflows
+    weights = np.exp(values / np.float32(temperature))
+    weights /= np.add.reduceat(weights, first)[targets]
+    frame, y, x = _locate(tile, targets, candidates)
+    summed = np.add.reduceat(weights[:, None] * labels[frame, y, x], first, axis=0)
+    return np.asarray(summed, np.float32).reshape(tile.bottom - tile.top, tile.right - tile.left, -1)
+
+
+def _locate(
+    tile: _Tile, targets: NDArray[np.int64], candidates: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Frame, row and column of numbered candidates of numbered targets."""
+    side = 2 * tile.radius + 1
+    frame, offset = np.divmod(candidates, side * side)
+    dy, dx = np.divmod(offset, side)
+    row, column = np.divmod(targets, tile.right - tile.left)
+    return frame, tile.top + row + dy - tile.radius, tile.left + column + dx - tile.radius
+
+
+def _inverse_norms(values: Float) -> Float:
+    """``(grid_h, grid_w)`` reciprocal lengths of ``(grid_h, grid_w, C)`` descriptors."""
+    norms = np.sqrt(np.einsum("yxc,yxc->yx", values, values))
+    return np.asarray(1 / np.maximum(norms, NORM_FLOOR), np.float32)
+
+
+def _check(
+    features: Array,
+    context_features: Sequence[Array] | Array,
+    context_labels: Sequence[Array] | Array,
+    radius: int,
+    topk: int,
+    temperature: float,
+) -> tuple[Float, list[Float], Float]:
+    if radius < 0 or topk < 1 or not temperature > 0:
+        raise InputError(
+            f"radius={radius}, topk={topk}, temperature={temperature}: expected a radius of at least 0 cells, a topk "
+            "of at least 1 and a positive temperature"
+        )
+    target = check_map("features", features)
+    context = [check_map(f"context_features[{i}]", frame) for i, frame in enumerate(context_features)]
+    labels = [check_map(f"context_labels[{i}]", frame) for i, frame in enumerate(context_labels)]
+    if not context or len(context) != len(labels):
+        raise InputError(
+            f"{len(context)} context frames and {len(labels)} label maps: expected one of each, at least one"
+        )
+    _check_shapes(target, context, labels)
+    for name, values in [("features", target), *_named("context_features", context), *_named("context_labels", labels)]:
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} holds NaN or infinite values: expected finite numbers")
+    return target, context, np.stack(labels)
+
+
+def _check_shapes(target: Float, context: list[Float], labels: list[Float]) -> None:
+    for name, frame in _named("context_features", context):
+        if frame.shape != target.shape:
+            raise InputError(f"{name} has shape {frame.shape} and features {target.shape}: expected the same")
+    for name, frame in _named("context_labels", labels):
+        expected = (*target.shape[:2], labels[0].shape[2])
+        if frame.shape != expected:
+            raise InputError(f"{name} has shape {frame.shape}: expected {expected}, one row of labels per cell")
+
+
+def _named(name: str, frames: list[Float]) -> list[tuple[str, Float]]:
+    return [(f"{name}[{i}]", frame) for i, frame in enumerate(frames)]
+
+
+def propagate_reference(
+    features: Array,
+    context_features: Sequence[Array] | Array,
+    context_labels: Sequence[Array] | Array,
+    *,
+    radius: int = 12,
+    topk: int = 5,
+    temperature: float = 0.1,
+) -> Float:
+    """The definition, one target cell at a time, in float64. Slow; the oracle for :func:`propagate`."""
+    target, context, labels = np.asarray(features), np.stack(list(context_features)), np.stack(list(context_labels))
+    grid_h, grid_w = target.shape[:2]
+    out = np.zeros((grid_h, grid_w, labels.shape[3]))
+    rows, columns = np.indices((grid_h, grid_w))
+    for y in range(grid_h):
+        for x in range(grid_w):
+            cosine = _cosine(target[y, x].astype(np.float64), context.astype(np.float64))  # (frames, grid_h, grid_w)
+            near = (abs(rows - y) <= radius) & (abs(columns - x) <= radius)
+            affinity = np.where(near, np.exp(cosine / temperature), 0.0)
+            smallest = np.sort(affinity, axis=None)[::-1][: min(topk, affinity.size)][-1]
+            affinity[affinity < smallest] = 0
+            out[y, x] = np.tensordot(affinity / affinity.sum(), labels.astype(np.float64), axes=3)
+    return out.astype(np.float32)
+
+
+def _cosine(vector: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.maximum(np.linalg.norm(others, axis=-1), NORM_FLOOR)
+    return np.asarray(others @ vector / lengths / max(np.linalg.norm(vector), NORM_FLOOR))

@@ -1,0 +1,106 @@
+"""Label propagation against its definition, on awkward grids."""
+
+import numpy as np
+import pytest
+
+from facetrt.kernels import InputError
+from facetrt.kernels.propagate import TILE, propagate, propagate_reference
+
+
+def _case(grid=(7, 11), frames=3, channels=8, labels=3, seed=0):
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((frames + 1, *grid, channels)).astype(np.float32)
+    soft = random.random((frames, *grid, labels)).astype(np.float32)
+    return features[-1], features[:-1], soft
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (7, 11), (TILE, TILE), (TILE + 1, 2 * TILE - 1), (29, 5)])
+@pytest.mark.parametrize(("radius", "topk"), [(0, 5), (2, 5), (3, 1), (40, 7)])
+def test_equals_the_definition(grid, radius, topk):
+    target, context, labels = _case(grid)
+    fast = propagate(target, context, labels, radius=radius, topk=topk)
+    np.testing.assert_allclose(
+        fast, propagate_reference(target, context, labels, radius=radius, topk=topk), rtol=2e-4, atol=2e-5
+    )
+
+
+def test_sequences_and_half_precision_are_taken():
+    target, context, labels = _case()
+    expected = propagate_reference(target.astype(np.float16), context.astype(np.float16), labels)
+    fast = propagate(target.astype(np.float16), list(context.astype(np.float16)), list(labels))
+    assert fast.dtype == np.float32
+    np.testing.assert_allclose(fast, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_lengths_do_not_matter():
+    target, context, labels = _case()
+    scaled = propagate(target * 50, context * np.float32(0.01), labels, radius=2)
+    np.testing.assert_allclose(scaled, propagate(target, context, labels, radius=2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_moved_image_moves_its_labels():
+    random = np.random.default_rng(1)
+    frame = random.standard_normal((9, 9, 32)).astype(np.float32)
+    labels = random.random((9, 9, 2)).astype(np.float32)
+    moved = np.roll(frame, (2, -1), axis=(0, 1))
+    result = propagate(moved, [frame], [labels], radius=3, topk=1)
+    np.testing.assert_array_equal(result[2:, :-1], labels[:-2, 1:])
+
+
+def test_a_match_beyond_the_radius_is_not_seen():
+    frame = np.zeros((1, 9, 2), np.float32)
+    frame[..., 0] = 1
+    frame[0, 8] = [0, 1]
+    target = np.broadcast_to(np.float32([0, 1]), (1, 9, 2))
+    labels = np.zeros((1, 9, 1), np.float32)
+    labels[0, 8] = 1
+    reached = propagate(target, [frame], [labels], radius=2, topk=1)[0, :, 0]
+    np.testing.assert_array_equal(reached > 0.5, [False] * 6 + [True] * 3)
+
+
+def test_ties_at_the_smallest_kept_value_are_all_kept():
+    frame = np.ones((1, 4, 3), np.float32)
+    labels = np.float32([[[0], [0], [0], [1]]])
+    np.testing.assert_allclose(propagate(frame, [frame], [labels], topk=2), 0.25)
+
+
+def test_a_cold_temperature_does_not_overflow():
+    target, context, labels = _case()
+    result = propagate(target, context, labels, temperature=1e-4)
+    assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize("zero", ["target", "context"])
+def test_zero_descriptors_are_like_everything(zero):
+    target, context, labels = _case()
+    (target if zero == "target" else context)[:] = 0
+    np.testing.assert_allclose(
+        propagate(target, context, labels), propagate_reference(target, context, labels), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("grid", [(0, 0), (0, 4)])
+def test_an_empty_grid_gives_an_empty_map(grid):
+    target, context, labels = _case(grid)
+    assert propagate(target, context, labels).shape == (*grid, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c, s: (t, c[:0], s[:0]), "at least one"),
+        (lambda t, c, s: (t, c, s[:1]), "3 context frames and 1 label maps"),
+        (lambda t, c, s: (t[:-1], c, s), "expected the same"),
+        (lambda t, c, s: (t, c, s[:, :-1]), "one row of labels per cell"),
+        (lambda t, c, s: (t * np.float32(np.nan), c, s), "NaN or infinite"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    with pytest.raises(InputError, match=message):
+        propagate(*change(*_case()))
+
+
+@pytest.mark.parametrize("option", [{"radius": -1}, {"topk": 0}, {"temperature": 0}, {"temperature": float("nan")}])
+def test_options_out_of_range_are_named(option):
+    with pytest.raises(InputError, match="expected a radius"):
+        propagate(*_case(), **option)
