@@ -7,8 +7,11 @@ from facetrt.engine.features import Features, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.matching import Matches
 from facetrt.engine.parts import PartMap, Parts
+from facetrt.engine.pca import Pca, fit_pca
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
+from facetrt.engine.self_similarity import self_similarity, self_similarity_blocks
+from facetrt.engine.similarity import SimilarityMap, similarity_map
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,
@@ -41,8 +44,14 @@ __all__ = [
     "ParityError",
     "PartMap",
     "Parts",
+    "Pca",
     "Provenance",
     "Refinement",
     "SaliencyMode",
+    "SimilarityMap",
     "cluster_elbow",
+    "fit_pca",
+    "self_similarity",
+    "self_similarity_blocks",
+    "similarity_map",
 ]

@@ -183,7 +183,7 @@ def cluster_elbow(
     Raises:
         InputError: fewer sampled descriptors than clusters before the elbow was reached.
     """
-    samples = np.concatenate([rows[::sample_interval] for rows in descriptors])
+    samples = np.concatenate([rows[::sample_interval].copy() for rows in descriptors])  # a view would keep all rows
     count = sum(len(rows) for rows in descriptors)
     tried: list[int] = []
     objectives: list[float] = []

@@ -181,7 +181,8 @@ def _second_stage(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], opt
 
 def _samples(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Float:
     """Every n-th foreground descriptor of each image, counted within that image's foreground."""
-    samples = np.concatenate([r[mask][:: options.sample_interval] for r, mask in zip(rows, masks, strict=True)])
+    chosen = [r[np.flatnonzero(mask)[:: options.sample_interval]] for r, mask in zip(rows, masks, strict=True)]
+    samples = np.concatenate(chosen)
     if len(samples) < options.num_parts:
         raise InputError(
             f"the foreground gives {len(samples)} sampled descriptors, too few for {options.num_parts} parts: use a "

@@ -31,7 +31,7 @@ class OnnxRuntimeBackend(Backend):
     def _activate(self) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
+        options.log_severity_level = 4  # failures are raised as errors; the library would print them as well
         options.intra_op_num_threads = self.threads or 0
         options.enable_mem_pattern = not self.bundle.manifest.dynamic  # patterns of past shapes would pile up
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from facetrt.engine.cli.app import (
     parse_size,
     progress_bar,
 )
+from facetrt.engine.cli.records import describe
 from facetrt.engine.cosegmentation import Clustering, Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
@@ -133,7 +133,7 @@ def extract(
             stream = engine.encode_iter(paths, load_size=size, progress=update)
             for stem, features in zip(stems, stream, strict=True):
                 _write_features(folder, stem, features, chosen)
-                records.append(_describe(features) | {"file": f"{stem}.npz"})
+                records.append(describe(features) | {"file": f"{stem}.npz"})
         write_json(folder / "results.json", {"command": "extract", "facets": chosen, "images": records})
     console.print(f"descriptors of {len(paths)} images: {out}")
 
@@ -198,7 +198,7 @@ def write_matches(
     kept: dict[str, Any] = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
     write_png(folder / "matches.png", draw.draw_matches(a.pixels, b.pixels, matches))
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
-    record = {"command": "match", "facet": matches.facet, "options": options, "images": [_describe(a), _describe(b)]}
+    record = {"command": "match", "facet": matches.facet, "options": options, "images": [describe(a), describe(b)]}
     similarity = matches.similarity[matches.selected]
     write_json(
         folder / "results.json", record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity}
@@ -297,7 +297,7 @@ def write_masks(
         arrays: dict[str, Any] = {"labels": mask.labels, "loaded_mask": mask.loaded_mask, "saliency": item.saliency}
         np.savez_compressed(folder / "data" / f"{stem}.npz", **arrays)
         state = {"foreground": round(float(mask.loaded_mask.mean()), 4), "inlier": mask.inlier}
-        records.append(_describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
+        records.append(describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.save(folder / "centroids.npy", masks.clustering.centroids)
     summary = {"command": "cosegment", "options": options, **_clustering(masks.clustering, masks.votes)}
@@ -390,27 +390,12 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, option
         write_png(folder / "overlays" / f"{stem}.png", overlay)
         shares = np.bincount(part.loaded_labels.ravel() + 1, minlength=found.num_parts + 1) / part.loaded_labels.size
         state = {"shares": shares.round(4), "refinement": part.refinement, "labels": f"labels/{stem}.png"}
-        records.append(_describe(item) | state)
+        records.append(describe(item) | state)
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)
     summary = {"command": "parts", "options": options, **_clustering(found.foreground, found.votes)}
     summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
     write_json(folder / "results.json", summary | {"images": records})
-
-
-def _describe(features: Features) -> dict[str, Any]:
-    """What every output records of an image. Sizes are (height, width)."""
-    geometry = features.geometry
-    return {
-        "image": features.name,
-        "original_size": geometry.original_size,
-        "loaded_size": geometry.image_size,
-        "grid": geometry.grid,
-        "unused_pixels": geometry.unused_pixels,
-        "stride": geometry.stride,
-        "saliency_mode": features.saliency_mode,
-        **asdict(features.provenance),
-    }
 
 
 def _saliency_picture(features: Features) -> Any:

@@ -112,3 +112,25 @@ def test_a_graph_that_is_not_onnx(copy: Path) -> None:
     edit(copy, files=files)
     with Engine.open(copy) as engine, pytest.raises(BundleError, match="the encoder cannot be loaded"):
         engine._encoder.backend.activate()
+
+
+def test_a_graph_cannot_read_files_outside_the_bundle(copy: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import onnx
+
+    model = onnx.load(copy / "encoder.onnx")
+    (tmp_path / "secret.bin").write_bytes(bytes(1 << 20))
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2:
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            entry = tensor.external_data.add()
+            entry.key, entry.value = "location", str(tmp_path / "secret.bin")
+    data = model.SerializeToString()
+    (copy / "encoder.onnx").write_bytes(data)
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    files["encoder.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(copy, files=files)
+    with Engine.open(copy) as engine, pytest.raises(BundleError, match="the encoder cannot be loaded"):
+        engine._encoder.backend.activate()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from facetrt.engine import Engine
+from facetrt.engine.bundle import Bundle
 from facetrt.engine.samples import sample_images, second_view
 from facetrt.export import export_bundle
 
@@ -47,3 +51,18 @@ def test_constant_images_are_harmless(builtin: Engine, size: tuple[int, int], va
     features = builtin.encode([np.full((*size, 3), value, np.uint8)], load_size=None)[0]
     assert all(np.isfinite(rows).all() for rows in features.tokens.values())
     assert np.isfinite(features.saliency).all()
+
+
+def test_a_killed_export_leaves_no_bundle_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    program = "import sys; from facetrt.export.cli import main; sys.argv[0] = 'facetrt'; main()"
+    command = [sys.executable, "-c", program, "export", "builtin", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
+    subprocess.run(command, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Bundle.open(tmp_path / "out").manifest.model == "builtin"

@@ -1,0 +1,143 @@
+"""Principal components of descriptors, over one image or jointly over a set. Source: Amir et al.; specification §11.
+
+The fit is exact and streams: only the C × C scatter matrix is held, so a set may have any number of images. It equals
+scikit-learn's full solver up to signs, which a rule fixes here; the reference's randomised solver has no seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.features import Features, Float
+from facetrt.kernels.errors import InputError
+
+Double = NDArray[np.float64]
+
+BLOCK = 4096  # descriptors turned into float64 at a time
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Principal components of one facet's raw (not normalised) descriptors.
+
+    Attributes:
+        mean: ``(C,)`` float64.
+        components: ``(c, C)`` float64, orthonormal rows, largest variance first. The largest-magnitude entry of each
+            row is positive (the first one on ties), so that a fit can be repeated.
+        explained_variance_ratio: ``(c,)`` float64, share of the total variance; zeros if there is none.
+        count: number of descriptors fitted.
+    """
+
+    facet: str
+    mean: Double = field(repr=False)
+    components: Double = field(repr=False)
+    explained_variance_ratio: Double
+    count: int
+
+    def __post_init__(self) -> None:
+        shape = self.components.shape
+        if len(shape) != 2 or self.mean.shape != shape[1:] or self.explained_variance_ratio.shape != shape[:1]:
+            raise InputError(
+                f"components of shape {shape} do not fit a mean of shape {self.mean.shape} and ratios of shape "
+                f"{self.explained_variance_ratio.shape}: expected (c, C), (C,) and (c,)"
+            )
+
+    def project(self, features: Features) -> Float:
+        """Coordinates of every cell on the components, ``(grid_h, grid_w, c)`` float32.
+
+        Raises:
+            InputError: the facet is not at hand or has another width than the fit.
+        """
+        rows = features[self.facet]
+        if rows.shape[1] != self.mean.size:
+            raise InputError(_width_differs(features, self.facet, self.mean.size))
+        projected = np.empty((len(rows), len(self.components)), np.float32)
+        for start, block in _blocks(rows):
+            projected[start : start + len(block)] = (block - self.mean) @ self.components.T
+        return projected.reshape(*features.grid, -1)
+
+
+def fit_pca(features: Iterable[Features], facet: str, components: int = 4) -> Pca:
+    """Principal components of all cells of all images together ([CLS] left out).
+
+    Args:
+        features: of any number of images, for example from ``Engine.encode_iter`` or ``Engine.collect``;
+            read once, none is kept.
+        components: how many, at most the width of the descriptors and their number.
+
+    Raises:
+        InputError: no image, too few descriptors or channels, a facet that was not exported, NaN or infinite values.
+    """
+    if components < 1:
+        raise InputError(f"components={components}: expected at least 1")
+    moments = None
+    for item in features:
+        rows = _checked_rows(item, facet, components)
+        moments = moments or Moments(rows.shape[1])
+        if rows.shape[1] != moments.mean.size:
+            raise InputError(_width_differs(item, facet, moments.mean.size))
+        moments.add(rows)
+    if moments is None:
+        raise InputError("no image was given: PCA needs at least 1")
+    return _decompose(moments, facet, components)
+
+
+class Moments:
+    """Count, mean ``(C,)`` and scatter about the mean ``(C, C)``, in float64, of rows that arrive in pieces.
+
+    Pieces are merged by the parallel update of Chan, Golub and LeVeque, which does not cancel as raw sums of squares
+    do: keys have means that are large beside their spread.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(channels)
+        self.scatter = np.zeros((channels, channels))
+
+    def add(self, rows: Float) -> None:
+        """Take in ``rows (n, C)``."""
+        for _, block in _blocks(rows):
+            mean = block.mean(axis=0)
+            centred = block - mean
+            shift, total = mean - self.mean, self.count + len(block)
+            self.scatter += centred.T @ centred
+            self.scatter += np.outer(shift, shift) * (self.count * len(block) / total)
+            self.mean += shift * (len(block) / total)
+            self.count = total
+
+
+def _decompose(moments: Moments, facet: str, components: int) -> Pca:
+    if moments.count < components:
+        raise InputError(
+            f"the images give {moments.count} descriptors, too few for {components} components: use fewer components, "
+            "more images or a larger load size"
+        )
+    variances, vectors = np.linalg.eigh(moments.scatter)
+    chosen = vectors[:, ::-1][:, :components].T  # (c, C)
+    largest = np.take_along_axis(chosen, np.abs(chosen).argmax(axis=1, keepdims=True), axis=1)
+    total = variances.clip(0).sum()
+    ratio = variances[::-1][:components].clip(0) / (total if total > 0 else 1)
+    return Pca(facet, moments.mean, chosen * np.where(largest < 0, -1.0, 1.0), ratio, moments.count)
+
+
+def _checked_rows(item: Features, facet: str, components: int) -> Float:
+    rows = item[facet]
+    if components > rows.shape[1]:
+        raise InputError(f"components={components}: {facet} has {rows.shape[1]} channels, so at most that many exist")
+    if not np.isfinite(rows).all():
+        raise InputError(f"{facet} of {item.name} holds NaN or infinite values: expected finite descriptors")
+    return rows
+
+
+def _width_differs(item: Features, facet: str, expected: int) -> str:
+    return f"{facet} of {item.name} has {item[facet].shape[1]} channels and not {expected}: use one bundle for all"
+
+
+def _blocks(rows: Float) -> Iterator[tuple[int, Double]]:
+    """Consecutive pieces as ``(first row, (n, C) float64)``."""
+    for start in range(0, len(rows), BLOCK):
+        yield start, rows[start : start + BLOCK].astype(np.float64)
