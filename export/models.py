@@ -105,7 +105,12 @@ def _dino(
 
 
 def _supervised(size: str, patch: int) -> ModelSpec:
+    """timm's supervised model of that name, with the checkpoint that the reference's timm 0.4.12 had for it.
+
+    ViT-S/8 has none today: timm's default of that name is DINO's checkpoint, which must not pass for a supervised one.
+    """
     name = f"vit_{size}_patch{patch}_224"
+    published = (size, patch) != ("small", 8)
     return ModelSpec(
         name=name,
         description=f"supervised ViT-{size[0].upper()}/{patch} (timm)",
@@ -114,7 +119,7 @@ def _supervised(size: str, patch: int) -> ModelSpec:
         heads=12 if size == "base" else 6,
         trained_grid=224 // patch,
         normalisation=HALF,
-        timm_name=name,
+        timm_name=f"{name}.augreg_in21k_ft_in1k" if published else None,
         dropped=("head.weight", "head.bias"),
     )
 

@@ -40,6 +40,11 @@ def load_weights(
         return _builtin_state()
     if spec.timm_name is not None:
         return _timm_state(spec.timm_name)
+    if spec.url is None:
+        raise MissingFileError(
+            f"no supervised checkpoint of {spec.name} is published (timm's of that name is DINO's): pass one with "
+            "--weights, or export dino_vits8"
+        )
     cached = fetch_checkpoint(spec, progress)
     return read_state_dict(cached), Checkpoint(str(spec.url), _sha256(cached))
 
@@ -191,7 +196,8 @@ def _timm_state(name: str) -> tuple[StateDict, Checkpoint]:
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingFileError(
             f"timm could not load the pretrained weights of {name}: {(str(error).splitlines() or [''])[0]:.200}. They "
-            f"are published as timm's {name}: fetch the checkpoint on a connected machine and pass it with --weights"
+            f"are published on the Hugging Face hub as timm/{name}: fetch the checkpoint on a connected machine and pass "
+            "it with --weights"
         ) from error
     state = dict(model.state_dict())
     digest = hashlib.sha256()

@@ -69,6 +69,19 @@ def test_zero_foreground_gives_empty_masks(tiny_engine: Engine, features: list[F
     assert all(not m.mask.any() and m.refinement is Refinement.NONE for m in masks)
 
 
+def test_a_crf_refines_as_well(tiny_engine: Engine, features: list[Features]) -> None:
+    options = {"sample_interval": 5, "saliency_threshold": 0.3}
+    plain = tiny_engine.cosegment(features, **options, refine="none")
+    smooth = tiny_engine.cosegment(features, **options, refine="crf")
+    for a, b in zip(plain, smooth, strict=True):
+        assert a.refinement is Refinement.NONE and b.refinement is Refinement.CRF
+        np.testing.assert_array_equal(a.cells, b.cells)
+        assert 0.5 < (a.loaded_mask == b.loaded_mask).mean() < 1
+    pytest.importorskip("pydensecrf", reason="the extra 'crf' is not installed")
+    for a, b in zip(smooth, tiny_engine.cosegment(features, **options, refine="pydensecrf"), strict=True):
+        assert (a.loaded_mask == b.loaded_mask).mean() >= 0.99
+
+
 def test_repeated_runs_are_equal(tiny_engine: Engine, features: list[Features]) -> None:
     first, second = (tiny_engine.cosegment(features, sample_interval=5, saliency_threshold=0.3) for _ in range(2))
     for a, b in zip(first, second, strict=True):

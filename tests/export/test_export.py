@@ -19,7 +19,7 @@ from facetrt.export.exporting import export_bundle, load_model, resolve_options
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
-from facetrt.export.weights import fetch_checkpoint, load_strictly, read_state_dict
+from facetrt.export.weights import fetch_checkpoint, load_strictly, load_weights, read_state_dict
 
 SIZES = [(48, 48), (61, 83), (104, 40), (8, 8)]
 
@@ -221,6 +221,31 @@ def test_timm_supervised_models_have_their_two_head_tensors_dropped() -> None:
     vit = spec.build()
     load_strictly(vit, dict(published.state_dict()), spec.dropped, "timm")
     assert torch.equal(vit.blocks[11].attn.qkv.weight, published.blocks[11].attn.qkv.weight)
+
+
+def test_dino_weights_do_not_pass_for_supervised_ones() -> None:
+    import timm
+
+    for size, patch in (("small", 16), ("base", 8), ("base", 16)):
+        name = find_model(f"vit_{size}_patch{patch}_224").timm_name
+        assert name is not None and name in timm.list_pretrained(f"vit_{size}_patch{patch}_224*")
+        assert timm.get_pretrained_cfg(name).mean == (0.5, 0.5, 0.5)
+    with pytest.raises(MissingFileError, match="no supervised checkpoint of vit_small_patch8_224"):
+        load_weights(find_model("vit_small_patch8_224"), None)
+
+
+def test_timm_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*arguments: object, **options: object) -> None:
+        raise OSError("Network is unreachable\nlong explanation")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        MissingFileError,
+        match=r"Network is unreachable\. They are published on .* timm/vit_base_patch16_224.* --weights",
+    ):
+        load_weights(find_model("vit_base_patch16_224"), None)
 
 
 @pytest.fixture
