@@ -196,7 +196,7 @@ def _timm_state(name: str) -> tuple[StateDict, Checkpoint]:
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingFileError(
             f"timm could not load the pretrained weights of {name}: {(str(error).splitlines() or [''])[0]:.200}. They "
-            f"are published on the Hugging Face hub as timm/{name}: fetch the checkpoint on a connected machine and pass "
+            f"are published on the Hugging Face hub as timm/{name}: fetch the checkpoint elsewhere and pass "
             "it with --weights"
         ) from error
     state = dict(model.state_dict())

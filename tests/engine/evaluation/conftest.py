@@ -46,6 +46,7 @@ class StubEngine:
             files={"encoder.onnx": FileEntry(1, model)},
         )
         self.encoded: list[str] = []
+        self.strides: list[int | None] = []
         self.fail_after = fail_after
 
     def __enter__(self) -> StubEngine:
@@ -57,13 +58,16 @@ class StubEngine:
     def encode(self, images: Any, **options: Any) -> list[Features]:
         return list(self.encode_iter(images, **options))
 
-    def encode_iter(self, images: Any, *, load_size: Any = 224, saliency: str = "full") -> Iterator[Features]:
+    def encode_iter(
+        self, images: Any, *, load_size: Any = 224, saliency: str = "full", stride: int | None = None
+    ) -> Iterator[Features]:
+        self.strides.append(stride)
         for image in images:
             if self.fail_after is not None and len(self.encoded) >= self.fail_after:
                 raise KeyboardInterrupt
             loaded = load_image(image, load_size)
             self.encoded.append(loaded.name)
-            yield self._features(loaded, SaliencyMode(saliency))
+            yield self._features(loaded, SaliencyMode(saliency), stride or STRIDE)
 
     def cosegment(self, features: list[Features], *, facet: str, refine: str, **options: Any) -> Masks:
         return cosegment_features(features, CosegmentOptions(facet=facet, refine=Refinement(refine), **options))
@@ -71,9 +75,9 @@ class StubEngine:
     def segment_parts(self, features: list[Features], *, facet: str, refine: str, **options: Any) -> Parts:
         return segment_parts_features(features, PartsOptions(facet=facet, refine=Refinement(refine), **options))
 
-    def _features(self, loaded: Any, mode: SaliencyMode) -> Features:
-        geometry = Geometry(loaded.original_size, loaded.image_size, PATCH, STRIDE)
-        colours = cell_colours(loaded.pixels / 255, geometry.grid)
+    def _features(self, loaded: Any, mode: SaliencyMode, stride: int) -> Features:
+        geometry = Geometry(loaded.original_size, loaded.image_size, PATCH, stride)
+        colours = cell_colours(loaded.pixels / 255, geometry.grid, stride)
         rows = np.concatenate([np.zeros((1, 4)), colours.reshape(-1, 4)]).astype(np.float32)
         return Features(
             tokens={"key@9": rows, "token@9": rows},
@@ -86,12 +90,12 @@ class StubEngine:
         )
 
 
-def cell_colours(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def cell_colours(pixels: np.ndarray, grid: tuple[int, int], stride: int = STRIDE) -> np.ndarray:
     """Mean colour of each cell's patch and a constant, ``(grid_h, grid_w, 4)``."""
     cells = np.ones((*grid, 4))
     for y in range(grid[0]):
         for x in range(grid[1]):
-            cells[y, x, :3] = pixels[STRIDE * y :, STRIDE * x :][:PATCH, :PATCH].mean(axis=(0, 1)) - 0.5
+            cells[y, x, :3] = pixels[stride * y :, stride * x :][:PATCH, :PATCH].mean(axis=(0, 1)) - 0.5
     return cells
 
 

@@ -109,10 +109,16 @@ def test_moving_squares_are_followed(davis, make_engine, tmp_path):
     assert overall["J"] > static["J"] + 0.1
     assert overall["J&F"] == pytest.approx((overall["J"] + overall["F"]) / 2)
     assert [row.name for row in outcome.summary.categories] == ["apart/1", "apart/2"]
-    assert len(engine.encoded) == 5
+    assert len(engine.encoded) == 5 and set(engine.strides) == {engine.manifest.architecture.patch}
     saved = Image.open(tmp_path / "out" / "pictures" / "apart" / "00003.png")
     assert saved.mode == "P"
     assert set(np.unique(np.asarray(saved))) == {0, 1, 2}
+
+
+def test_other_strides_can_be_asked(davis, make_engine, tmp_path):
+    engine = make_engine()
+    evaluate(open_evaluation("davis2017", davis, QUICK | {"limit": 1, "stride": 4}), engine, tmp_path / "out")
+    assert set(engine.strides) == {4}
 
 
 def test_only_inner_frames_are_scored(davis, tmp_path):
