@@ -19,6 +19,7 @@ from torch.export import Dim
 
 from facetrt.engine.backends import make_backend
 from facetrt.engine.bundle import (
+    CLS_ATTENTION,
     ENCODER,
     MANIFEST,
     POSITIONAL,
@@ -40,10 +41,10 @@ from facetrt.engine.samples import sample_images
 from facetrt.export import parity
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.models import ModelSpec, find_model
-from facetrt.export.options import ExportOptions, Facet, FacetKind, Precision
+from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
-from facetrt.kernels.errors import BackendError, FacetrtError, InputError
+from facetrt.kernels.errors import BackendError, InputError
 
 Report = Callable[[str], None]
 
@@ -238,7 +239,7 @@ def _run(encoder: Encoder, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.fl
     features = next(encoder.encode([pixels], EncodeOptions()))
     outputs = dict(features.tokens)
     if features.attention is not None:
-        outputs[parity.CLS_ATTENTION] = features.attention.ravel()
+        outputs[CLS_ATTENTION] = features.attention.ravel()
     return outputs
 
 
@@ -286,6 +287,3 @@ def _tools() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-__all__ = ["FacetKind", "FacetrtError", "export_bundle", "load_model", "make_encoder", "resolve_options", "verify"]

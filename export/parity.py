@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle import CLS_ATTENTION
 from facetrt.export.options import Precision
 from facetrt.kernels.errors import ParityError
 
@@ -83,6 +82,3 @@ def check(outputs: Mapping[str, Metrics], precision: Precision) -> None:
             f"the exported graph does not reproduce the model: {name} has {', '.join(failures[name])}"
             f"{f' (and {len(failures) - 1} more outputs)' if len(failures) > 1 else ''}; no bundle was written"
         )
-
-
-__all__ = ["CLS_ATTENTION", "CONTRACTS", "Contract", "check", "compare", "compare_output", "worst"]
