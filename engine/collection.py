@@ -85,6 +85,10 @@ class FeatureCollection(LazySequence[Features]):
         """
         for facet in self.facets:
             features[facet]
+        if self._items and features.provenance != self._items[0].provenance:
+            raise InputError(
+                f"the features of {features.name} come from another bundle or backend than the collection's"
+            )
         kept = replace(features, tokens={facet: features.tokens[facet] for facet in self.facets})
         self._bytes += _size(kept)
         self._items.append(kept)
@@ -111,7 +115,7 @@ class FeatureCollection(LazySequence[Features]):
 
     def _load(self, index: int) -> Features:
         item = self._items[index]
-        if item.tokens:
+        if item.pixels.size:
             return item
         if self._folder is None:
             raise InputError("this collection is closed: encode the images again")

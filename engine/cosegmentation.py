@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.checks import check_finite, check_positive
 from facetrt.engine.collection import map_features, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
@@ -44,8 +45,9 @@ class CosegmentOptions:
             raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
         if not 0 <= self.votes_percentage <= 100:
             raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
-        if self.elbow <= 0:
-            raise InputError(f"elbow={self.elbow}: expected a positive factor; the reference uses 0.975")
+        check_positive("elbow", self.elbow)
+        check_finite("saliency_threshold", self.saliency_threshold)
+        check_finite("outlier_threshold", self.outlier_threshold)
         check_available(self.refine)
 
 
@@ -190,8 +192,8 @@ def cluster_elbow(
     for k in range(1, max_clusters + 1):
         if k > len(samples):
             raise InputError(
-                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use a sampling "
-                f"interval below {sample_interval}, more images or a larger load size"
+                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use more images, "
+                f"a larger load size{_smaller(sample_interval)}"
             )
         centroids = kmeans(samples, k).centroids
         assignments = [assign(rows, centroids) for rows in descriptors]
@@ -200,6 +202,10 @@ def cluster_elbow(
         if k > 1 and objectives[-1] > elbow * objectives[-2]:
             break
     return Clustering(tried, objectives, centroids, [a.labels for a in assignments])
+
+
+def _smaller(interval: int) -> str:
+    return f" or a sampling interval below {interval}" if interval > 1 else ""
 
 
 def normalise(rows: Float) -> Float:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from facetrt.engine.positional import positional_table
 from facetrt.engine.resampling import pillow_nearest
 from facetrt.kernels.errors import InputError
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
 
 LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
 BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
-WINDOW = 32  # images held at a time while looking for equal shapes
+WINDOW = 32  # images held at a time while looking for equal shapes, unless their features exceed
+WINDOW_BYTES = 256 << 20  # so many bytes
 MEMORY_SHARE = 0.7  # of the machine's memory that one image's attention may take
 
 
@@ -60,19 +60,33 @@ class Encoder:
     ) -> Iterator[Features]:
         """Features of each image, in order. At most ``WINDOW`` images are held at a time."""
         self._check_stride(options.stride)
-        items = images if isinstance(images, Sequence) else list(images)
-        source = iter(enumerate(items))
+        total = len(images) if isinstance(images, Sized) else None
         done = 0
-        while window := list(islice(source, WINDOW)):
-            loaded = [load_image(image, options.load_size, name=f"image {i}") for i, image in window]
+        for loaded in self._windows(iter(images), options):
             results: dict[int, Features] = {}
             for batch in self._batches(loaded, options):
                 encoded = self._encode_batch([loaded[i] for i in batch], options)
                 results |= dict(zip(batch, encoded, strict=True))
                 done += len(batch)
                 if progress is not None:
-                    progress(done, len(items))
-            yield from (results[i] for i in range(len(loaded)))
+                    progress(done, total)
+            for i in range(len(loaded)):
+                yield results.pop(i)
+
+    def _windows(self, images: Iterator[ImageLike], options: EncodeOptions) -> Iterator[list[LoadedImage]]:
+        """Runs of consecutive images, as many as ``WINDOW`` and ``WINDOW_BYTES`` allow; at least one."""
+        halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
+        window: list[LoadedImage] = []
+        size = 0
+        for number, image in enumerate(images):
+            window.append(load_image(image, options.load_size, name=f"image {number}", half=halve))
+            cells = self._check_size(window[-1], options.stride or self.manifest.stride)
+            size += cells * self.manifest.architecture.dim * 4 * len(self.manifest.facets)
+            if len(window) == WINDOW or size > WINDOW_BYTES:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
 
     def _check_stride(self, stride: int | None) -> None:
         own, patch = self.manifest.stride, self.manifest.architecture.patch
@@ -85,14 +99,14 @@ class Encoder:
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(loaded):
             shapes.setdefault(image.image_size, []).append(i)
-        for shape, indices in shapes.items():
-            cells = self._check_size(shape, loaded[indices[0]].name, options.stride or self.manifest.stride)
+        for indices in shapes.values():
+            cells = self._check_size(loaded[indices[0]], options.stride or self.manifest.stride)
             size = max(1, BATCH_CELLS // cells)
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
-    def _check_size(self, shape: tuple[int, int], name: str, stride: int) -> int:
-        """Number of cells of an image of this shape, or :class:`InputError` if it cannot be encoded."""
-        expected = self.manifest.size
+    def _check_size(self, image: LoadedImage, stride: int) -> int:
+        """Number of cells of an image, or :class:`InputError` if it cannot be encoded."""
+        expected, shape, name = self.manifest.size, image.image_size, image.name
         if expected is not None and list(shape) != expected:
             raise InputError(
                 f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
@@ -103,12 +117,12 @@ class Encoder:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         tokens = 1 + grid_h * grid_w
-        needed, present = 2 * self.manifest.architecture.heads * tokens**2 * 4, physical_memory()
+        needed, present = attention_bytes(self.manifest.architecture.heads, tokens), physical_memory()
         if needed > MEMORY_SHARE * present:
             raise InputError(
                 f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {tokens - 1:,} cells at stride "
                 f"{stride}; their attention needs about {needed / 1e9:.0f} GB and this machine has "
-                f"{present / 1e9:.0f} GB: use a smaller load size or a larger stride"
+                f"{present / 1e9:.0f} GB: use a smaller size or a larger stride"
             )
         return tokens - 1
 
@@ -118,8 +132,7 @@ class Encoder:
         outputs = self._run(np.stack([image.pixels for image in batch]), step=stride // self.manifest.stride)
         attention = outputs.pop(CLS_ATTENTION, None)
         if attention is not None and options.saliency is SaliencyMode.LOW_RESOLUTION:
-            halve = options.load_size is not None
-            attention = self._low_resolution_attention(batch, geometries[0].grid, halve=halve)
+            attention = self._low_resolution_attention(batch, geometries[0].grid)
         return [
             Features(
                 tokens={facet: rows[i] for facet, rows in outputs.items()},
@@ -129,11 +142,12 @@ class Encoder:
                 pixels=image.pixels,
                 name=image.name,
                 provenance=self.provenance,
+                load_size=options.load_size,
             )
             for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True))
         ]
 
-    def _low_resolution_attention(self, batch: list[LoadedImage], grid: tuple[int, int], *, halve: bool) -> Float:
+    def _low_resolution_attention(self, batch: list[LoadedImage], grid: tuple[int, int]) -> Float:
         """[CLS] attention at half the image size and stride 8, enlarged to ``grid``, ``(B, cells)``.
 
         Without a load size the reference does not halve the image, only the resolution of the grid.
@@ -147,10 +161,13 @@ class Encoder:
                 f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
                 "--dynamic and a stride that divides 8"
             )
-        height, width = batch[0].image_size
-        size = (height // 2, width // 2) if halve else (height, width)
-        small_grid = grid_size(size, patch, LOW_RESOLUTION_STRIDE)
-        images = np.stack([image.resized(size) for image in batch])
+        images = np.stack([image.pixels if image.half is None else image.half for image in batch])
+        try:
+            small_grid = grid_size((images.shape[1], images.shape[2]), patch, LOW_RESOLUTION_STRIDE)
+        except InputError as error:
+            raise InputError(
+                f"{batch[0].name}: low-resolution saliency halves the image: {error}, or full saliency"
+            ) from error
         attention = self._run(images, step=LOW_RESOLUTION_STRIDE // stride)[CLS_ATTENTION]
         return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
 
@@ -170,6 +187,11 @@ class Encoder:
             "cols": np.arange(grid[1], dtype=np.int64) * step,
         }
         return self.backend.run(inputs)
+
+
+def attention_bytes(heads: int, tokens: int) -> int:
+    """What one image's attention takes: logits and probabilities of one layer in float32."""
+    return 2 * heads * tokens**2 * 4
 
 
 def physical_memory() -> int:

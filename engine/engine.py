@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -131,7 +132,7 @@ class Engine:
         return match_features(
             a,
             b,
-            facet=facet or self.manifest.default_facet("match"),
+            facet=self.manifest.default_facet("match") if facet is None else facet,
             hierarchy=hierarchy,
             saliency_threshold=saliency_threshold,
             num_pairs=num_pairs,
@@ -168,7 +169,7 @@ class Engine:
                 ``outlier_threshold``; their masks are empty.
             refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
         """
-        chosen = facet or self.manifest.default_facet("cosegment")
+        chosen = self.manifest.default_facet("cosegment") if facet is None else facet
         options = CosegmentOptions(
             facet=chosen,
             elbow=elbow,
@@ -179,6 +180,8 @@ class Engine:
             outlier_threshold=outlier_threshold,
             refine=Refinement.parse(refine),
         )
+        if isinstance(images, Sized) and len(images) < 2:
+            raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
         with self._collection(images, load_size, chosen, low_resolution_saliency, progress) as features:
             return cosegment_features(features, options)
 
@@ -216,7 +219,7 @@ class Engine:
             seed: of the random crops.
         """
         options = PartsOptions(
-            facet=facet or self.manifest.default_facet("cosegment"),
+            facet=self.manifest.default_facet("cosegment") if facet is None else facet,
             num_parts=num_parts,
             elbow=elbow,
             elbow_second_stage=elbow_second_stage,
@@ -226,8 +229,8 @@ class Engine:
             three_stages=three_stages,
             refine=Refinement.parse(refine),
         )
-        if num_crop_augmentations < 0:
-            raise InputError(f"num_crop_augmentations={num_crop_augmentations}: expected at least 0")
+        if num_crop_augmentations < 0 or seed < 0:
+            raise InputError(f"num_crop_augmentations={num_crop_augmentations}, seed={seed}: expected at least 0")
         with (
             self._collection(images, load_size, options.facet, low_resolution_saliency, progress) as features,
             FeatureCollection([options.facet]) as augmented,
@@ -239,11 +242,12 @@ class Engine:
     def _augment(
         self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
     ) -> None:
-        """Add features of augmented views, each resized to its original's loaded size."""
+        """Add features of augmented views, each loaded as its original was."""
         random = np.random.default_rng(seed)
         for item in features:
             views = augment(item.pixels, crops, flip=flip, random=random)
-            for view in self.encode_iter(views, load_size=_reload_size(item, self.manifest)):
+            load_size = item.load_size if self.manifest.dynamic else item.image_size
+            for view in self.encode_iter(views, load_size=load_size, stride=item.stride):
                 augmented.append(view)
 
     def collect(
@@ -280,22 +284,30 @@ class Engine:
         mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
         asked = None if low is None else mode
         if isinstance(images, FeatureCollection):
-            for item in images[:1]:  # all come from one engine
-                self._check_origin(item, asked)
+            self._check_collection(images, facet, asked)
             yield images
             return
-        items = list(_as_images(images))
-        features = [item for item in items if isinstance(item, Features)]
-        if features:
-            if len(features) < len(items):
+        source = iter(_as_images(images))
+        first = next(source, None)
+        if isinstance(first, Features):
+            features = [item for item in chain([first], source) if isinstance(item, Features)]
+            if isinstance(images, Sized) and len(features) < len(images):
                 raise InputError("images and features were given together: encode all images first, or none")
             for item in features:
                 self._check_origin(item, asked)
             yield features
             return
-        plain = [item for item in items if not isinstance(item, Features)]
-        with self.collect(plain, facets=[facet], load_size=load_size, saliency=mode, progress=progress) as collection:
+        plain = images if isinstance(images, Sequence) else () if first is None else chain([first], source)
+        with self.collect(plain, facets=[facet], load_size=load_size, saliency=mode, progress=progress) as collection:  # type: ignore[arg-type]
             yield collection
+
+    def _check_collection(self, images: FeatureCollection, facet: str, asked: SaliencyMode | None) -> None:
+        if facet not in images.facets:
+            raise InputError(
+                f"this collection holds {', '.join(images.facets)}, not {facet}: collect it with facets=['{facet}']"
+            )
+        for item in images[:1]:  # all come from one engine
+            self._check_origin(item, asked)
 
     def _check_origin(self, item: Features, asked: SaliencyMode | None) -> None:
         own = self._encoder.provenance
@@ -324,7 +336,9 @@ class Engine:
 
 
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:
-    if isinstance(images, (str, bytes, Path)) or hasattr(images, "__array__"):
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        raise InputError(f"an array of shape {images.shape} was given: write list(images), one array per image")
+    if isinstance(images, (str, bytes, Path, Features)) or hasattr(images, "__array__") or hasattr(images, "tobitmap"):
         raise InputError("one image was given where a list was expected: write [image]")
     return images
 
@@ -334,8 +348,3 @@ def _saliency_mode(value: str) -> SaliencyMode:
         return SaliencyMode(value)
     except ValueError as error:
         raise InputError(f"saliency {value!r}: expected {' or '.join(SaliencyMode)}") from error
-
-
-def _reload_size(item: Features, manifest: Manifest) -> LoadSize:
-    """What brings a crop of a loaded image back to its size: the shorter side, or a static bundle's size."""
-    return min(item.image_size) if manifest.size is None else item.image_size

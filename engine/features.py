@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.images import Pixels
+from facetrt.engine.images import LoadSize, Pixels
 from facetrt.kernels.errors import InputError
 
 Float = NDArray[np.float32]
@@ -49,6 +49,7 @@ class Features:
         geometry: how the cells lie on the image.
         pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
         name: path of the image, or how messages call it.
+        load_size: how it was loaded.
     """
 
     tokens: Mapping[str, Float] = field(repr=False)
@@ -58,6 +59,7 @@ class Features:
     pixels: Pixels = field(repr=False)
     name: str
     provenance: Provenance
+    load_size: LoadSize = None
 
     def __post_init__(self) -> None:
         grid_h, grid_w = self.grid

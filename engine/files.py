@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from facetrt.kernels.errors import InputError, MissingFileError, OutputError
+from facetrt.engine.bundle import read_manifest
+from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-RESULT_MARKS = ("manifest.json", "results.json")  # one of these makes a folder ours, so that `force` may replace it
+RESULTS = "results.json"
+MAX_MARK_BYTES = 64 << 20
+
+
+class Content(StrEnum):
+    """What an output folder holds; ``force`` replaces a folder only by one of the same kind."""
+
+    RESULTS = "results"
+    BUNDLE = "bundle"
 
 
 @contextmanager
-def atomic_folder(path: Path | str, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path | str, *, force: bool = False, content: Content = Content.RESULTS) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write into; it takes ``path``'s place only if the block succeeds.
 
     Raises:
@@ -29,52 +41,89 @@ def atomic_folder(path: Path | str, *, force: bool = False) -> Iterator[Path]:
             or the place cannot be written.
     """
     target = Path(path).absolute()
-    check_replaceable(target, force=force)
+    check_replaceable(target, force=force, content=content)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=f".{os.getpid()}.tmp"))
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary_prefix(target, os.getpid()), suffix=".tmp"))
     except OSError as error:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
         made.chmod(0o755)
         yield made
-        _publish(made, target, force=force)
+        _publish(made, target, force=force, content=content)
     except OSError as error:
-        if isinstance(error, (MissingFileError, OutputError)):
+        if isinstance(error, FacetrtError):
             raise
         raise OutputError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def check_replaceable(target: Path, *, force: bool) -> None:
-    """Raise :class:`OutputError` unless ``target`` is free, or ``force`` may replace it."""
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not force:
-        raise OutputError(f"{target} exists already: choose another --out, or replace it with --force")
-    marked = any((target / mark).is_file() for mark in RESULT_MARKS)
-    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not marked):
-        raise OutputError(f"{target} was not written by facetrt, so --force does not replace it: choose another --out")
+def check_replaceable(
+    path: Path | str, *, force: bool, content: Content = Content.RESULTS, inputs: Iterable[Path | str] = ()
+) -> None:
+    """Raise :class:`OutputError` unless ``path`` is free, or ``force`` may replace it.
+
+    ``inputs`` are files and folders that the command reads: a folder that holds one of them is never replaced.
+    """
+    target = Path(path).absolute()
+    try:
+        if not (target.exists() or target.is_symlink()):
+            return
+        if not force:
+            raise OutputError(f"{target} exists already: choose another --out, or replace it with --force")
+        if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not _is_ours(target, content)):
+            raise OutputError(
+                f"{target} was not written by facetrt as {content}, so --force does not replace it: choose another "
+                "--out"
+            )
+        for given in inputs:
+            if Path(given).resolve().is_relative_to(target.resolve()):
+                raise OutputError(f"{given} lies in {target}, which --force would delete: choose another --out")
+    except FacetrtError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to {target}: {error.strerror or error}") from error
 
 
-def _publish(made: Path, target: Path, *, force: bool) -> None:
+def _is_ours(target: Path, content: Content) -> bool:
+    """Whether facetrt wrote this folder, told by what its mark says, not by its name."""
+    if content is Content.BUNDLE:
+        try:
+            read_manifest(target)
+        except FacetrtError:
+            return False
+        return True
+    mark = target / RESULTS
+    try:
+        data = json.loads(mark.read_bytes()) if mark.stat().st_size <= MAX_MARK_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("tool") == "facetrt"
+
+
+def _publish(made: Path, target: Path, *, force: bool, content: Content) -> None:
     if not target.exists():
         made.rename(target)
         return
-    check_replaceable(target, force=force)  # it may have appeared meanwhile
-    old = made.with_name(made.name + ".old.tmp")
+    check_replaceable(target, force=force, content=content)  # it may have appeared meanwhile
+    old = made.with_suffix(".old")
     target.rename(old)
     made.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _temporary_prefix(target: Path, process: int) -> str:
+    return f".{target.name}.facetrt-{socket.gethostname()}-{process}-"
+
+
 def remove_leftovers(target: Path) -> None:
-    """Delete what killed runs left beside ``target``: temporary folders whose process is gone."""
-    for folder in target.parent.glob(f".{target.name}.*.tmp"):
-        numbers = [part for part in folder.name.split(".") if part.isdigit()]
-        if numbers and not _alive(int(numbers[-1])):
+    """Delete what killed runs on this machine left beside ``target``: temporary folders whose process is gone."""
+    pattern = re.compile(re.escape(f".{target.name}.facetrt-{socket.gethostname()}-") + r"(\d{1,9})-[a-z0-9_]+\.tmp")
+    for folder in target.parent.iterdir():
+        found = pattern.fullmatch(folder.name)
+        if found is not None and not _alive(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -83,7 +132,7 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True
 
@@ -111,13 +160,18 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
     """A distinct file stem for each path, in order: repeated stems get ``-2``, ``-3``, …"""
-    stems: list[str] = []
+    stems: dict[str, None] = {}
     for path in paths:
         stem, number = path.stem, 2
         while stem in stems:
             stem, number = f"{path.stem}-{number}", number + 1
-        stems.append(stem)
-    return stems
+        stems[stem] = None
+    return list(stems)
+
+
+def write_results(folder: Path, data: dict[str, Any]) -> None:
+    """``results.json`` of an output folder, marked as facetrt's."""
+    write_json(folder / RESULTS, {"tool": "facetrt", **data})
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -26,34 +26,31 @@ MAX_PIXELS = 100_000_000  # of an input or of a resized image; larger ones are r
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """``pixels (height, width, 3)`` uint8 RGB at the loaded size, and what is needed to load it at another one."""
+    """``pixels (height, width, 3)`` uint8 RGB at the loaded size.
+
+    ``half`` is the image at half that size, resized from the original as well, if it was asked for;
+    ``original_size`` is ``(height, width)`` before resizing, after EXIF orientation.
+    """
 
     pixels: Pixels
-    original: Image.Image
+    half: Pixels | None
+    original_size: tuple[int, int]
     name: str
-
-    @property
-    def original_size(self) -> tuple[int, int]:
-        """``(height, width)`` before resizing, after EXIF orientation."""
-        return self.original.height, self.original.width
 
     @property
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of :attr:`pixels`."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def resized(self, size: tuple[int, int]) -> Pixels:
-        """The original image at another ``(height, width)``."""
-        return resize(self.original, size)
 
-
-def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "image") -> LoadedImage:
+def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "image", half: bool = False) -> LoadedImage:
     """Read an image and resize it.
 
     Args:
         image: a path, a PIL image, or an ``(H, W, 3)`` uint8 RGB array (``(H, W)`` grey is accepted).
         load_size: length of the shorter side, or ``(height, width)``, or None to keep the size.
         name: how messages call an image that is not a file.
+        half: whether the image at half its loaded size is needed as well.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -61,12 +58,14 @@ def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "ima
     """
     original, name = _open(image, name)
     size = loaded_size((original.height, original.width), load_size, name)
-    return LoadedImage(resize(original, size), original, name)
+    small = resize(original, (max(size[0] // 2, 1), max(size[1] // 2, 1))) if half else None
+    return LoadedImage(resize(original, size), small, (original.height, original.width), name)
 
 
 def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "image") -> tuple[int, int]:
     """``(height, width)`` after loading; the longer side is truncated, not rounded."""
     height, width = original
+    _check_load_size(load_size)
     if load_size is None:
         size = original
     elif isinstance(load_size, tuple):
@@ -83,6 +82,13 @@ def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "ima
     return size
 
 
+def _check_load_size(load_size: LoadSize) -> None:
+    sides = load_size if isinstance(load_size, tuple) else (load_size,)
+    whole = all(isinstance(side, (int, np.integer)) for side in sides)
+    if load_size is not None and not (whole and len(sides) in (1, 2)):
+        raise InputError(f"load_size={load_size!r}: expected the shorter side, a pair (height, width), or None")
+
+
 def resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
     """Pillow's Lanczos to ``(height, width)``, as ``(height, width, 3)`` uint8."""
     if (image.height, image.width) != size:
@@ -96,6 +102,8 @@ def _open(image: ImageLike, name: str) -> tuple[Image.Image, str]:
     if isinstance(image, Image.Image):
         _check_pixels(image, name)
         return _to_rgb(image, name), name
+    if not isinstance(image, (str, os.PathLike)):
+        raise InputError(f"{name} is a {type(image).__name__}: expected a path, a PIL image or a uint8 RGB array")
     path = Path(image)
     if not path.is_file():
         raise MissingFileError(f"{path} is not a file: expected an image")
@@ -109,7 +117,11 @@ def _open(image: ImageLike, name: str) -> tuple[Image.Image, str]:
         raise InputError(_too_large(str(path), "more")) from error
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: permission denied") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders fail on damaged files in any way
         raise InputError(f"{path} is damaged and cannot be read as an image: {error}") from error
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.checks import check_finite
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
 from facetrt.kernels.best_buddies import BestBuddies, best_buddies
@@ -74,6 +75,7 @@ def match_features(
     """Up to ``num_pairs`` diverse corresponding points between two encoded images; see ``Engine.match``."""
     if num_pairs < 1:
         raise InputError(f"num_pairs={num_pairs}: expected at least 1")
+    check_finite("saliency_threshold", saliency_threshold)
     map_a, map_b = a.map(facet), b.map(facet)
     buddies = best_buddies(map_a, map_b, hierarchy)
     saliency_a, saliency_b = a.saliency.ravel(), b.saliency.ravel()

@@ -18,6 +18,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.checks import check_finite, check_positive
 from facetrt.engine.collection import LazySequence, join, map_features
 from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
 from facetrt.engine.features import Features, Float
@@ -55,6 +56,11 @@ class PartsOptions:
             raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
         if self.refine is Refinement.GRABCUT:
             raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
+        if not 0 <= self.votes_percentage <= 100:
+            raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
+        check_positive("elbow", self.elbow)
+        check_positive("elbow_second_stage", self.elbow_second_stage)
+        check_finite("saliency_threshold", self.saliency_threshold)
         check_available(self.refine)
 
 

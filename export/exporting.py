@@ -32,8 +32,8 @@ from facetrt.engine.bundle import (
     ParityReport,
     file_entry,
 )
-from facetrt.engine.encoding import EncodeOptions, Encoder
-from facetrt.engine.files import atomic_folder
+from facetrt.engine.encoding import MEMORY_SHARE, EncodeOptions, Encoder, attention_bytes, physical_memory
+from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
 from facetrt.engine.positional import positional_table
@@ -82,7 +82,7 @@ def export_bundle(
     """
     spec = find_model(model)
     options = resolve_options(spec, options or ExportOptions())
-    with atomic_folder(out, force=force) as folder:
+    with atomic_folder(out, force=force, content=Content.BUNDLE) as folder:
         report("loading weights")
         vit, checkpoint = load_model(spec, weights, download)
         report("tracing the graph")
@@ -106,9 +106,23 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
         heads = spec.saliency_heads or tuple(range(spec.heads))
     if heads is not None and (not heads or not set(heads) <= set(range(spec.heads))):
         raise InputError(f"saliency heads {','.join(map(str, heads))}: {spec.name} has heads 0 to {spec.heads - 1}")
+    if heads is not None and len(set(heads)) < len(heads):
+        raise InputError(f"saliency heads {','.join(map(str, heads))}: a head is named twice")
+    if options.saliency_heads is not None and not options.saliency:
+        raise InputError("saliency heads were given and saliency was switched off: give one")
     if options.size is not None:
-        grid_size(options.size, spec.patch, options.stride)
+        _check_fixed_size(spec, options.size, options.stride)
     return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
+
+
+def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], stride: int) -> None:
+    grid_h, grid_w = grid_size(size, spec.patch, stride)
+    needed, present = attention_bytes(spec.heads, 1 + grid_h * grid_w), physical_memory()
+    if needed > MEMORY_SHARE * present:
+        raise InputError(
+            f"size {size[0]}x{size[1]} makes {grid_h * grid_w:,} cells at stride {stride}, whose attention needs about "
+            f"{needed / 1e9:.0f} GB; this machine has {present / 1e9:.0f} GB: use a smaller --size or a larger --stride"
+        )
 
 
 def load_model(

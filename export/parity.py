@@ -48,6 +48,8 @@ def compare(got: Arrays, expected: Arrays) -> dict[str, Metrics]:
 
 def compare_output(got: NDArray[np.float32], expected: NDArray[np.float32]) -> Metrics:
     """Metrics of one ``(rows, C)`` output; a vector (saliency) counts as a single row."""
+    if not np.isfinite(got).all():
+        raise ParityError(f"the exported graph gives NaN or infinite values in an output of shape {got.shape}")
     a, b = (np.atleast_2d(np.asarray(v, np.float64)) for v in (got, expected))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)
@@ -68,7 +70,7 @@ def worst(reports: list[dict[str, Metrics]]) -> dict[str, Metrics]:
         for name, metrics in report.items():
             kept = merged.setdefault(name, dict(metrics))
             for metric, value in metrics.items():
-                kept[metric] = (min if "cosine" in metric else max)(kept[metric], value)
+                kept[metric] = float((np.minimum if "cosine" in metric else np.maximum)(kept[metric], value))
     return merged
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.base import Backend, Tensors
+from facetrt.engine.backends.base import DYNAMIC_INPUTS, STATIC_INPUTS, Backend, Tensors
 from facetrt.kernels.errors import BackendError, BundleError, MissingDependencyError
 
 
@@ -40,6 +40,12 @@ class OnnxRuntimeBackend(Backend):
             )
         except Exception as error:
             raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {_first_line(error)}") from error
+        expected = DYNAMIC_INPUTS if self.bundle.manifest.dynamic else STATIC_INPUTS
+        given = sorted(value.name for value in self._session.get_inputs())
+        if given != sorted(expected):
+            raise BundleError(
+                f"{self.bundle.path}: the encoder has inputs {given}, the manifest means {sorted(expected)}"
+            )
         names = {output.name for output in self._session.get_outputs()}
         missing = [name for name in self.bundle.manifest.outputs if name not in names]
         if missing:

@@ -14,21 +14,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from facetrt.engine.bundle import Manifest
 from facetrt.engine.images import LoadSize
-from facetrt.kernels.errors import FacetrtError
+from facetrt.kernels.errors import FacetrtError, InputError
 
 app = typer.Typer(
     name="facetrt",
-    help="Dense visual descriptors from a frozen DINO ViT: point correspondence and co-segmentation.",
+    help="Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False)  # names of files and models may look like markup
+errors = Console(stderr=True, highlight=False, markup=False)
 
 SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
@@ -41,6 +42,17 @@ def parse_size(text: str) -> LoadSize:
     if found is None or int(found[1]) < 1 or (found[2] and int(found[2]) < 1):
         raise typer.BadParameter(f"{text!r}: expected the shorter side like 224, HEIGHTxWIDTH like 224x336, or none")
     return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+def parse_facets(text: str | None, manifest: Manifest) -> list[str]:
+    """Comma-separated facets that the bundle has; all of them for None. Found out before anything is encoded."""
+    names = manifest.facets if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise InputError(f"facets {text!r}: expected names like key@9,token@11")
+    for name in names:
+        if name not in manifest.facets:
+            raise InputError(f"{name} was not exported: this bundle has {', '.join(manifest.facets)}")
+    return list(dict.fromkeys(names))
 
 
 BundleOption = Annotated[
@@ -64,7 +76,7 @@ IntermediateOption = Annotated[
 def progress_bar(description: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error; yields ``update(done, total)``."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -82,11 +94,16 @@ def run(program: typer.Typer) -> None:
     try:
         program()
     except FacetrtError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        _say("error:", "bold red", str(error))
         sys.exit(error.exit_code)
     except (OSError, MemoryError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}", soft_wrap=True)
+        _say("error:", "bold red", str(error) or type(error).__name__)
         sys.exit(1)
+
+
+def _say(word: str, style: str, message: str) -> None:
+    """One line on standard error."""
+    errors.print(Text.assemble((word, style), " ", " ".join(message.split("\n"))), soft_wrap=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -94,4 +111,4 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
-    errors.print(f"[yellow]note:[/] {escape(str(message))}", soft_wrap=True)
+    _say("note:", "yellow", str(message))

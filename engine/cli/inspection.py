@@ -23,6 +23,7 @@ from facetrt.engine.cli.app import (
     ThreadsOption,
     app,
     console,
+    parse_facets,
     parse_size,
     progress_bar,
 )
@@ -36,8 +37,8 @@ from facetrt.engine.files import (
     check_replaceable,
     find_images,
     unique_stems,
-    write_json,
     write_png,
+    write_results,
 )
 from facetrt.engine.images import LoadSize, Pixels
 from facetrt.engine.pca import Pca, fit_pca
@@ -75,7 +76,7 @@ def pca(
     in a temporary folder, so memory stays bounded for any number of images.
     """
     size, paths = parse_size(load_size), find_images(images)
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
         chosen = _choose_facet(engine.manifest, facet)
         channels = engine.manifest.architecture.dim
@@ -141,9 +142,7 @@ def write_pca(
     write_png(folder / "overview.png", draw_inspection.pca_overview(sheet, stems[: len(sheet)], ratio))
     if joint:
         np.savez(folder / "pca.npz", **_fit_arrays(fit))
-    write_json(
-        folder / "results.json", {"command": "pca", **record, **(_fit_record(fit) if joint else {}), "images": records}
-    )
+    write_results(folder, {"command": "pca", **record, **(_fit_record(fit) if joint else {}), "images": records})
     return fit.explained_variance_ratio
 
 
@@ -189,7 +188,7 @@ def similarity(
     if (point is None) != cls:
         raise InputError("choose what to compare: either --at X,Y or --cls")
     size = parse_size(load_size)
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
         chosen = _choose_facet(engine.manifest, facet)
         a, b = _encode_two(engine, paths, size)
@@ -219,7 +218,7 @@ def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMa
         "points_b_xy": found.points_xy.round(3),
         "images": [describe(a), describe(b)],
     }
-    write_json(folder / "results.json", record)
+    write_results(folder, record)
 
 
 @app.command("facets")
@@ -253,10 +252,9 @@ def facets_command(
     if given and points is not None:
         raise InputError("--at names the points and --points finds some: give one of them")
     size = parse_size(load_size)
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
-        chosen = by_layer(engine.manifest.facets if facets is None else facets.split(","))
-        _check_exported(engine.manifest, chosen)
+        chosen = by_layer(parse_facets(facets, engine.manifest))
         a, b = _encode_two(engine, paths, size)
         points_xy = given or _find_points(engine, a, b, points or AUTOMATIC_POINTS)
     rows = [compare_facet(a, b, facet, points_xy, hierarchy) for facet in chosen]
@@ -273,17 +271,14 @@ def by_layer(names: Sequence[str]) -> list[str]:
         kind, _, layer = name.partition("@")
         return (int(layer) if layer.isdecimal() else -1, kinds.index(kind) if kind in kinds else len(kinds), name)
 
-    stripped = [name.strip() for name in names]
-    if not all(stripped):
-        raise InputError(f"--facets {','.join(names)!r}: expected names like key@9,token@11")
-    return sorted(set(stripped), key=rank)
+    return sorted(set(names), key=rank)
 
 
 def compare_facet(
     a: Features, b: Features, facet: str, points_xy: Sequence[tuple[float, float]], hierarchy: int
 ) -> FacetRow:
     """PCA of both images together, and the similarity in B of each point of A, for one facet."""
-    fit = fit_pca([a, b], facet, FIGURE_COMPONENTS)
+    fit = fit_pca([a, b], facet, min(FIGURE_COMPONENTS, len(a[facet]) + len(b[facet])))
     maps = [similarity_map(a, b, facet=facet, point_xy=point, hierarchy=hierarchy) for point in points_xy]
     return FacetRow(facet, fit.project(a), fit.project(b), fit.explained_variance_ratio, maps)
 
@@ -303,7 +298,7 @@ def write_facets(folder: Path, a: Features, b: Features, rows: Sequence[FacetRow
         "facets": {row.facet: _facet_record(row) for row in rows},
         "images": [describe(a), describe(b)],
     }
-    write_json(folder / "results.json", record)
+    write_results(folder, record)
 
 
 def _points_a(row: FacetRow) -> NDArray[np.float64]:
@@ -353,13 +348,4 @@ def _encode_two(engine: Engine, paths: Sequence[Path], size: LoadSize) -> tuple[
 def _choose_facet(manifest: Manifest, facet: str | None) -> str:
     """``facet`` if it was exported; by default the deepest keys (layer 11 for DINO), as in the reference."""
     keys = [name for name in by_layer(manifest.facets) if name.startswith("key@")]
-    chosen = facet or (keys or manifest.facets)[-1]
-    _check_exported(manifest, [chosen])
-    return chosen
-
-
-def _check_exported(manifest: Manifest, facets: Sequence[str]) -> None:
-    """Find out before anything is encoded."""
-    for facet in facets:
-        if facet not in manifest.facets:
-            raise InputError(f"{facet} was not exported: this bundle has {', '.join(manifest.facets)}")
+    return parse_facets((keys or manifest.facets)[-1] if facet is None else facet, manifest)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,7 @@ from facetrt.engine.cli.app import (
     app,
     console,
     errors,
+    parse_facets,
     parse_size,
     progress_bar,
 )
@@ -38,8 +40,8 @@ from facetrt.engine.files import (
     check_replaceable,
     find_images,
     unique_stems,
-    write_json,
     write_png,
+    write_results,
 )
 from facetrt.engine.images import Pixels, load_image
 from facetrt.engine.matching import Matches
@@ -72,8 +74,10 @@ def info(bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'
     files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
     console.print(_table("files (checked)", ["file", "bytes", "sha256"], files))
     names = ["max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius"]
-    rows = [[output, *(f"{metrics[name]:.3g}" if "cosine" not in name else f"{metrics[name]:.7f}" for name in names)]
-            for output, metrics in manifest.parity.outputs.items()]  # fmt: skip
+    rows = [
+        [output, *(f"{metrics.get(name, math.nan):.{7 if 'cosine' in name else 3}g}" for name in names)]
+        for output, metrics in manifest.parity.outputs.items()
+    ]
     console.print(
         _table(f"parity with the torch model, worst of {len(manifest.parity.cases)} images", ["output", *names], rows)
     )
@@ -122,11 +126,12 @@ def extract(
 ) -> None:
     """Write descriptors and saliency of each image as NPZ, with a saliency picture."""
     size, paths = parse_size(load_size), find_images(images)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with (
         Engine.open(bundle, backend=backend, device=device, threads=threads) as engine,
         atomic_folder(out, force=force) as folder,
     ):
-        chosen = facets.split(",") if facets else engine.manifest.facets
+        chosen = parse_facets(facets, engine.manifest)
         stems = unique_stems(paths)
         records = []
         with progress_bar("extracting", len(paths)) as update:
@@ -134,7 +139,7 @@ def extract(
             for stem, features in zip(stems, stream, strict=True):
                 _write_features(folder, stem, features, chosen)
                 records.append(describe(features) | {"file": f"{stem}.npz"})
-        write_json(folder / "results.json", {"command": "extract", "facets": chosen, "images": records})
+        write_results(folder, {"command": "extract", "facets": chosen, "images": records})
     console.print(f"descriptors of {len(paths)} images: {out}")
 
 
@@ -171,7 +176,7 @@ def match(
     if len(paths) != 2:
         raise InputError(f"{len(paths)} images were given: match needs exactly 2")
     size = parse_size(load_size) if load_size else PAPER_MATCH["load_size"] if preset is Preset.PAPER else 224
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
         with progress_bar("encoding", 2) as update:
             a, b = engine.encode(paths, load_size=size, progress=update)
@@ -200,9 +205,7 @@ def write_matches(
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
     record = {"command": "match", "facet": matches.facet, "options": options, "images": [describe(a), describe(b)]}
     similarity = matches.similarity[matches.selected]
-    write_json(
-        folder / "results.json", record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity}
-    )
+    write_results(folder, record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity})
     if intermediate:
         for side, features in (("a", a), ("b", b)):
             write_png(folder / f"saliency_{side}.png", _saliency_picture(features))
@@ -255,11 +258,11 @@ def cosegment(
         "outlier_threshold": outlier_threshold,
         "refine": refine,
     }
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
         if len(paths) < 2:
             raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
-        chosen = facet or engine.manifest.default_facet("cosegment")
+        chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
         with progress_bar("encoding", len(paths)) as update:
             features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
         with features:
@@ -301,7 +304,7 @@ def write_masks(
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.save(folder / "centroids.npy", masks.clustering.centroids)
     summary = {"command": "cosegment", "options": options, **_clustering(masks.clustering, masks.votes)}
-    write_json(folder / "results.json", summary | {"images": records})
+    write_results(folder, summary | {"images": records})
 
 
 OVERVIEW_ROWS = 12  # images shown in the contact sheet
@@ -336,7 +339,7 @@ def parts(
     three_stages: Annotated[bool, typer.Option("--three-stages", help="Drop parts that some image lacks.")] = False,
     saliency: Annotated[SaliencyMode, typer.Option("--saliency")] = SaliencyMode.LOW_RESOLUTION,
     refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random crops.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops.")] = 0,
     facet: FacetOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
@@ -359,9 +362,9 @@ def parts(
         "seed": seed,
     }
     size = parse_size(load_size)
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[*paths, bundle])
     with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
-        chosen = facet or engine.manifest.default_facet("cosegment")
+        chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
         with progress_bar("encoding", len(paths)) as update:
             features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
         with features:
@@ -395,7 +398,7 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, option
     np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)
     summary = {"command": "parts", "options": options, **_clustering(found.foreground, found.votes)}
     summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
-    write_json(folder / "results.json", summary | {"images": records})
+    write_results(folder, summary | {"images": records})
 
 
 def _saliency_picture(features: Features) -> Any:
@@ -412,7 +415,7 @@ def demo(
     force: ForceOption = False,
 ) -> None:
     """Co-segment and match the photographs that ship with facetrt; no download, no torch."""
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force, inputs=[bundle])
     samples = sample_paths()
     with Engine.open(bundle, threads=threads) as engine:
         console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
@@ -420,7 +423,7 @@ def demo(
             _demo_cosegment(engine, folder / "cosegment", [samples[name] for name in DEMO_SET])
             for name in DEMO_VIEWS:
                 _demo_match(engine, folder / f"match-{name}", load_image(samples[name]).pixels)
-            write_json(folder / "results.json", {"command": "demo", "model": engine.manifest.model})
+            write_results(folder, {"command": "demo", "model": engine.manifest.model})
     for picture in sorted(out.glob("*/*.png")):
         console.print(f"  {picture}")
 

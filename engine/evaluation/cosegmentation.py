@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.cosegmentation import Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.mask_sets import ImageSet, read_image_sets
@@ -28,7 +29,6 @@ from facetrt.engine.evaluation.protocol import (
     Tick,
     by_category,
     mean_row,
-    only,
 )
 from facetrt.engine.evaluation.reading import digest, image_size, read_mask
 from facetrt.engine.evaluation.scores import jaccard, mean_of, pixel_precision
@@ -138,14 +138,14 @@ class Cosegmentation(Evaluation):
         self, engine: Engine, found: ImageSet, annotated: list[NDArray[np.bool_]], out: Path, tick: Tick
     ) -> Record:
         options = self.options
-        features = []
-        for size, images in groupby(found.images, lambda path: load_size_of(path, options)):
-            for item in engine.encode_iter(list(images), load_size=size, saliency=options.saliency):
-                features.append(only(item, self.facet))
-                tick(1)
-        masks = self._cosegment(engine, features, found.name)
-        _draw(out, features, masks)
-        salient = [enlarge_mask(f.saliency > options.baseline_threshold, f.original_size) for f in features]
+        with FeatureCollection([self.facet]) as features:
+            for size, images in groupby(found.images, lambda path: load_size_of(path, options)):
+                for item in engine.encode_iter(list(images), load_size=size, saliency=options.saliency):
+                    features.append(item)
+                    tick(1)
+            masks = self._cosegment(engine, features, found.name)
+            _draw(out, features, masks)
+            salient = [enlarge_mask(f.saliency > options.baseline_threshold, f.original_size) for f in features]
         return {
             "masks": _scores([mask.mask for mask in masks], annotated),
             "saliency": _scores(salient, annotated),
@@ -155,7 +155,7 @@ class Cosegmentation(Evaluation):
             "inliers": sum(mask.inlier for mask in masks),
         }
 
-    def _cosegment(self, engine: Engine, features: list[Features], name: str) -> Masks:
+    def _cosegment(self, engine: Engine, features: FeatureCollection, name: str) -> Masks:
         options = self.options
         try:
             return engine.cosegment(
@@ -253,7 +253,7 @@ def _counts(records: Mapping[str, Record]) -> dict[str, int]:
     }
 
 
-def _draw(out: Path, features: list[Features], masks: Masks) -> None:
+def _draw(out: Path, features: Sequence[Features], masks: Masks) -> None:
     """Each mask at its original size."""
     try:
         out.mkdir(parents=True, exist_ok=True)

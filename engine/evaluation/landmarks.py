@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.landmark_sets import LandmarkImage, LandmarkSet, read_celeba, read_cub
-from facetrt.engine.evaluation.protocol import Choice, Evaluation, Options, Record, Row, Summary, Tick, mean_row, only
+from facetrt.engine.evaluation.protocol import Choice, Evaluation, Options, Record, Row, Summary, Tick, mean_row
 from facetrt.engine.evaluation.reading import digest
 from facetrt.engine.features import SaliencyMode
 from facetrt.engine.presets import PAPER_COSEGMENT
@@ -68,21 +69,21 @@ def parts_of_engine(engine: Engine, options: LandmarkOptions, facet: str, tick: 
 
     def parts_of(images: Sequence[Path]) -> Iterable[PartMap]:
         size = (options.side, options.side)
-        features = []
-        for item in engine.encode_iter(images, load_size=size, saliency=options.saliency):
-            features.append(only(item, facet))
-            tick(1)
-        parts = engine.segment_parts(
-            features,
-            facet=facet,
-            num_parts=options.num_parts,
-            elbow=options.elbow,
-            saliency_threshold=options.saliency_threshold,
-            votes_percentage=options.votes_percentage,
-            sample_interval=options.sample_interval,
-            three_stages=options.three_stages,
-            refine=options.refine,
-        )
+        with FeatureCollection([facet]) as collection:
+            for item in engine.encode_iter(images, load_size=size, saliency=options.saliency):
+                collection.append(item)
+                tick(1)
+            parts = engine.segment_parts(
+                collection,
+                facet=facet,
+                num_parts=options.num_parts,
+                elbow=options.elbow,
+                saliency_threshold=options.saliency_threshold,
+                votes_percentage=options.votes_percentage,
+                sample_interval=options.sample_interval,
+                three_stages=options.three_stages,
+                refine=options.refine,
+            )
         return (part.loaded_labels for part in parts)
 
     return parts_of

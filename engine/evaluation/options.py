@@ -44,11 +44,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str]:
 
 def _read(name: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) if typing.get_origin(kind) is types.UnionType else (kind,)
-    if not isinstance(value, str):
-        return value
+    text = "none" if value is None else "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     for one in kinds:
         try:
-            return _read_as(value, one)
+            return _read_as(text, one)
         except ValueError:
             continue
     expected = " or ".join(_describe(one) for one in kinds)

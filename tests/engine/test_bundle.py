@@ -134,3 +134,9 @@ def test_a_graph_cannot_read_files_outside_the_bundle(copy: Path, tmp_path: Path
     edit(copy, files=files)
     with Engine.open(copy) as engine, pytest.raises(BundleError, match="the encoder cannot be loaded"):
         engine._encoder.backend.activate()
+
+
+def test_a_manifest_that_means_another_graph(copy: Path) -> None:
+    edit(copy, size=[64, 64])
+    with Engine.open(copy) as engine, pytest.raises(BundleError, match=r"has inputs \['cols', .* the manifest means"):
+        engine._encoder.backend.activate()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import photo
@@ -61,4 +63,12 @@ def test_facets_are_checked_and_mixtures_refused(tiny_engine: Engine) -> None:
     features = tiny_engine.encode(IMAGES[:1], load_size=None)
     with pytest.raises(InputError, match="given together"):
         tiny_engine.cosegment([*features, IMAGES[1]])
-    assert FeatureCollection(["key@1"]).close() is None
+    message = r"holds key@1, not key@2: collect it with facets=\['key@2'\]"
+    collect = tiny_engine.collect
+    with collect(IMAGES[:2], facets=["key@1"], load_size=None) as held, pytest.raises(InputError, match=message):
+        tiny_engine.cosegment(held)
+    with FeatureCollection(["key@1"]) as collection:
+        collection.append(features[0])
+        alien = replace(features[0], provenance=replace(features[0].provenance, encoder_sha256="0"))
+        with pytest.raises(InputError, match="another bundle or backend"):
+            collection.append(alien)

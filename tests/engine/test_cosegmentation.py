@@ -105,6 +105,9 @@ def test_bad_options(tiny_engine: Engine, features: list[Features]) -> None:
         tiny_engine.cosegment([photo(40, 40)])
     with pytest.raises(InputError, match="expected one of grabcut, crf, pydensecrf, none"):
         tiny_engine.cosegment(features, refine="magic")
+    for name, value in (("elbow", np.nan), ("elbow", 0), ("saliency_threshold", np.inf), ("outlier_threshold", np.nan)):
+        with pytest.raises(InputError, match=name):
+            tiny_engine.cosegment(features, **{name: value})
     with pytest.raises(InputError, match="sample_interval=0"):
         tiny_engine.cosegment(features, sample_interval=0)
     with pytest.raises(InputError, match="votes_percentage=120"):

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import export_tiny, facets, photo
+from PIL import Image
 
 from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode
 from facetrt.engine import encoding as module
@@ -50,6 +52,33 @@ def test_windows_and_progress(tiny_engine: Engine, monkeypatch: pytest.MonkeyPat
     found = tiny_engine.encode(images, load_size=None, progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (5, 5) and len(found) == 5
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_generators_are_read_a_window_at_a_time(tiny_engine: Engine) -> None:
+    consumed = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for i in range(10_000_000):
+            consumed.append(i)
+            yield photo(32, 32, i % 3)
+
+    stream = tiny_engine.encode_iter(frames(), load_size=None)
+    first = next(stream)
+    assert first.grid == (7, 7) and len(consumed) == module.WINDOW
+    stream.close()
+    totals: list[int | None] = []
+    tiny_engine.encode(
+        (photo(32, 32) for _ in range(2)), load_size=None, progress=lambda done, total: totals.append(total)
+    )
+    assert totals == [None]
+
+
+def test_windows_are_bounded_by_what_their_features_take(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_BYTES", 1)
+    consumed: list[int] = []
+    images = (consumed.append(i) or photo(32, 32, i) for i in range(5))
+    next(tiny_engine.encode_iter(images, load_size=None))
+    assert len(consumed) == 1
 
 
 def test_static_equals_dynamic(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
@@ -113,6 +142,17 @@ def test_bad_images_and_options(tiny_engine: Engine, tmp_path: Path) -> None:
         tiny_engine.encode(photo(40, 40))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"write \[image\]"):
         tiny_engine.encode("a.png")
+    with pytest.raises(InputError, match=r"write list\(images\)"):
+        tiny_engine.encode(np.zeros((2, 40, 40, 3), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"write \[image\]"):
+        tiny_engine.encode(Image.new("RGB", (40, 40)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is a NoneType: expected a path"):
+        tiny_engine.encode([None])  # type: ignore[list-item]
+    for size in (24.5, [24, 24], (1, 2, 3), "24"):
+        with pytest.raises(InputError, match="expected the shorter side, a pair"):
+            tiny_engine.encode([photo(40, 40)], load_size=size)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"image 0: low-resolution saliency halves the image"):
+        tiny_engine.encode([photo(40, 40)], load_size=14, saliency="low_resolution")
     with pytest.raises(InputError, match="expected full or low_resolution"):
         tiny_engine.encode([photo(40, 40)], saliency="high")
     with pytest.raises(InputError, match="value@2 was not exported: this bundle has key@1"):

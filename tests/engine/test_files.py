@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,15 @@ import pytest
 from PIL import Image
 
 from facetrt.engine import InputError, MissingFileError, OutputError
-from facetrt.engine.files import atomic_folder, find_images, unique_stems, write_json
+from facetrt.engine.files import (
+    Content,
+    atomic_folder,
+    check_replaceable,
+    find_images,
+    unique_stems,
+    write_json,
+    write_results,
+)
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
@@ -25,28 +36,55 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert (target / "results.json").read_text().split() == ["{", '"n":', "3,", '"a":', "[", "0,", "1", "]", "}"]
 
 
+def result(folder: Path, text: str) -> None:
+    with atomic_folder(folder, force=True) as made:
+        write_results(made, {"text": text})
+
+
 def test_existing_output_is_refused_and_only_our_own_is_replaced(tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for folder, name in ((ours, "results.json"), (theirs, "thesis.tex")):
+    ours, theirs, website = (tmp_path / name for name in ("ours", "theirs", "website"))
+    result(ours, "old")
+    contents = {theirs: ("thesis.tex", "old"), website: ("manifest.json", "{}"), tmp_path / "r": ("results.json", "{}")}
+    for folder, (name, text) in contents.items():
         folder.mkdir()
-        (folder / name).write_text("old")
+        (folder / name).write_text(text)
+    for folder in (ours, *contents):
         with pytest.raises(OutputError, match="exists already"), atomic_folder(folder):
             pass
-    with atomic_folder(ours, force=True) as made:
-        (made / "results.json").write_text("new")
-    assert (ours / "results.json").read_text() == "new"
-    with pytest.raises(OutputError, match="was not written by facetrt"), atomic_folder(theirs, force=True):
-        pass
-    assert (theirs / "thesis.tex").read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+    result(ours, "new")
+    assert json.loads((ours / "results.json").read_text()) == {"tool": "facetrt", "text": "new"}
+    for folder, (name, text) in contents.items():
+        with pytest.raises(OutputError, match="was not written by facetrt"):
+            result(folder, "new")
+        assert (folder / name).read_text() == text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "r", "theirs", "website"]
+
+
+def test_kinds_of_output_do_not_replace_each_other(tmp_path: Path, tiny_bundle: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with pytest.raises(OutputError, match="was not written by facetrt as results"):
+        result(bundle, "new")
+    check_replaceable(bundle, force=True, content=Content.BUNDLE)
+    result(tmp_path / "out", "old")
+    with pytest.raises(OutputError, match="as bundle"):
+        check_replaceable(tmp_path / "out", force=True, content=Content.BUNDLE)
+
+
+def test_a_folder_with_the_input_is_never_replaced(tmp_path: Path) -> None:
+    result(tmp_path / "out", "old")
+    (tmp_path / "out" / "photo.png").write_bytes(b"x")
+    with pytest.raises(OutputError, match="which --force would delete"):
+        check_replaceable(tmp_path / "out", force=True, inputs=[tmp_path / "out" / "photo.png"])
+    with pytest.raises(OutputError, match="which --force would delete"):
+        check_replaceable(tmp_path / "out", force=True, inputs=[tmp_path / "out"])
+    check_replaceable(tmp_path / "out", force=True, inputs=[tmp_path / "other.png"])
 
 
 def test_a_failing_replacement_keeps_the_old_result(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as made:
-        (made / "results.json").write_text("old")
+    result(tmp_path / "out", "old")
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out", force=True):
         raise KeyboardInterrupt
-    assert (tmp_path / "out" / "results.json").read_text() == "old"
+    assert "old" in (tmp_path / "out" / "results.json").read_text()
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -55,15 +93,29 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write to"), atomic_folder(tmp_path / ("x" * 300)):
+        pass
+
+
+def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    dead, alive = tmp_path / f".out.abc.{gone.pid}.tmp", tmp_path / f".out.abc.{os.getpid()}.tmp"
-    dead.mkdir()
-    alive.mkdir()
-    with atomic_folder(tmp_path / "out"):
-        pass
-    assert not dead.exists() and alive.exists()
+    host = socket.gethostname()
+    dead = tmp_path / f".out.facetrt-{host}-{gone.pid}-abc_1.tmp"
+    others = [
+        f".out.facetrt-{host}-{os.getpid()}-abc.tmp",
+        f".out.facetrt-elsewhere-{gone.pid}-abc.tmp",
+        ".out.2024.tmp",
+        f".out.facetrt-{host}-99999999999999999999-abc.tmp",
+    ]
+    for path in (dead, *(tmp_path / name for name in others)):
+        path.mkdir()
+    for name in ("out", "*"):
+        with atomic_folder(tmp_path / name):
+            pass
+    assert not dead.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "out", "*"])
 
 
 def test_finding_images(tmp_path: Path) -> None:

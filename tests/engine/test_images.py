@@ -123,3 +123,23 @@ def test_resizing_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arrays_of_other_kinds(array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8 RGB"):
         load_image(array)
+
+
+def test_anything_that_a_decoder_raises_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(photo(9, 9)).save(tmp_path / "a.png")
+    for raised in (struct.error("required argument"), TypeError("Missing dimensions"), KeyError(1)):
+
+        def fail(*arguments: object, error: Exception = raised) -> None:
+            raise error
+
+        monkeypatch.setattr(module.ImageOps, "exif_transpose", fail)
+        with pytest.raises(InputError, match="is damaged"):
+            load_image(tmp_path / "a.png")
+
+
+def test_half_size_comes_from_the_original() -> None:
+    pixels = photo(90, 120)
+    loaded = load_image(pixels, 31, half=True)
+    assert loaded.image_size == (31, 41)
+    expected = np.asarray(Image.fromarray(pixels).resize((20, 15), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(loaded.half, expected)

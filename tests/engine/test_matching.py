@@ -52,6 +52,8 @@ def test_fewer_survivors_than_pairs() -> None:
 
 
 def test_options_are_checked(tiny_engine: Engine) -> None:
+    with pytest.raises(InputError, match="saliency_threshold=nan"):
+        tiny_engine.match(photo(40, 40), photo(40, 40), load_size=None, saliency_threshold=np.nan)
     with pytest.raises(InputError, match="num_pairs=0"):
         tiny_engine.match(photo(40, 40), photo(40, 40), num_pairs=0)
     with pytest.raises(InputError, match="value@0 was not exported"):

@@ -200,6 +200,23 @@ def test_augmentations_are_seeded_and_never_leave(tiny_engine: Engine) -> None:
     assert not np.array_equal(runs[0].centroids, runs[2].centroids)
 
 
+@pytest.mark.parametrize(
+    ("load_size", "expected"), [(48, (48, 60)), ((48, 61), (48, 61)), (None, (45, 57)), (40, (40, 49))]
+)
+def test_augmented_views_are_loaded_as_their_originals(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, load_size: Any, expected: tuple[int, int]
+) -> None:
+    seen: list[Features] = []
+    original = tiny_engine.encode_iter
+    monkeypatch.setattr(tiny_engine, "encode_iter", lambda *a, **k: (seen.append(f) or f for f in original(*a, **k)))
+    features = tiny_engine.encode([photo(48, 60)], load_size=load_size, stride=8)
+    seen.clear()
+    tiny_engine.segment_parts(
+        features, num_parts=1, sample_interval=1, num_crop_augmentations=1, saliency_threshold=-1, votes_percentage=0
+    )
+    assert [item.image_size for item in seen] == [expected] * 2 and {item.stride for item in seen} == {8}
+
+
 def test_crops_follow_the_specification() -> None:
     assert crop_size((96, 123)) == (91, 116)
     pixels = photo(40, 60)
@@ -221,6 +238,16 @@ def test_torch_nearest_equals_torch() -> None:
 def test_bad_options(tiny_engine: Engine, features: list[Features], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="num_parts=0"):
         tiny_engine.segment_parts(features, num_parts=0)
+    for name, value in (
+        ("elbow", np.nan),
+        ("elbow", -1),
+        ("elbow_second_stage", np.inf),
+        ("saliency_threshold", np.nan),
+    ):
+        with pytest.raises(InputError, match=name):
+            tiny_engine.segment_parts(features, **{name: value})
+    with pytest.raises(InputError, match="seed=-1"):
+        tiny_engine.segment_parts(features, seed=-1)
     with pytest.raises(InputError, match="two labels only"):
         tiny_engine.segment_parts(features, refine="grabcut")
     with pytest.raises(InputError, match="no image"):

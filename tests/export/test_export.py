@@ -117,6 +117,18 @@ def test_a_graph_that_misses_its_contract_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nan_never_passes(tmp_path: Path) -> None:
+    good = np.ones((3, 4), np.float32)
+    bad = good.copy()
+    bad[1] = np.nan
+    with pytest.raises(ParityError, match="NaN"):
+        parity.compare_output(bad, good)
+    report = parity.compare_output(good, good)
+    merged = parity.worst([{"key@0": report}, {"key@0": report | {"relative_frobenius": float("nan")}}])
+    with pytest.raises(ParityError):
+        parity.check(merged, Precision.FP16)
+
+
 def test_a_wrong_layer_head_or_table_would_be_seen(tiny_weights: Path) -> None:
     vit, _ = load_model(TINY, tiny_weights)
     names = [Facet.parse("key@1")]
@@ -136,6 +148,9 @@ def test_a_wrong_layer_head_or_table_would_be_seen(tiny_weights: Path) -> None:
         ({"stride": 3}, "stride 3 does not divide the patch size 8"),
         ({"saliency_heads": (7,)}, "saliency heads 7: tiny has heads 0 to 2"),
         ({"size": (4, 40)}, "smaller than one patch"),
+        ({"size": (100_000, 100_000)}, "use a smaller --size"),
+        ({"saliency_heads": (0, 0)}, "named twice"),
+        ({"saliency_heads": (0,), "saliency": False}, "give one"),
     ],
 )
 def test_options_the_model_does_not_have(options: dict, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(tiny_bundle: Path, images: Pat
     refused(facetrt("match", first, first, *common, "--backend", "tensorrt"), "tensorrt")
     refused(facetrt("nonsense"), "nonsense")
     assert not out.exists() and not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_names_that_look_like_markup(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run[bold]"
+    result = facetrt("extract", images, "-b", tiny_bundle, "-o", out, "--load-size", "48")
+    assert result.returncode == 0 and "run[bold]" in result.stdout and out.is_dir()
+    refused(facetrt("export", "[/]", "-o", tmp_path / "x"), "model '[/]' is unknown")
+
+
+def test_facets_are_checked_before_encoding(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    common = ("-b", tiny_bundle, "-o", tmp_path / "out", "--load-size", "48")
+    refused(facetrt("extract", images, *common, "--facets", ""), "expected names like key@9")
+    refused(facetrt("extract", images, *common, "--facets", "key@1,value@7"), "value@7 was not exported")
+    refused(facetrt("match", images, *common, "--facet", ""), "was not exported")
+    assert facetrt("extract", images, *common, "--facets", "key@1, key@2").returncode == 0
+
+
+def test_force_never_deletes_what_is_read(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    refused(facetrt("match", images, "-b", bundle, "-o", bundle, "--force"), "was not written by facetrt as results")
+    out = tmp_path / "out"
+    assert facetrt("extract", images, "-b", bundle, "-o", out, "--load-size", "48").returncode == 0
+    shutil.copy(images / "photo0.png", out / "mine.png")
+    refused(facetrt("extract", out, "-b", bundle, "-o", out, "--force"), "which --force would delete")
+    assert (out / "mine.png").is_file() and (bundle / "encoder.onnx").is_file()
 
 
 def test_output_that_cannot_be_written(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
