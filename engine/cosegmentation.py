@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.checks import check_finite, check_positive
+from facetrt.engine.checks import check_finite, check_voting
 from facetrt.engine.collection import map_features, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
@@ -41,12 +41,12 @@ class CosegmentOptions:
     refine: Refinement = Refinement.GRABCUT
 
     def __post_init__(self) -> None:
-        if self.sample_interval < 1:
-            raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
-        if not 0 <= self.votes_percentage <= 100:
-            raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
-        check_positive("elbow", self.elbow)
-        check_finite("saliency_threshold", self.saliency_threshold)
+        check_voting(
+            elbow=self.elbow,
+            saliency_threshold=self.saliency_threshold,
+            votes_percentage=self.votes_percentage,
+            sample_interval=self.sample_interval,
+        )
         check_finite("outlier_threshold", self.outlier_threshold)
         check_available(self.refine)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import Backend
-from facetrt.engine.bundle import CLS_ATTENTION, Bundle
+from facetrt.engine.bundle import CLS_ATTENTION, ENCODER, Bundle
 from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
 from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, load_image
@@ -47,7 +47,7 @@ class Encoder:
         self.backend = backend
         self.provenance = Provenance(
             model=manifest.model,
-            encoder_sha256=next(e.sha256 for n, e in manifest.files.items() if n == "encoder.onnx"),
+            encoder_sha256=manifest.files[ENCODER].sha256,
             backend=backend.name,
             device=backend.device,
             precision=manifest.precision,
@@ -99,9 +99,9 @@ class Encoder:
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(loaded):
             shapes.setdefault(image.image_size, []).append(i)
-        for indices in shapes.values():
-            cells = self._check_size(loaded[indices[0]], options.stride or self.manifest.stride)
-            size = max(1, BATCH_CELLS // cells)
+        for shape, indices in shapes.items():
+            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, options.stride or self.manifest.stride)
+            size = max(1, BATCH_CELLS // (grid_h * grid_w))
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
     def _check_size(self, image: LoadedImage, stride: int) -> int:
@@ -116,15 +116,13 @@ class Encoder:
             grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        tokens = 1 + grid_h * grid_w
-        needed, present = attention_bytes(self.manifest.architecture.heads, tokens), physical_memory()
-        if needed > MEMORY_SHARE * present:
+        cells = grid_h * grid_w
+        if not attention_fits(self.manifest.architecture.heads, cells):
             raise InputError(
-                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {tokens - 1:,} cells at stride "
-                f"{stride}; their attention needs about {needed / 1e9:.0f} GB and this machine has "
-                f"{present / 1e9:.0f} GB: use a smaller size or a larger stride"
+                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes "
+                f"{too_many(self.manifest.architecture.heads, cells, stride)}: use a smaller size or a larger stride"
             )
-        return tokens - 1
+        return cells
 
     def _encode_batch(self, batch: list[LoadedImage], options: EncodeOptions) -> list[Features]:
         stride, patch = options.stride or self.manifest.stride, self.manifest.architecture.patch
@@ -189,9 +187,23 @@ class Encoder:
         return self.backend.run(inputs)
 
 
-def attention_bytes(heads: int, tokens: int) -> int:
+def attention_bytes(heads: int, cells: int) -> int:
     """What one image's attention takes: logits and probabilities of one layer in float32."""
-    return 2 * heads * tokens**2 * 4
+    return 2 * heads * (1 + cells) ** 2 * 4
+
+
+def attention_fits(heads: int, cells: int) -> bool:
+    """Whether this machine can hold one image's attention."""
+    return attention_bytes(heads, cells) <= MEMORY_SHARE * physical_memory()
+
+
+def too_many(heads: int, cells: int, stride: int) -> str:
+    """The middle of a message about an image whose attention does not fit."""
+    needed, present = attention_bytes(heads, cells) / 1e9, physical_memory() / 1e9
+    return (
+        f"{cells:,} cells at stride {stride}; their attention needs about {needed:.0f} GB and this machine has "
+        f"{present:.0f} GB"
+    )
 
 
 def physical_memory() -> int:

@@ -18,7 +18,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.checks import check_finite, check_positive
+from facetrt.engine.checks import check_positive, check_voting
 from facetrt.engine.collection import LazySequence, join, map_features
 from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
 from facetrt.engine.features import Features, Float
@@ -52,15 +52,15 @@ class PartsOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.num_parts <= 64:
             raise InputError(f"num_parts={self.num_parts}: expected 1 to 64")
-        if self.sample_interval < 1:
-            raise InputError(f"sample_interval={self.sample_interval}: expected at least 1")
+        check_voting(
+            elbow=self.elbow,
+            saliency_threshold=self.saliency_threshold,
+            votes_percentage=self.votes_percentage,
+            sample_interval=self.sample_interval,
+        )
         if self.refine is Refinement.GRABCUT:
             raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
-        if not 0 <= self.votes_percentage <= 100:
-            raise InputError(f"votes_percentage={self.votes_percentage}: expected 0 to 100")
-        check_positive("elbow", self.elbow)
         check_positive("elbow_second_stage", self.elbow_second_stage)
-        check_finite("saliency_threshold", self.saliency_threshold)
         check_available(self.refine)
 
 

@@ -32,7 +32,7 @@ from facetrt.engine.bundle import (
     ParityReport,
     file_entry,
 )
-from facetrt.engine.encoding import MEMORY_SHARE, EncodeOptions, Encoder, attention_bytes, physical_memory
+from facetrt.engine.encoding import EncodeOptions, Encoder, attention_fits, too_many
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
@@ -117,11 +117,10 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
 
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], stride: int) -> None:
     grid_h, grid_w = grid_size(size, spec.patch, stride)
-    needed, present = attention_bytes(spec.heads, 1 + grid_h * grid_w), physical_memory()
-    if needed > MEMORY_SHARE * present:
+    if not attention_fits(spec.heads, grid_h * grid_w):
         raise InputError(
-            f"size {size[0]}x{size[1]} makes {grid_h * grid_w:,} cells at stride {stride}, whose attention needs about "
-            f"{needed / 1e9:.0f} GB; this machine has {present / 1e9:.0f} GB: use a smaller --size or a larger --stride"
+            f"size {size[0]}x{size[1]} makes {too_many(spec.heads, grid_h * grid_w, stride)}: use a smaller --size or "
+            "a larger --stride"
         )
 
 
