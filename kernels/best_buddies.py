@@ -5,14 +5,22 @@ does not need them. Bin ``b`` of level k at cell p is the pooled map ``P_k`` at 
 
     <binned(p), binned(q)> = sum over k and b of  S_k[clamp(p + offset_b), clamp(q + offset_b)],   S_k = P_k(a) P_k(b)ᵀ
 
-and since the offsets of a level form a 3 × 3 square, the sum separates into one over rows and one over columns. One
-product of width C per level replaces one of width 17·C, exactly.
+and since the offsets of a level form a 3 × 3 square, the sum separates into one over columns and one over rows. ``S_1``
+is ``S_0`` averaged over 3 × 3 cells of either map, so that one product of width C replaces one of width 17·C, exactly;
+each further level costs a product of its own.
+
+All of this streams over the grid rows of map A. A *slab* is what one of them contributes, ``(grid_w, grid_h_b,
+grid_w_b)`` float32, and only the slabs within reach of the bins are held: memory grows with a grid row, not with the
+matrix.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +31,7 @@ from facetrt.kernels.log_bin import Array, average_pool, check_hierarchy, check_
 Float = NDArray[np.float32]
 
 NORM_FLOOR = 1e-8  # guards the cosine's denominator, as in the reference
-TILE_BYTES = 64 << 20  # similarity rows are made in tiles of about this size, so that no t × t matrix is held
-CHUNK = 4  # grid rows summed at a time, so that what is added up stays in the processor's cache
+TILE_BYTES = 64 << 20  # about as much of a product is made at a time
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,14 @@ def best_buddies(map_a: Array, map_b: Array, hierarchy: int = 2) -> BestBuddies:
         return BestBuddies(nn_ab, nn_ba, sim_ab, sim_ba)
     sim_ba[:] = -np.inf
     for start, similarity in similarity_tiles(a, b, hierarchy):
-        rows = slice(start, start + similarity.shape[0])
+        rows = slice(start, start + len(similarity))
         nn_ab[rows] = similarity.argmax(axis=1)
         sim_ab[rows] = np.take_along_axis(similarity, nn_ab[rows, None], axis=1)[:, 0]
-        row, best = _column_maxima(similarity, a.shape[1])
-        better = best > sim_ba  # strict: the first maximum wins
+        best = similarity.max(axis=0)
+        better = np.flatnonzero(best > sim_ba)  # strict: the first maximum wins
         sim_ba[better] = best[better]
-        nn_ba[better] = start + row[better]
+        nn_ba[better] = start + similarity.T[better].argmax(axis=1)  # a copy: argmax down columns is 20 times slower
     return BestBuddies(nn_ab, nn_ba, sim_ab, sim_ba)
-
-
-def _column_maxima(similarity: Float, block: int) -> tuple[NDArray[np.int64], Float]:
-    """First row of each column's maximum, and the maximum; ``block`` divides the number of rows.
-
-    Maxima of blocks first, then a search inside one block per column: ``argmax`` along the outer axis is 20 times
-    slower than ``max``.
-    """
-    blocks = similarity.reshape(-1, block, similarity.shape[1])
-    maxima = blocks.max(axis=1)
-    chosen, columns = maxima.argmax(axis=0), np.arange(similarity.shape[1])
-    inside = blocks[chosen, :, columns].argmax(axis=1)
-    return chosen * block + inside, maxima[chosen, columns]
 
 
 def cosine_similarity(map_a: Array, map_b: Array, hierarchy: int = 2) -> Float:
@@ -95,76 +89,143 @@ def cosine_similarity(map_a: Array, map_b: Array, hierarchy: int = 2) -> Float:
     out = np.zeros((a.shape[0] * a.shape[1], b.shape[0] * b.shape[1]), np.float32)
     if out.size:
         for start, similarity in similarity_tiles(a, b, hierarchy):
-            out[start : start + similarity.shape[0]] = similarity
+            out[start : start + len(similarity)] = similarity
     return out
 
 
 def similarity_tiles(a: Float, b: Float, hierarchy: int) -> Iterator[tuple[int, Float]]:
-    """Consecutive row blocks of the cosine matrix as ``(first row, (rows, n_b))``; a block is valid until the next."""
+    """The cosine matrix by grid rows of A, as ``(first row, (grid_w, n_b))``."""
     levels_a = [average_pool(a, level) for level in range(max(hierarchy, 1))]
     levels_b = [average_pool(b, level) for level in range(max(hierarchy, 1))]
     norm_a, norm_b = _binned_norms(levels_a, hierarchy), _binned_norms(levels_b, hierarchy)
-    flat_b = [np.ascontiguousarray(level.reshape(-1, level.shape[2]).T) for level in levels_b]
-    steps = [3**level for level in range(hierarchy)] or [0]
-    grid_h, grid_w, _ = a.shape
-    height = max(1, min(grid_h, TILE_BYTES // (4 * grid_w * norm_b.size)))
-    totals = np.empty((height, grid_w, *b.shape[:2]), np.float32)
-    products = np.empty((min(grid_h, height + 2 * steps[-1]) * grid_w, norm_b.size), np.float32)
-    for top in range(0, grid_h, height):
-        total = totals[: min(height, grid_h - top)]
-        total.fill(0)
-        for level, step in enumerate(steps):
-            _add_level(total, levels_a[level], flat_b[level], products, top, step)
-        rows = total.reshape(-1, norm_b.size)
-        _divide_by_norms(rows, norm_a[top * grid_w :][: len(rows)], norm_b)
-        yield top * grid_w, rows
+    grid_w = a.shape[1]
+    for y, slab in enumerate(_dot_products(levels_a, levels_b, hierarchy)):
+        start = y * grid_w
+        rows = slab.reshape(grid_w, -1)
+        _divide_by_norms(rows, norm_a[start : start + grid_w], norm_b)
+        yield start, rows
 
 
-def _add_level(total: Float, level_a: Float, flat_b: Float, products: Float, top: int, step: int) -> None:
-    """Add one level's bins to ``total (rows, grid_w, grid_h_b, grid_w_b)``, whose first grid row is ``top``.
-
-    ``products`` is scratch space for the level's product. Level 0 (step 1) counts its centre, the others do not.
-    """
-    grid_h, grid_w, channels = level_a.shape
-    bottom = top + total.shape[0]
-    first, last = max(top - step, 0), min(bottom + step, grid_h)  # rows of A that the tile's bins reach
-    product = products[: (last - first) * grid_w]
-    np.matmul(level_a[first:last].reshape(-1, channels), flat_b, out=product)
-    similarity = product.reshape(last - first, *total.shape[1:])
-    if step == 0:
-        total += similarity
+def _dot_products(levels_a: list[Float], levels_b: list[Float], hierarchy: int) -> Iterator[Float]:
+    """Slabs of the binned descriptors' dot products."""
+    products = [_products(a, b) for a, b in zip(levels_a, levels_b, strict=True)]
+    if hierarchy == 0:
+        yield from products[0]
         return
-    summed = np.empty((CHUNK, *total.shape[1:]), np.float32)
-    for start in range(first, last, CHUNK):
-        stop = min(start + CHUNK, last)
-        columns = _sum_over_columns(similarity[start - first : stop - first], summed[: stop - start], step)
-        for dy in (-step, 0, step):
-            _add_rows(total, columns, start, top, grid_h, dy)
-    if step > 1:
-        total -= similarity[top - first : bottom - first]
+    if hierarchy > 1:  # by sums, in half the time of a second product
+        products[0], again = _twice(products[0])
+        products[1] = _pooled(again, len(levels_a[0]))
+    shares = [_level_share(slabs, level, len(levels_a[0])) for level, slabs in enumerate(products)]
+    for total, *others in zip(*shares, strict=True):
+        for share in others:
+            total += share
+        yield total
 
 
-def _add_rows(total: Float, columns: Float, start: int, top: int, grid_h: int, dy: int) -> None:
-    """``total[y_a - top, :, y_b] += columns[clamp(y_a + dy) - start, :, clamp(y_b + dy)]`` for the rows at hand."""
-    for out_a, in_a in _clamped(grid_h, dy, top, top + total.shape[0]):
-        low, high = max(in_a.start, start), min(in_a.stop, start + len(columns))
-        if low >= high:
-            continue
-        if high - low < in_a.stop - in_a.start:  # only a part of the shifted rows is at hand
-            shift = out_a.start - in_a.start
-            out_a = slice(low + shift, high + shift)
-        for out_b, in_b in _clamped(total.shape[2], dy):
-            total[out_a, :, out_b] += columns[low - start : high - start, :, in_b]
+def _products(level_a: Float, level_b: Float) -> Iterator[Float]:
+    """Slabs of one level's products ``S_k``, made in blocks of about ``TILE_BYTES``."""
+    grid_h, grid_w, channels = level_a.shape
+    height = max(1, TILE_BYTES // (4 * grid_w * level_b.shape[0] * level_b.shape[1]))
+    flat_b = level_b.reshape(-1, channels).T
+    for top in range(0, grid_h, height):
+        block = level_a[top : top + height]
+        yield from (block.reshape(-1, channels) @ flat_b).reshape(*block.shape[:2], *level_b.shape[:2])
 
 
-def _sum_over_columns(similarity: Float, total: Float, step: int) -> Float:
-    """Sum over dx in (-step, 0, step) of ``similarity[y_a, clamp(x_a + dx), y_b, clamp(x_b + dx)]``, in ``total``."""
-    np.copyto(total, similarity)
-    for dx in (-step, step):
-        for out_a, in_a in _clamped(similarity.shape[1], dx):
-            for out_b, in_b in _clamped(similarity.shape[3], dx):
-                total[:, out_a, :, out_b] += similarity[:, in_a, :, in_b]
+def _twice(slabs: Iterator[Float]) -> tuple[Iterator[Float], Iterator[Float]]:
+    """Two readers of one stream. As ``itertools.tee``, which however keeps up to 57 items after they are read."""
+    queues: tuple[deque[Float], deque[Float]] = (deque(), deque())
+
+    def read(own: deque[Float]) -> Iterator[Float]:
+        while True:
+            if not own:
+                slab = next(slabs, None)
+                if slab is None:
+                    return
+                for queue in queues:
+                    queue.append(slab)
+            yield own.popleft()
+
+    return read(queues[0]), read(queues[1])
+
+
+def _pooled(slabs: Iterator[Float], grid_h: int) -> Iterator[Float]:
+    """Slabs of ``S_1`` from those of ``S_0``: means over 3 × 3 cells of A and of B, valid cells only."""
+    slab = next(slabs)
+    before = nothing = np.zeros_like(slab)
+    for y, after in enumerate(chain(slabs, [nothing])):
+        total = before + slab
+        total += after
+        total *= 3 / (min(y + 2, grid_h) - max(y - 1, 0))
+        for axis in range(3):
+            total = _window_sum(total, axis)
+        total *= np.float32(1 / 81)
+        yield total
+        before, slab = slab, after
+
+
+def _window_sum(values: Float, axis: int) -> Float:
+    """Thrice the mean of each entry and its neighbours along ``axis``; what lies outside does not count."""
+    size = values.shape[axis]
+    if size == 1:
+        return values * np.float32(3)
+    first, last = _at(axis, 0), _at(axis, size - 1)
+    total = _pair_sum(values, values, axis, 1)
+    total[first], total[last] = values[_at(axis, 1)], values[_at(axis, size - 2)]
+    total += values
+    total[first] *= 1.5
+    total[last] *= 1.5
     return total
+
+
+def _level_share(slabs: Iterator[Float], level: int, grid_h: int) -> Iterator[Float]:
+    """Slabs of what one level's bins add to the dot products, from the level's products."""
+    step = 3**level
+    columns: dict[int, Float] = {}  # sums over columns, of the rows still needed
+    centres: dict[int, Float] = {}
+    done = 0
+    for y, slab in enumerate(slabs):
+        columns[y], centres[y] = _sum_over_columns(slab, level)
+        while done < grid_h and y >= min(done + step, grid_h - 1):
+            total = _pair_sum(columns[max(done - step, 0)], columns[min(done + step, grid_h - 1)], 1, step)
+            total += centres.pop(done)
+            columns.pop(done - step, None)
+            yield total
+            done += 1
+
+
+def _sum_over_columns(slab: Float, level: int) -> tuple[Float, Float]:
+    """Sums over ``dx`` of ``slab[clamp(x_a + dx), :, clamp(x_b + dx)]``: of all three, and of those in the middle row.
+
+    Level 0 counts its centre, the others do not; they may overwrite ``slab``.
+    """
+    step, grid_w = 3**level, len(slab)
+    padded = slab.take(np.arange(-step, grid_w + step), axis=0, mode="clip")
+    beside = _pair_sum(padded[:grid_w], padded[2 * step :], 2, step)
+    if level == 0:
+        beside += slab
+        return beside, beside
+    slab += beside
+    return slab, beside
+
+
+def _pair_sum(low: Float, high: Float, axis: int, step: int) -> Float:
+    """``low[clamp(i - step)] + high[clamp(i + step)]`` for each ``i`` along ``axis``; contiguous arrays of one shape.
+
+    One addition of flat arrays, wrong at both ends of the axis, and then the ends: NumPy adds one long run five times
+    as fast as runs of a grid's width.
+    """
+    size, shift = low.shape[axis], step * math.prod(low.shape[axis + 1 :])
+    total = np.empty(low.shape, np.float32)
+    if size > 2 * step:
+        np.add(low.reshape(-1)[: -2 * shift], high.reshape(-1)[2 * shift :], out=total.reshape(-1)[shift:-shift])
+    for i in chain(range(min(step, size)), range(max(step, size - step), size)):
+        np.add(low[_at(axis, max(i - step, 0))], high[_at(axis, min(i + step, size - 1))], out=total[_at(axis, i)])
+    return total
+
+
+def _at(axis: int, index: int) -> tuple[slice | int, ...]:
+    return (*[slice(None)] * axis, index)
 
 
 def _divide_by_norms(rows: Float, norm_a: Float, norm_b: Float) -> None:
@@ -176,23 +237,11 @@ def _divide_by_norms(rows: Float, norm_a: Float, norm_b: Float) -> None:
         rows /= np.maximum(norm_a[:, None] * norm_b, NORM_FLOOR)
 
 
-def _clamped(size: int, shift: int, start: int = 0, stop: int | None = None) -> list[tuple[slice, slice]]:
-    """Pieces (destination, source) of ``out[i - start] += in[clamp(i + shift, 0, size - 1)]`` for i in start..stop."""
-    stop = size if stop is None else stop
-    low, high = (min(max(bound, start), stop) for bound in (-shift, size - shift))
-    pieces = [
-        (slice(0, low - start), slice(0, 1)),
-        (slice(low - start, high - start), slice(low + shift, high + shift)),
-        (slice(high - start, stop - start), slice(size - 1, size)),
-    ]
-    return [(out, source) for out, source in pieces if out.stop > out.start]
-
-
 def _binned_norms(levels: list[Float], hierarchy: int) -> Float:
     """Norms of the binned descriptors, ``(cells,)``: the same shift sum, of squared norms."""
     total = np.zeros(levels[0].shape[:2])
     for level, values in enumerate(levels):
-        squared = np.einsum("yxc,yxc->yx", values, values, dtype=np.float64)
+        squared = np.square(values).sum(axis=2).astype(np.float64)  # summed in pairs: float32 is exact enough
         step = 3**level
         padded = np.pad(squared, step, mode="edge")
         shifts = (0, step, 2 * step) if hierarchy else (step,)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from facetrt.kernels.best_buddies import best_buddies_reference
 
 module = importlib.import_module("facetrt.kernels.best_buddies")
 
-PAIRS = [((1, 1), (1, 1)), ((1, 1), (4, 3)), ((7, 5), (3, 11)), ((5, 5), (5, 5)), ((2, 13), (7, 2))]
+PAIRS = [((1, 1), (1, 1)), ((1, 1), (4, 3)), ((7, 5), (3, 11)), ((5, 5), (5, 5)), ((2, 13), (7, 2)), ((20, 2), (3, 20))]
 
 
 def maps(grid: tuple[int, int], channels: int = 6, seed: int = 0) -> np.ndarray:
@@ -33,11 +34,14 @@ def test_equals_the_definition(
     np.testing.assert_allclose(got.sim_ba, expected.sim_ba, atol=1e-6)
 
 
-def test_equals_the_cosine_of_binned_descriptors() -> None:
-    a, b = maps((9, 12), 16, 3), maps((11, 8), 16, 4)
-    long_a, long_b = log_bin(a).astype(np.float64), log_bin(b).astype(np.float64)
+@pytest.mark.parametrize("hierarchy", [0, 1, 2, 3])
+def test_equals_the_cosine_of_binned_descriptors(hierarchy: int) -> None:
+    """Descriptors with a common part and outliers, as encoders make them; the second map is wider than every bin."""
+    a, b = maps((9, 12), 64, 3) + 3, maps((21, 19), 64, 4) + 3
+    a[4, 5], b[7, 2] = 50 * a[4, 5], 50 * b[7, 2]
+    long_a, long_b = (log_bin(values, hierarchy).astype(np.float64) for values in (a, b))
     direct = long_a @ long_b.T / np.linalg.norm(long_a, axis=1)[:, None] / np.linalg.norm(long_b, axis=1)
-    np.testing.assert_allclose(cosine_similarity(a, b), direct, atol=1e-6)
+    np.testing.assert_allclose(cosine_similarity(a, b, hierarchy), direct, rtol=0, atol=1e-6)
 
 
 def test_first_maximum_wins_and_zero_rows_are_harmless() -> None:
@@ -48,6 +52,25 @@ def test_first_maximum_wins_and_zero_rows_are_harmless() -> None:
     np.testing.assert_array_equal(got.mutual, [True, False, False, False])
     same = np.ones((3, 3, 2), np.float32)
     assert best_buddies(same, same, 0).nn_ba.max() == 0
+
+
+@pytest.mark.parametrize("grid", [(1, 6), (2, 5), (9, 10)])
+def test_equal_cells_tie_at_borders_too(grid: tuple[int, int]) -> None:
+    same = np.full((*grid, 3), 0.7, np.float32)
+    got = best_buddies(same, same)
+    np.testing.assert_array_equal(got.nn_ab, np.zeros(grid[0] * grid[1]))
+    np.testing.assert_array_equal(got.nn_ba, np.zeros(grid[0] * grid[1]))
+
+
+def test_memory_grows_with_a_grid_row_not_with_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TILE_BYTES", 1 << 16)
+    a, b = maps((256, 8), 2), maps((256, 8), 2, 1)
+    matrix = 4 * 2048 * 2048
+    tracemalloc.start()
+    best_buddies(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < matrix / 4, f"{peak >> 10} KiB at once, the whole matrix has {matrix >> 10}"
 
 
 def test_a_map_is_its_own_best_buddy() -> None:
