@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.checks import check_finite, check_voting
-from facetrt.engine.collection import map_features, select
+from facetrt.engine.collection import LazySequence, map_features, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.refinement import Refinement, check_available, enlarge_mask, grabcut, refine_labels
+from facetrt.engine.refinement import Progress, Refinement, check_available, enlarge_mask, grabcut, refine_labels
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import assign, kmeans
+from facetrt.kernels.kmeans import assign_each, kmeans_each
+from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes, vote
 
 Float = NDArray[np.float32]
 
 MAX_CLUSTERS = 14
+AHEAD = 4  # how many k share one reading of descriptors in memory; lazy ones are read once for all k
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,13 @@ class Masks(Sequence[Mask]):
         return iter(self.masks)
 
 
-def cosegment_features(features: Sequence[Features], options: CosegmentOptions) -> Masks:
+def cosegment_features(
+    features: Sequence[Features], options: CosegmentOptions, progress: Progress | None = None
+) -> Masks:
     """Masks of the objects that the images share; see ``Engine.cosegment``.
+
+    Args:
+        progress: called with (masks refined, masks to refine).
 
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
@@ -134,11 +141,12 @@ def cosegment_features(features: Sequence[Features], options: CosegmentOptions) 
         threshold=options.saliency_threshold,
         percentage=options.votes_percentage,
     )
-    labels = iter(clustering.labels)
-    masks = [
-        _mask(f, next(labels) if inlier else None, clustering.centroids, votes, options)
-        for f, inlier in zip(features, inliers, strict=True)
-    ]
+    labels = dict(zip(np.flatnonzero(inliers).tolist(), clustering.labels, strict=True))
+
+    def mask(number: int) -> Mask:
+        return _mask(features[number], labels.get(number), clustering.centroids, votes, options)
+
+    masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, clustering, votes, similarity)
 
 
@@ -186,22 +194,53 @@ def cluster_elbow(
         InputError: fewer sampled descriptors than clusters before the elbow was reached.
     """
     samples = np.concatenate([rows[::sample_interval].copy() for rows in descriptors])  # a view would keep all rows
-    count = sum(len(rows) for rows in descriptors)
-    tried: list[int] = []
-    objectives: list[float] = []
-    for k in range(1, max_clusters + 1):
-        if k > len(samples):
-            raise InputError(
-                f"the images give {len(samples)} sampled descriptors, too few for {k} clusters: use more images, "
-                f"a larger load size{_smaller(sample_interval)}"
-            )
-        centroids = kmeans(samples, k).centroids
-        assignments = [assign(rows, centroids) for rows in descriptors]
-        tried.append(k)
-        objectives.append(float(sum(a.squared_distances.sum(dtype=np.float64) for a in assignments) / count))
-        if k > 1 and objectives[-1] > elbow * objectives[-2]:
+    fits: list[_Fit] = []
+    for fit in _sweep(descriptors, samples, max_clusters):
+        fits.append(fit)
+        if len(fits) > 1 and fit.objective > elbow * fits[-2].objective:
             break
-    return Clustering(tried, objectives, centroids, [a.labels for a in assignments])
+    else:
+        if len(fits) < max_clusters:
+            raise InputError(
+                f"the images give {len(samples)} sampled descriptors, too few for {len(samples) + 1} clusters: use "
+                f"more images, a larger load size{_smaller(sample_interval)}"
+            )
+    labels = [found.astype(np.int64) for found in fit.labels]
+    return Clustering([len(f.centroids) for f in fits], [f.objective for f in fits], fit.centroids, labels)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One k of the sweep: the mean squared distance of all descriptors, and the cluster of each by image."""
+
+    centroids: Float
+    objective: float
+    labels: list[NDArray[np.unsignedinteger]]
+
+
+def _sweep(descriptors: Sequence[Float], samples: Float, max_clusters: int) -> Iterator[_Fit]:
+    """k = 1, 2, … up to ``max_clusters`` or the number of samples.
+
+    Several k share one reading of all descriptors. What was done beyond the last k that the caller takes is in vain:
+    clustering 20 images once more costs about as much as reading their descriptors from memory, less than from disk.
+    """
+    ahead = max_clusters if isinstance(descriptors, LazySequence) else AHEAD
+    most = min(max_clusters, len(samples))
+    for first in range(1, most + 1, ahead):
+        yield from _fits(descriptors, samples, range(first, min(first + ahead, most + 1)))
+
+
+def _fits(descriptors: Sequence[Float], samples: Float, counts: Sequence[int]) -> list[_Fit]:
+    """Clusterings of the samples, one for each of ``counts``, assigned to all descriptors in one reading."""
+    centroids = [found.centroids for found in kmeans_each(samples, counts)]
+    labels: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in counts]
+    sums, cells = np.zeros(len(counts)), 0
+    for rows in descriptors:
+        cells += len(rows)
+        for i, found in enumerate(assign_each(rows, centroids)):
+            sums[i] += found.squared_distances.sum(dtype=np.float64)
+            labels[i].append(found.labels.astype(np.min_scalar_type(counts[i])))  # most of them are dropped
+    return [_Fit(*fit) for fit in zip(centroids, (sums / cells).tolist(), labels, strict=True)]
 
 
 def _smaller(interval: int) -> str:
@@ -256,6 +295,6 @@ def _refine(
         return None
     rows = normalise(features[options.facet])
     groups = (centroids[salient], np.delete(centroids, salient, axis=0))
-    nearest = np.stack([assign(rows, group).squared_distances for group in groups])
+    nearest = np.stack([found.squared_distances for found in assign_each(rows, groups)])
     energy = (nearest - nearest.max(axis=0)).reshape(2, *features.grid)
     return np.asarray(refine_labels(features.pixels, energy, options.refine) == 0)

@@ -11,7 +11,7 @@ foreground, or without a part that all images share, everything is background; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -23,14 +23,14 @@ from facetrt.engine.collection import LazySequence, join, map_features
 from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.refinement import Refinement, check_available, refine_labels
+from facetrt.engine.refinement import Progress, Refinement, check_available, refine_labels
 from facetrt.engine.resampling import pillow_nearest, torch_nearest
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign, kmeans
+from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes, vote
 
 Labels = NDArray[np.signedinteger]
-Progress = Callable[[int, int], None]
 
 BACKGROUND = -1
 
@@ -125,13 +125,13 @@ def segment_parts_features(
     features: Sequence[Features],
     options: PartsOptions,
     augmented: Sequence[Features] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
 ) -> Parts:
     """Parts that the images share; see ``Engine.segment_parts``.
 
     Args:
         augmented: features of augmented views, which take part in clustering only.
-        progress: called with (maps refined, maps to refine).
+        progress: called with (maps refined, maps to refine); with three stages that runs twice.
 
     Raises:
         InputError: no image, or fewer descriptors than clusters.
@@ -149,18 +149,14 @@ def segment_parts_features(
     second = _second_stage(rows, masks, options)
     centroids, common = second.centroids, None
     if options.three_stages:
-        refined = list(_refine(everything, rows, centroids, background, options, progress))
-        common = _common_parts(everything, refined, len(features), len(centroids))
-        masks = [np.isin(_to_cells(item, labels), common) for item, labels in zip(everything, refined, strict=True)]
+        refined = _refine(everything, centroids, background, options, progress)
+        common = _common_parts(refined[: len(features)], len(centroids))
+        masks = [np.isin(_smoothed_cells(item), common) for item in refined]
         background = np.concatenate([background, np.delete(centroids, common, axis=0)])
         if not common.size:
             return Parts(_all_background(features), foreground, votes, centroids[:0], background, second, common)
         centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
-    refined = list(_refine(features, rows, centroids, background, options, progress))
-    maps = [
-        PartMap(labels, _cell_labels(item, image_rows, centroids, background), options.refine, item.geometry, item.name)
-        for item, image_rows, labels in zip(features, rows, refined, strict=False)
-    ]
+    maps = _refine(features, centroids, background, options, progress)
     return Parts(maps, foreground, votes, centroids, background, second, common)
 
 
@@ -181,7 +177,7 @@ def _second_stage(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], opt
         return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=options.sample_interval)
     centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
     found = [assign(image_rows, centroids) for image_rows in chosen]
-    error = sum(float(f.squared_distances.sum(dtype=np.float64)) for f in found) / sum(map(len, chosen))
+    error = sum(float(f.squared_distances.sum(dtype=np.float64)) for f in found) / sum(len(f.labels) for f in found)
     return Clustering([options.num_parts], [error], centroids, [f.labels for f in found])
 
 
@@ -217,39 +213,30 @@ def _squared_distances(rows: Float, centroids: Float) -> Float:
 
 
 def _refine(
-    items: Sequence[Features],
-    rows: Sequence[Float],
-    centroids: Float,
-    background: Float,
-    options: PartsOptions,
-    progress: Progress,
-) -> Iterator[Labels]:
-    """Pixel labels of each image, background last turned into -1."""
-    for done, (item, image_rows) in enumerate(zip(items, rows, strict=False), start=1):
-        labels = refine_labels(item.pixels, part_energy(item, image_rows, centroids, background), options.refine)
-        labels[labels == len(centroids)] = BACKGROUND
-        progress(done, len(items))
-        yield labels.astype(np.int16)
+    items: Sequence[Features], centroids: Float, background: Float, options: PartsOptions, progress: Progress | None
+) -> list[PartMap]:
+    """Parts of each image, several images at a time."""
+
+    def refine(number: int) -> PartMap:
+        item = items[number]
+        energy = part_energy(item, normalise(item[options.facet]), centroids, background)
+        labels, cells = refine_labels(item.pixels, energy, options.refine), energy.argmin(axis=0)
+        for found in (labels, cells):
+            found[found == len(centroids)] = BACKGROUND
+        return PartMap(labels.astype(np.int16), cells, options.refine, item.geometry, item.name)
+
+    return map_threads(refine, range(len(items)), progress, threads=options.refine.threads)
 
 
-def _common_parts(items: Sequence[Features], refined: Sequence[Labels], originals: int, count: int) -> Labels:
-    """Parts that appear among the cells of every original image."""
-    present = [
-        np.bincount(_to_cells(item, labels) + 1, minlength=count + 1)[1:] > 0
-        for item, labels in zip(items[:originals], refined, strict=False)
-    ]
+def _common_parts(refined: Sequence[PartMap], count: int) -> Labels:
+    """Parts that appear among the cells of every image."""
+    present = [np.bincount(_smoothed_cells(item) + 1, minlength=count + 1)[1:] > 0 for item in refined]
     return np.flatnonzero(np.all(present, axis=0))
 
 
-def _to_cells(item: Features, labels: Labels) -> Labels:
+def _smoothed_cells(refined: PartMap) -> Labels:
     """Pixel labels reduced to the grid by nearest neighbour, ``(cells,)``."""
-    return np.asarray(torch_nearest(labels, item.grid).ravel())
-
-
-def _cell_labels(item: Features, rows: Float, centroids: Float, background: Float) -> Labels:
-    labels: Labels = part_energy(item, rows, centroids, background).argmin(axis=0)
-    labels[labels == len(centroids)] = BACKGROUND
-    return labels
+    return np.asarray(torch_nearest(refined.loaded_labels, refined.geometry.grid).ravel())
 
 
 def _all_background(features: Sequence[Features]) -> list[PartMap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
 import cv2
@@ -15,8 +16,9 @@ from facetrt.kernels.errors import InputError, MissingDependencyError
 
 Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # (images refined, images in all)
 
-GRABCUT_SEED = 0  # OpenCV's generator, seeded per image: results do not depend on what ran before
+GRABCUT_SEED = 0  # OpenCV's generator, one per thread, seeded per image: what ran before does not matter
 GRABCUT_ROUNDS = 5
 BAND = 7  # side of the erosion box that separates sure from probable pixels
 
@@ -32,6 +34,11 @@ class Refinement(StrEnum):
     CRF = "crf"
     PYDENSECRF = "pydensecrf"
     NONE = "none"
+
+    @property
+    def threads(self) -> int | None:
+        """How many images to refine side by side; None for as many as there are processors."""
+        return 1 if self is Refinement.PYDENSECRF else None  # that library lets no other thread run
 
     @staticmethod
     def parse(text: str) -> Refinement:

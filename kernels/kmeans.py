@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.kernels.errors import InputError, MissingDependencyError
+from facetrt.kernels.parallel import map_threads
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 
 SEED = 1234  # FAISS's default; with it fixed, results are deterministic up to summation order
+SEED_STEP = 15486557  # from one restart's seed to the next
 SAMPLES_PER_CENTROID = 256  # FAISS trains on at most this many rows per centroid
+ROUNDS = 16  # asked of FAISS at a time; most restarts settle within them
 ASSIGN_ROWS = 1 << 16
 
 
@@ -39,27 +43,96 @@ class Assignment:
 def kmeans(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
     """FAISS k-means with the method's settings: random rows as start, Lloyd rounds, best of the restarts.
 
+    Bit for bit what FAISS computes on one thread with ``niter=iterations, nredo=restarts`` and early stopping off.
+    Restarts run side by side, and each ends where its rounds repeat themselves.
+
     Args:
-        samples: ``(n, C)`` float32 rows, finite. More than 256·k rows are subsampled by FAISS, as in the reference.
+        samples: ``(n, C)`` float32 rows, finite. More than 256·k rows are subsampled as by FAISS.
         num_clusters: k, at least 1 and at most n.
 
     Raises:
         InputError: fewer rows than clusters, wrong shape, NaN.
         MissingDependencyError: neither the ``cpu`` nor the ``gpu`` extra is installed.
     """
-    rows = check_samples(samples, num_clusters)
+    return kmeans_each(samples, [num_clusters], iterations=iterations, restarts=restarts)[0]
+
+
+def kmeans_each(samples: Float, counts: Sequence[int], *, iterations: int = 300, restarts: int = 10) -> list[KMeans]:
+    """:func:`kmeans` for each of ``counts``, at least one; the restarts of all of them share the threads."""
     faiss = import_faiss()
-    trainer = faiss.Kmeans(
-        rows.shape[1],
-        num_clusters,
-        niter=iterations,
-        nredo=restarts,
-        seed=SEED,
-        max_points_per_centroid=SAMPLES_PER_CENTROID,
-        min_points_per_centroid=1,  # only silences a warning printed by the library
-    )
-    objective = float(trainer.train(rows))
-    return KMeans(np.array(trainer.centroids, np.float32), objective)
+    if iterations < 1 or restarts < 1:
+        raise InputError(f"iterations={iterations}, restarts={restarts}: expected at least 1")
+    for count in {min(counts), max(counts)}:
+        rows = check_samples(samples, count)
+    starts = [start for count in counts for start in _starts(rows, count, restarts)]
+
+    def run(start: _Start) -> KMeans:
+        faiss.omp_set_num_threads(1)  # of this thread only
+        return _converge(start, iterations)
+
+    found = map_threads(run, starts)
+    runs = [found[i : i + restarts] for i in range(0, len(found), restarts)]
+    return [min(run, key=lambda result: result.objective) for run in runs]  # the first one on ties, as FAISS
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a restart begins: training ``rows (n, C)`` and first ``centroids (k, C)``."""
+
+    rows: Float
+    centroids: Float
+
+
+def _starts(rows: Float, count: int, restarts: int) -> list[_Start]:
+    """The restarts of FAISS: its subsample, and centroids drawn from that by its generator."""
+    limit = SAMPLES_PER_CENTROID * count
+    if len(rows) > limit:
+        rows = rows[_faiss_permutation(len(rows), SEED)[:limit]]
+    orders = (_faiss_permutation(len(rows), SEED + 1 + restart * SEED_STEP) for restart in range(restarts))
+    return [_Start(rows, rows[order[:count]]) for order in orders]
+
+
+def _faiss_permutation(count: int, seed: int) -> NDArray[np.int32]:
+    faiss = import_faiss()
+    order = np.empty(count, np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), count, seed)
+    return order
+
+
+def _converge(start: _Start, iterations: int) -> KMeans:
+    """The state after so many rounds.
+
+    A round maps centroids to centroids and nothing else, so one that changes no bit ends the run. It is looked for
+    where the objective stands still. That alone proves nothing: float32 sums also stay equal while centroids move.
+    """
+    if len(start.rows) == len(start.centroids):
+        return KMeans(start.rows.copy(), 0.0)  # as FAISS does
+    centroids, done = start.centroids, 0
+    while done < iterations:
+        centroids, objectives = _rounds(start.rows, centroids, min(ROUNDS, iterations - done))
+        done += len(objectives)
+        if done < iterations and len(objectives) > 1 and objectives[-1] == objectives[-2]:
+            previous = centroids
+            centroids, objectives = _rounds(start.rows, centroids, 1)
+            done += 1
+            if np.array_equal(centroids, previous):
+                break
+    return KMeans(centroids, objectives[-1])
+
+
+def _rounds(rows: Float, centroids: Float, count: int) -> tuple[Float, list[float]]:
+    """Centroids after ``count`` Lloyd rounds of FAISS and the objective of each; newer versions may stop sooner."""
+    faiss = import_faiss()
+    parameters = faiss.ClusteringParameters()
+    parameters.niter = count
+    parameters.min_points_per_centroid = 1  # only silences a warning printed by the library
+    parameters.check_input_data_for_NaNs = False
+    trainer = faiss.Clustering(rows.shape[1], len(centroids), parameters)
+    faiss.copy_array_to_vector(centroids.ravel(), trainer.centroids)
+    trainer.train(rows, faiss.IndexFlatL2(rows.shape[1]))
+    stats = trainer.iteration_stats
+    found = faiss.vector_to_array(trainer.centroids).reshape(centroids.shape)
+    return found, [float(stats.at(i).obj) for i in range(stats.size())]
 
 
 def import_faiss() -> ModuleType | Any:
@@ -93,21 +166,37 @@ def assign(samples: Float, centroids: Float) -> Assignment:
 
     Works through blocks of rows, so that memory stays at ``rows × k`` floats.
     """
+    return assign_each(samples, [centroids])[0]
+
+
+def assign_each(samples: Float, centroid_sets: Sequence[Float]) -> list[Assignment]:
+    """:func:`assign` for each set of centroids, reading the samples once."""
+    for centroids in centroid_sets:
+        _check_centroids(samples, centroids)
+    together = np.concatenate(centroid_sets)  # (sum of all k, C)
+    centroid_norms = np.einsum("kc,kc->k", together, together)
+    doubled = -2 * together
+    ends = np.cumsum([len(centroids) for centroids in centroid_sets])
+    spans = [slice(end - len(centroids), end) for end, centroids in zip(ends, centroid_sets, strict=True)]
+    found = [Assignment(np.empty(len(samples), np.int64), np.empty(len(samples), np.float32)) for _ in spans]
+    for start in range(0, len(samples), ASSIGN_ROWS):
+        rows = np.asarray(samples[start : start + ASSIGN_ROWS], np.float32)
+        block = slice(start, start + len(rows))
+        row_norms = np.einsum("nc,nc->n", rows, rows)
+        distances = rows @ doubled.T
+        distances += centroid_norms
+        for span, result in zip(spans, found, strict=True):
+            result.labels[block] = distances[:, span].argmin(1)
+            nearest = np.take_along_axis(distances[:, span], result.labels[block, None], 1)[:, 0]
+            result.squared_distances[block] = np.maximum(nearest + row_norms, 0)
+    return found
+
+
+def _check_centroids(samples: Float, centroids: Float) -> None:
     if samples.ndim != 2 or centroids.ndim != 2 or samples.shape[1] != centroids.shape[1] or not len(centroids):
         raise InputError(
             f"samples {samples.shape} and centroids {centroids.shape} do not fit: expected (n, C) and (k, C), k ≥ 1"
         )
-    labels = np.empty(len(samples), np.int64)
-    squared = np.empty(len(samples), np.float32)
-    centroid_norms = np.einsum("kc,kc->k", centroids, centroids)
-    for start in range(0, len(samples), ASSIGN_ROWS):
-        rows = np.asarray(samples[start : start + ASSIGN_ROWS], np.float32)
-        block = slice(start, start + len(rows))
-        distances = centroid_norms - 2 * (rows @ centroids.T)
-        labels[block] = distances.argmin(1)
-        nearest = np.take_along_axis(distances, labels[block, None], 1)[:, 0]
-        squared[block] = np.maximum(nearest + np.einsum("nc,nc->n", rows, rows), 0)
-    return Assignment(labels, squared)
 
 
 def diverse_clusters(
@@ -206,7 +295,7 @@ def kmeans_reference(samples: Float, num_clusters: int, *, iterations: int = 300
     if len(rows) == num_clusters:
         return KMeans(rows.astype(np.float32), 0.0)
     for restart in range(restarts):
-        centroids = rows[_permutation(len(rows), SEED + 1 + restart * 15486557)[:num_clusters]]
+        centroids = rows[_permutation(len(rows), SEED + 1 + restart * SEED_STEP)[:num_clusters]]
         objective = np.inf
         for _ in range(iterations):
             distances = ((rows[:, None] - centroids) ** 2).sum(axis=2)

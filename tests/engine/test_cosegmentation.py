@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from helpers import photo
 
 from facetrt.engine import PAPER_COSEGMENT, Engine, Features, InputError, Refinement, cluster_elbow
+from facetrt.engine.collection import LazySequence
 from facetrt.engine.cosegmentation import normalise
 from facetrt.engine.refinement import enlarge_mask, grabcut
-from facetrt.kernels import assign, kmeans
+from facetrt.kernels import assign, kmeans, parallel
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,60 @@ def test_elbow_uses_the_clustering_that_stopped_it(features: list[Features]) -> 
     expected = kmeans(samples, found.tried_k[-1])
     np.testing.assert_array_equal(found.centroids, expected.centroids)
     np.testing.assert_array_equal(found.labels[1], assign(rows[1], expected.centroids).labels)
+
+
+def test_lazy_descriptors_are_read_twice_and_cluster_alike(features: list[Features]) -> None:
+    rows = [normalise(item["key@2"]) for item in features]
+    reads = []
+
+    def read(number: int) -> np.ndarray:
+        reads.append(number)
+        return rows[number]
+
+    lazy = cluster_elbow(LazySequence(3, read), elbow=0.9, sample_interval=3)
+    assert sorted(reads) == [0, 0, 1, 1, 2, 2]  # for the samples, and for all k together
+    held = cluster_elbow(rows, elbow=0.9, sample_interval=3)
+    assert lazy.tried_k == held.tried_k and 1 < len(held.tried_k) < 14
+    np.testing.assert_allclose(lazy.objectives, held.objectives, rtol=1e-6)
+    np.testing.assert_array_equal(lazy.centroids, held.centroids)
+    for a, b in zip(lazy.labels, held.labels, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == np.int64
+
+
+@pytest.mark.parametrize("refine", ["grabcut", "crf"])
+def test_threads_change_nothing(
+    tiny_engine: Engine, features: list[Features], monkeypatch: pytest.MonkeyPatch, refine: str
+) -> None:
+    many = features * 3
+    results = []
+    for count in (1, 4):
+        monkeypatch.setattr(parallel, "processors", lambda count=count: count)
+        results.append(tiny_engine.cosegment(many, sample_interval=5, saliency_threshold=0.3, refine=refine))
+    for a, b, item in zip(*results, many, strict=True):
+        assert a.refinement is Refinement(refine) and a.name == b.name == item.name
+        np.testing.assert_array_equal(a.loaded_mask, b.loaded_mask)
+        if refine == "grabcut":
+            np.testing.assert_array_equal(a.loaded_mask, grabcut(item.pixels, enlarge_mask(a.cells, item.image_size)))
+
+
+def test_progress_counts_encoding_and_then_refinement(tiny_engine: Engine) -> None:
+    calls: list[tuple[int, int | None]] = []
+    images = [photo(64, 72, seed) for seed in range(3)]
+    tiny_engine.cosegment(images, load_size=None, sample_interval=5, progress=lambda *done: calls.append(done))
+    assert calls[-4:] == [(3, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_an_error_while_refining_reaches_the_caller(
+    tiny_engine: Engine, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("facetrt.engine.cosegmentation.grabcut", fail)
+    with pytest.raises(MemoryError, match="too large"):
+        tiny_engine.cosegment(features, sample_interval=5, saliency_threshold=0.3)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("facetrt_")]
 
 
 def test_too_few_descriptors(tiny_engine: Engine) -> None:

@@ -16,7 +16,7 @@ from facetrt.engine.augmentation import augment, crop_size
 from facetrt.engine.parts import PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.resampling import torch_indices, torch_nearest
-from facetrt.kernels import dense_crf
+from facetrt.kernels import dense_crf, parallel
 from facetrt.kernels.kmeans import kmeans_reference
 
 
@@ -172,6 +172,24 @@ def test_repeated_runs_and_both_crfs_agree(tiny_engine: Engine, features: list[F
     for a, b, c in zip(first, again, theirs, strict=True):
         np.testing.assert_array_equal(a.loaded_labels, b.loaded_labels)
         assert (a.loaded_labels == c.loaded_labels).mean() >= 0.99
+
+
+def test_threads_change_nothing_and_progress_counts_every_refinement(
+    tiny_engine: Engine, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PartsOptions("key@2", num_parts=2, sample_interval=5, saliency_threshold=0.4, three_stages=True)
+    results = []
+    for count in (1, 3):
+        calls: list[tuple[int, int]] = []
+        monkeypatch.setattr(parallel, "processors", lambda count=count: count)
+        results.append(
+            segment_parts_features(features, options, progress=lambda *done, calls=calls: calls.append(done))
+        )
+        assert calls == [(1, 3), (2, 3), (3, 3)] * 2
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a.loaded_labels, b.loaded_labels)
+        np.testing.assert_array_equal(a.cells, b.cells)
+        assert a.name == b.name and (a.cells >= 0).any()
 
 
 def test_no_foreground_and_no_background(tiny_engine: Engine, features: list[Features]) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
+import faiss
 import numpy as np
 import pytest
 
 from facetrt.kernels import InputError, assign, diverse_clusters, kmeans
-from facetrt.kernels.kmeans import kmeans_reference
+from facetrt.kernels.kmeans import assign_each, kmeans_each, kmeans_reference
 
 
 def rows(count: int, channels: int = 8, seed: int = 0) -> np.ndarray:
@@ -18,6 +22,100 @@ def test_equals_the_definition(count: int, clusters: int) -> None:
     got, expected = kmeans(samples, clusters), kmeans_reference(samples, clusters, iterations=60)
     np.testing.assert_allclose(got.objective, expected.objective, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got.centroids, expected.centroids, atol=1e-5)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """FAISS on one thread: on several, its distances may differ in the last bit."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+def faiss_kmeans(samples: np.ndarray, clusters: int) -> tuple[np.ndarray, float]:
+    """FAISS itself, all 300 rounds of all 10 restarts."""
+    trainer = faiss.Kmeans(samples.shape[1], clusters, niter=300, nredo=10, min_points_per_centroid=1)
+    if hasattr(trainer.cp, "early_stop_threshold"):
+        trainer.cp.early_stop_threshold = -1
+    objective = float(trainer.train(samples))
+    return trainer.centroids, objective
+
+
+def same_as_faiss(samples: np.ndarray, clusters: int) -> None:
+    centroids, objective = faiss_kmeans(samples, clusters)
+    got = kmeans(samples, clusters)
+    np.testing.assert_array_equal(got.centroids, centroids)
+    assert got.objective == objective
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "clusters"),
+    [
+        (1, 8, 1),
+        (40, 7, 3),
+        (30, 8, 14),
+        (25, 8, 25),
+        (17, 1, 16),
+        (300, 3, 1),  # more than 256 rows per cluster: subsampled
+        (600, 8, 2),
+        (1500, 33, 5),
+        (620, 384, 9),
+        (371, 401, 4),
+    ],
+)
+@pytest.mark.usefixtures("one_thread")
+def test_equals_faiss_bit_for_bit(count: int, channels: int, clusters: int) -> None:
+    same_as_faiss(rows(count, channels), clusters)
+
+
+@pytest.mark.parametrize("clusters", [2, 4, 5, 9])
+@pytest.mark.usefixtures("one_thread")
+def test_equals_faiss_where_duplicates_empty_clusters(clusters: int) -> None:
+    same_as_faiss(np.repeat(rows(4), 10, axis=0)[np.random.default_rng(1).permutation(40)], clusters)
+
+
+@pytest.mark.parametrize("clusters", [3, 4, 5])
+@pytest.mark.usefixtures("one_thread")
+def test_an_objective_that_stands_still_does_not_end_the_rounds(clusters: int) -> None:
+    random = np.random.default_rng(0)
+    far = np.array([[1e4, 1e3], [1e4, -1e3]])  # so large that moves of the others vanish in the float32 sum
+    samples = np.concatenate([far[1:], 0.1 * random.standard_normal((60, 2)), far[:1]]).astype(np.float32)
+    same_as_faiss(samples, clusters)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_versions_of_faiss_that_run_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = faiss.ClusteringParameters
+
+    def without_early_stop() -> faiss.ClusteringParameters:
+        made = parameters()
+        made.early_stop_threshold = -1
+        return made
+
+    expected = kmeans(rows(200), 6)
+    monkeypatch.setattr(faiss, "ClusteringParameters", without_early_stop)
+    np.testing.assert_array_equal(kmeans(rows(200), 6).centroids, expected.centroids)
+
+
+def test_rounds_end_once_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[kmeans.__module__]  # the package's attribute of this name is the function
+    run, counts = module._rounds, []
+
+    def count_rounds(*arguments: object) -> tuple[np.ndarray, list[float]]:
+        centroids, objectives = run(*arguments)
+        counts.append(len(objectives))
+        return centroids, objectives
+
+    monkeypatch.setattr(module, "_rounds", count_rounds)
+    kmeans(rows(100), 3)
+    assert 20 <= sum(counts) < 1000
+
+
+def test_several_numbers_of_clusters_at_once() -> None:
+    samples = rows(90)
+    for found, clusters in zip(kmeans_each(samples, [5, 1, 90]), [5, 1, 90], strict=True):
+        np.testing.assert_array_equal(found.centroids, kmeans(samples, clusters).centroids)
 
 
 def test_duplicates_leave_no_empty_cluster_behind() -> None:
@@ -39,6 +137,14 @@ def test_assign(count: int) -> None:
     distances = ((samples[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
     np.testing.assert_array_equal(got.labels, distances.argmin(axis=1))
     np.testing.assert_allclose(got.squared_distances, distances.min(axis=1), atol=1e-5)
+
+
+def test_assigning_to_several_sets_equals_one_after_the_other() -> None:
+    samples, sets = rows(50, 3), [rows(k, 3, seed=k) for k in (4, 1, 7)]
+    for got, centroids in zip(assign_each(samples, sets), sets, strict=True):
+        expected = assign(samples, centroids)
+        np.testing.assert_array_equal(got.labels, expected.labels)
+        np.testing.assert_allclose(got.squared_distances, expected.squared_distances, atol=1e-6)
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(1, 1), (10, 10), (37, 5), (300, 10)])
@@ -75,6 +181,12 @@ def test_bad_input(samples: np.ndarray, clusters: int, message: str) -> None:
     for function in (kmeans, diverse_clusters):
         with pytest.raises(InputError, match=message):
             function(samples, clusters)
+
+
+@pytest.mark.parametrize("options", [{"iterations": 0}, {"restarts": 0}])
+def test_counts_that_do_nothing(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="expected at least 1"):
+        kmeans(rows(5), 2, **options)
 
 
 def test_assign_checks_widths() -> None:

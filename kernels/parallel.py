@@ -1,0 +1,51 @@
+"""Threads for work that leaves Python: NumPy, OpenCV and FAISS let other threads run while they compute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_THREADS = 8  # each holds one item's working memory, and what runs here is soon bound by memory bandwidth
+
+
+def map_threads(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    threads: int | None = None,
+) -> list[Result]:
+    """``function`` of each item, in order, on as many threads as there are processors (at most 8).
+
+    Where items are large, let ``items`` be numbers and ``function`` load: then one item per thread is held.
+
+    Args:
+        progress: called in this thread with (items done, items in all).
+
+    Raises:
+        BaseException: the first error of ``function`` or ``progress``, or Ctrl-C, once the items at work are done; no
+            further one is begun.
+    """
+    with ThreadPoolExecutor(min(threads or processors(), MAX_THREADS), "facetrt") as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(futures))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # leaving the block waits for what is at work
+            raise
+    return [future.result() for future in futures]
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
