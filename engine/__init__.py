@@ -12,6 +12,7 @@ from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.self_similarity import self_similarity, self_similarity_blocks
 from facetrt.engine.similarity import SimilarityMap, similarity_map
+from facetrt.engine.store import FeatureStore
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "FacetrtError",
     "FeatureCollection",
+    "FeatureStore",
     "Features",
     "Geometry",
     "InputError",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -12,21 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import Backend
+from facetrt.engine.backends.options import Hint
 from facetrt.engine.bundle import CLS_ATTENTION, ENCODER, Bundle
 from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
-from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, load_image
+from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, Pixels, check_load_size, load_image
+from facetrt.engine.loading import read_ahead
+from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.resampling import pillow_nearest
-from facetrt.kernels.errors import InputError
+from facetrt.kernels.errors import FacetrtError, InputError
 
 Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
+OnBroken = Callable[[ImageLike, FacetrtError], None]  # (image that cannot be encoded, why)
 
 LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
 BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
 WINDOW = 32  # images held at a time while looking for equal shapes, unless their features exceed
 WINDOW_BYTES = 256 << 20  # so many bytes
-MEMORY_SHARE = 0.7  # of the machine's memory that one image's attention may take
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,53 @@ class EncodeOptions:
     load_size: LoadSize = None
     saliency: SaliencyMode = SaliencyMode.FULL
     stride: int | None = None
+
+
+class Tally:
+    """Counts images and reports them."""
+
+    def __init__(self, images: object, progress: Progress | None) -> None:
+        self.done, self.total = 0, len(images) if isinstance(images, Sized) else None
+        self._progress = progress
+
+    def add(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.done += count
+        if self._progress is not None:
+            self._progress(self.done, self.total)
+
+
+class _Window:
+    """Images in order that wait for others of their shape, and the features of those that come after them.
+
+    ``waiting`` has (number, image) by shape, ``done`` features by number.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[int, int], list[tuple[int, LoadedImage]]] = {}
+        self.done: dict[int, Features] = {}
+        self._bytes: dict[int, int] = {}  # of the features, by number, in order
+
+    def add(self, number: int, image: LoadedImage, nbytes: int) -> int:
+        """Let an image wait; returns how many of its shape do now."""
+        self._bytes[number] = nbytes
+        alike = self.waiting.setdefault(image.image_size, [])
+        alike.append((number, image))
+        return len(alike)
+
+    def ready(self) -> Iterator[tuple[int, Features]]:
+        """Numbers and features of the first images, up to one that waits."""
+        while self._bytes and (number := next(iter(self._bytes))) in self.done:
+            del self._bytes[number]
+            yield number, self.done.pop(number)
+
+    @property
+    def nbytes(self) -> int:
+        """What the features of all images take that were not handed out."""
+        return sum(self._bytes.values())
+
+    def __len__(self) -> int:
+        return len(self._bytes)
 
 
 class Encoder:
@@ -49,44 +100,97 @@ class Encoder:
             model=manifest.model,
             encoder_sha256=manifest.files[ENCODER].sha256,
             backend=backend.name,
-            device=backend.device,
-            precision=manifest.precision,
+            device=backend.options.device,
+            precision=backend.options.precision,
         )
         if bundle.positional is not None:
             self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
 
     def encode(
-        self, images: Iterable[ImageLike], options: EncodeOptions, progress: Progress | None = None
-    ) -> Iterator[Features]:
+        self,
+        images: Iterable[ImageLike],
+        options: EncodeOptions,
+        progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
+    ) -> Generator[Features]:
         """Features of each image, in order. At most ``WINDOW`` images are held at a time."""
-        self._check_stride(options.stride)
-        total = len(images) if isinstance(images, Sized) else None
-        done = 0
-        for loaded in self._windows(iter(images), options):
-            results: dict[int, Features] = {}
-            for batch in self._batches(loaded, options):
-                encoded = self._encode_batch([loaded[i] for i in batch], options)
-                results |= dict(zip(batch, encoded, strict=True))
-                done += len(batch)
-                if progress is not None:
-                    progress(done, total)
-            for i in range(len(loaded)):
-                yield results.pop(i)
+        tally = Tally(images, progress)
+        with closing(self.encode_numbered(enumerate(images), options, tally.add, on_broken)) as numbered:
+            for _, features in numbered:
+                yield features
 
-    def _windows(self, images: Iterator[ImageLike], options: EncodeOptions) -> Iterator[list[LoadedImage]]:
-        """Runs of consecutive images, as many as ``WINDOW`` and ``WINDOW_BYTES`` allow; at least one."""
+    def encode_numbered(
+        self,
+        images: Iterable[tuple[int, ImageLike]],
+        options: EncodeOptions,
+        advance: Callable[[int], None] = lambda count: None,
+        on_broken: OnBroken | None = None,
+    ) -> Generator[tuple[int, Features]]:
+        """Number and features of each image, in order; ``advance`` is told how many more are done.
+
+        An image that cannot be encoded raises after everything before it, or goes to ``on_broken``.
+        """
+        self._check_options(options)
+        window = _Window()
+        with closing(read_ahead(images, partial(self._load, options=options))) as items:
+            for item in items:
+                if isinstance(item.loaded, FacetrtError):
+                    yield from self._flush(window, options, advance)
+                    if on_broken is None:
+                        raise item.loaded
+                    on_broken(item.image, item.loaded)
+                    advance(1)
+                    continue
+                cells = self._cells(item.loaded.image_size, options)
+                alike = window.add(item.number, item.loaded, cells * self._cell_bytes)
+                if alike == self._batch_size(cells):
+                    self._encode_alike(window, item.loaded.image_size, options, advance)
+                if len(window) == WINDOW or window.nbytes > WINDOW_BYTES:
+                    yield from self._flush(window, options, advance)
+                yield from window.ready()
+        yield from self._flush(window, options, advance)
+
+    def _flush(
+        self, window: _Window, options: EncodeOptions, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, Features]]:
+        for shape in list(window.waiting):
+            self._encode_alike(window, shape, options, advance)
+        return window.ready()
+
+    def _encode_alike(
+        self, window: _Window, shape: tuple[int, int], options: EncodeOptions, advance: Callable[[int], None]
+    ) -> None:
+        """Encode the images of one shape that wait."""
+        numbers, images = zip(*window.waiting.pop(shape), strict=True)
+        window.done |= dict(zip(numbers, self._encode_in_streams(images, options), strict=True))
+        advance(len(numbers))
+
+    def _batch_size(self, cells: int) -> int:
+        """How many images of one shape are encoded at once."""
+        if self.backend.options.hint is Hint.THROUGHPUT:
+            self.backend.activate()  # only then is the number of streams known
+        return self.backend.streams * max(1, BATCH_CELLS // cells)
+
+    @property
+    def _cell_bytes(self) -> int:
+        return self.manifest.architecture.dim * 4 * len(self.manifest.facets)
+
+    def _load(self, number: int, image: ImageLike, options: EncodeOptions) -> LoadedImage:
         halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
-        window: list[LoadedImage] = []
-        size = 0
-        for number, image in enumerate(images):
-            window.append(load_image(image, options.load_size, name=f"image {number}", half=halve))
-            cells = self._check_size(window[-1], options.stride or self.manifest.stride)
-            size += cells * self.manifest.architecture.dim * 4 * len(self.manifest.facets)
-            if len(window) == WINDOW or size > WINDOW_BYTES:
-                yield window
-                window, size = [], 0
-        if window:
-            yield window
+        loaded = load_image(image, options.load_size, name=f"image {number}", half=halve)
+        self._check_size(loaded, options.stride or self.manifest.stride)
+        return loaded
+
+    def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
+        grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, options.stride or self.manifest.stride)
+        return grid_h * grid_w
+
+    def _check_options(self, options: EncodeOptions) -> None:
+        """What is wrong with the options is said once, not of every image."""
+        check_load_size(options.load_size)
+        self._check_stride(options.stride)
+        if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
+            self._check_low_resolution()
 
     def _check_stride(self, stride: int | None) -> None:
         own, patch = self.manifest.stride, self.manifest.architecture.patch
@@ -94,40 +198,60 @@ class Encoder:
             allowed = [s for s in range(own, patch + 1, own) if patch % s == 0] if self.manifest.dynamic else [own]
             raise InputError(f"stride {stride}: this bundle can run at stride {' or '.join(map(str, allowed))}")
 
-    def _batches(self, loaded: list[LoadedImage], options: EncodeOptions) -> Iterator[list[int]]:
-        """Indices of images of one shape, as many as ``BATCH_CELLS`` allows."""
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(loaded):
-            shapes.setdefault(image.image_size, []).append(i)
-        for shape, indices in shapes.items():
-            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, options.stride or self.manifest.stride)
-            size = max(1, BATCH_CELLS // (grid_h * grid_w))
-            yield from (indices[start : start + size] for start in range(0, len(indices), size))
+    def _check_low_resolution(self) -> None:
+        """The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8."""
+        stride = self.manifest.stride
+        if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
+            kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
+            raise InputError(
+                f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
+                f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
+                "--dynamic and a stride that divides 8"
+            )
 
-    def _check_size(self, image: LoadedImage, stride: int) -> int:
-        """Number of cells of an image, or :class:`InputError` if it cannot be encoded."""
+    def _check_size(self, image: LoadedImage, stride: int) -> None:
+        """Raise :class:`InputError` if the image cannot be encoded."""
         expected, shape, name = self.manifest.size, image.image_size, image.name
         if expected is not None and list(shape) != expected:
             raise InputError(
                 f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
                 f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
             )
-        try:
-            grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+        self._check_patch(image, stride)
+        grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
         cells = grid_h * grid_w
-        if not attention_fits(self.manifest.architecture.heads, cells):
+        model = self.manifest.architecture
+        needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=self.manifest.precision == "fp32")
+        if not fits(needed):
             raise InputError(
-                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes "
-                f"{too_many(self.manifest.architecture.heads, cells, stride)}: use a smaller size or a larger stride"
+                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {too_much(needed, cells, stride)}: use a "
+                "smaller size or a larger stride"
             )
-        return cells
 
-    def _encode_batch(self, batch: list[LoadedImage], options: EncodeOptions) -> list[Features]:
+    def _check_patch(self, image: LoadedImage, stride: int) -> None:
+        patch, context = self.manifest.architecture.patch, ""
+        try:
+            grid_size(image.image_size, patch, stride)
+            if image.half is not None:
+                context = "low-resolution saliency halves the image: "
+                grid_size(image.half.shape[:2], patch, LOW_RESOLUTION_STRIDE)
+        except InputError as error:
+            raise InputError(f"{image.name}: {context}{error}{', or full saliency' if context else ''}") from error
+
+    def _encode_in_streams(self, images: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
+        """Encode images of one shape, an equal part of them in each of the backend's streams."""
+        streams = min(self.backend.streams, len(images))
+        if streams == 1:
+            return self._encode_batch(images, options)
+        bounds = [len(images) * i // streams for i in range(streams + 1)]
+        with ThreadPoolExecutor(streams) as pool:
+            parts = pool.map(lambda low, high: self._encode_batch(images[low:high], options), bounds, bounds[1:])
+            return [features for part in parts for features in part]
+
+    def _encode_batch(self, batch: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
         stride, patch = options.stride or self.manifest.stride, self.manifest.architecture.patch
         geometries = [Geometry(image.original_size, image.image_size, patch, stride) for image in batch]
-        outputs = self._run(np.stack([image.pixels for image in batch]), step=stride // self.manifest.stride)
+        outputs = self._run([image.pixels for image in batch], step=stride // self.manifest.stride)
         attention = outputs.pop(CLS_ATTENTION, None)
         if attention is not None and options.saliency is SaliencyMode.LOW_RESOLUTION:
             attention = self._low_resolution_attention(batch, geometries[0].grid)
@@ -145,41 +269,27 @@ class Encoder:
             for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True))
         ]
 
-    def _low_resolution_attention(self, batch: list[LoadedImage], grid: tuple[int, int]) -> Float:
+    def _low_resolution_attention(self, batch: Sequence[LoadedImage], grid: tuple[int, int]) -> Float:
         """[CLS] attention at half the image size and stride 8, enlarged to ``grid``, ``(B, cells)``.
 
         Without a load size the reference does not halve the image, only the resolution of the grid.
-        The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8.
         """
-        stride, patch = self.manifest.stride, self.manifest.architecture.patch
-        if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
-            kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
-            raise InputError(
-                f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
-                f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
-                "--dynamic and a stride that divides 8"
-            )
-        images = np.stack([image.pixels if image.half is None else image.half for image in batch])
-        try:
-            small_grid = grid_size((images.shape[1], images.shape[2]), patch, LOW_RESOLUTION_STRIDE)
-        except InputError as error:
-            raise InputError(
-                f"{batch[0].name}: low-resolution saliency halves the image: {error}, or full saliency"
-            ) from error
-        attention = self._run(images, step=LOW_RESOLUTION_STRIDE // stride)[CLS_ATTENTION]
+        images = [image.pixels if image.half is None else image.half for image in batch]
+        small_grid = grid_size(images[0].shape[:2], self.manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
+        attention = self._run(images, step=LOW_RESOLUTION_STRIDE // self.manifest.stride)[CLS_ATTENTION]
         return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
 
-    def _run(self, images: NDArray[np.uint8], *, step: int) -> dict[str, Float]:
-        """One pass over ``images (B, H, W, 3)``; ``step`` keeps every step-th cell of the patch convolution."""
+    def _run(self, images: Sequence[Pixels], *, step: int) -> dict[str, Float]:
+        """One pass over images of one shape; ``step`` keeps every step-th cell of the patch convolution."""
         if not self.manifest.dynamic:
-            return self.backend.run({"images": images})
+            return self.backend.run({"images": _stack(images)})
         patch, stride = self.manifest.architecture.patch, self.manifest.stride
-        size = (images.shape[1], images.shape[2])
+        size = images[0].shape[:2]
         conv_h, conv_w = grid_size(size, patch, stride)
         grid = grid_size(size, patch, stride * step)
         used_h, used_w = (stride * (cells - 1) + patch for cells in (conv_h, conv_w))
         inputs: dict[str, NDArray[Any]] = {
-            "images": np.ascontiguousarray(images[:, :used_h, :used_w]),
+            "images": _stack([image[:used_h, :used_w] for image in images]),
             "positional": self._table(grid, size)[None],
             "rows": np.arange(grid[0], dtype=np.int64) * step,
             "cols": np.arange(grid[1], dtype=np.int64) * step,
@@ -187,25 +297,6 @@ class Encoder:
         return self.backend.run(inputs)
 
 
-def attention_bytes(heads: int, cells: int) -> int:
-    """What one image's attention takes: logits and probabilities of one layer in float32."""
-    return 2 * heads * (1 + cells) ** 2 * 4
-
-
-def attention_fits(heads: int, cells: int) -> bool:
-    """Whether this machine can hold one image's attention."""
-    return attention_bytes(heads, cells) <= MEMORY_SHARE * physical_memory()
-
-
-def too_many(heads: int, cells: int, stride: int) -> str:
-    """The middle of a message about an image whose attention does not fit."""
-    needed, present = attention_bytes(heads, cells) / 1e9, physical_memory() / 1e9
-    return (
-        f"{cells:,} cells at stride {stride}; their attention needs about {needed:.0f} GB and this machine has "
-        f"{present:.0f} GB"
-    )
-
-
-def physical_memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _stack(images: Sequence[Pixels]) -> NDArray[np.uint8]:
+    """``(B, H, W, 3)``; one whole image is not copied."""
+    return np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)

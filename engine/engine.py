@@ -12,20 +12,22 @@ from typing import Self, TypeVar
 import numpy as np
 
 from facetrt.engine.augmentation import augment
-from facetrt.engine.backends import make_backend
+from facetrt.engine.backends import RunOptions, make_backend
 from facetrt.engine.bundle import Bundle, Manifest
-from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection
+from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
-from facetrt.engine.encoding import EncodeOptions, Encoder, Progress
+from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress
+from facetrt.engine.extraction import extract_features
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.matching import Matches, match_features
 from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
+from facetrt.engine.store import FeatureStore
 from facetrt.kernels.errors import InputError
 
 Item = TypeVar("Item")
-Images = Iterable[ImageLike] | Iterable[Features] | FeatureCollection
+Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
 
 
 class Engine:
@@ -43,19 +45,40 @@ class Engine:
 
     @classmethod
     def open(
-        cls, bundle: str | Path, *, device: str = "auto", backend: str = "auto", threads: int | None = None
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        precision: str = "auto",
+        hint: str = "latency",
+        threads: int | None = None,
+        cache: str | Path | None = None,
     ) -> Self:
         """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
 
         ``auto`` is resolved here, once, and recorded in every result. The encoder is loaded by the first call.
 
+        Args:
+            backend: ``onnxruntime``, ``openvino``, or ``auto``: OpenVINO for bf16, for throughput, or where it alone is
+                installed; otherwise ONNX Runtime.
+            precision: ``auto`` (the bundle's own), ``fp32``, ``fp16``, ``bf16`` (OpenVINO, on processors that have it),
+                or ``fastest``: bf16 where that is possible, else the bundle's own.
+            hint: ``latency``, or ``throughput``: batches side by side (OpenVINO).
+            threads: of the processor; None for all cores.
+            cache: a folder for compiled encoders, which makes opening faster the next time; only for backends that
+                compile (OpenVINO).
+
         Raises:
             MissingFileError, BundleError: no bundle there, or a damaged one.
-            InputError: a backend or device that does not exist.
+            InputError: a choice that does not exist, or that this bundle or processor does not have.
             MissingDependencyError: the backend's library is not installed.
         """
+        options = RunOptions.parse(
+            backend=backend, device=device, precision=precision, hint=hint, threads=threads, cache=cache
+        )
         opened = Bundle.open(bundle)
-        return cls(Encoder(opened, make_backend(opened, backend=backend, device=device, threads=threads)))
+        return cls(Encoder(opened, make_backend(opened, options)))
 
     @property
     def manifest(self) -> Manifest:
@@ -67,6 +90,11 @@ class Engine:
         """Name of the backend that runs the encoder."""
         return self._encoder.backend.name
 
+    @property
+    def precision(self) -> str:
+        """Precision that the encoder runs in."""
+        return self._encoder.backend.options.precision
+
     def encode(
         self,
         images: Iterable[ImageLike],
@@ -75,6 +103,7 @@ class Engine:
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
     ) -> list[Features]:
         """Features of each image, in order; images of one shape are run together.
 
@@ -82,11 +111,16 @@ class Engine:
             saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half size, stride 8.
             stride: between cells, a multiple of the bundle's own that divides the patch size; the bundle's own if None.
             progress: called with (images done, images in all).
+            on_broken: called with an image that cannot be encoded and the error; it is left out. None raises.
 
         Raises:
             InputError, MissingFileError: an image that cannot be read or does not fit the bundle or the memory.
         """
-        return list(self.encode_iter(images, load_size=load_size, saliency=saliency, stride=stride, progress=progress))
+        return list(
+            self.encode_iter(
+                images, load_size=load_size, saliency=saliency, stride=stride, progress=progress, on_broken=on_broken
+            )
+        )
 
     def encode_iter(
         self,
@@ -96,10 +130,14 @@ class Engine:
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
     ) -> Iterator[Features]:
-        """Like :meth:`encode`, but yields; only a window of images is held at a time."""
+        """Like :meth:`encode`, but yields; only a window of images is held at a time.
+
+        Files are decoded by a thread while the encoder works. An error comes after the features of everything before.
+        """
         options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
-        return self._encoder.encode(_as_images(images), options, progress)
+        return self._encoder.encode(_as_images(images), options, progress, on_broken)
 
     def match(
         self,
@@ -153,11 +191,12 @@ class Engine:
         outlier_threshold: float = 0.7,
         refine: str = Refinement.GRABCUT,
         progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
     ) -> Masks:
         """Masks of the objects that the images share (Amir et al., section 4.1).
 
         Args:
-            images: at least two images, or their features from :meth:`encode`.
+            images: at least two images, or their features from :meth:`encode`, :meth:`collect` or :meth:`extract`.
             facet: the bundle's default for co-segmentation (layer 11 keys for DINO) if None.
             elbow: the first k whose error exceeds this share of the previous one ends the sweep.
             saliency_threshold: an image votes for a cluster whose mean saliency in it is strictly above this.
@@ -168,6 +207,11 @@ class Engine:
             remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
                 ``outlier_threshold``; their masks are empty.
             refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
+            progress: called with (images done, images in all) while encoding, and from 1 again while refining masks.
+            on_broken: as in :meth:`encode`; images left out get no mask.
+
+        Memory stays bounded: features are spilled as in :meth:`collect`, or read from the store that is given. A sample
+        of them is clustered, and further passes read a few images at a time.
         """
         chosen = self.manifest.default_facet("cosegment") if facet is None else facet
         options = CosegmentOptions(
@@ -182,8 +226,8 @@ class Engine:
         )
         if isinstance(images, Sized) and len(images) < 2:
             raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
-        with self._collection(images, load_size, chosen, low_resolution_saliency, progress) as features:
-            return cosegment_features(features, options)
+        with self._collection(images, load_size, chosen, low_resolution_saliency, progress, on_broken) as features:
+            return cosegment_features(features, options, progress)
 
     def segment_parts(
         self,
@@ -204,6 +248,7 @@ class Engine:
         refine: str = Refinement.CRF,
         seed: int = 0,
         progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
     ) -> Parts:
         """Parts that the images' common objects share, numbered alike in all images (Amir et al., section 4.1).
 
@@ -216,6 +261,7 @@ class Engine:
             flip_augmentation: whether each image's mirror joins as well. Augmented views neither vote nor leave.
             three_stages: find sub-clusters first, drop those that some image lacks, cluster the rest into parts.
             refine: ``crf``, ``pydensecrf`` or ``none``.
+            progress: as in :meth:`cosegment`; with three stages maps are refined twice.
             seed: of the random crops.
         """
         options = PartsOptions(
@@ -232,12 +278,14 @@ class Engine:
         if num_crop_augmentations < 0 or seed < 0:
             raise InputError(f"num_crop_augmentations={num_crop_augmentations}, seed={seed}: expected at least 0")
         with (
-            self._collection(images, load_size, options.facet, low_resolution_saliency, progress) as features,
+            self._collection(
+                images, load_size, options.facet, low_resolution_saliency, progress, on_broken
+            ) as features,
             FeatureCollection([options.facet]) as augmented,
         ):
             if num_crop_augmentations or flip_augmentation:
                 self._augment(augmented, features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
-            return segment_parts_features(features, options, augmented)
+            return segment_parts_features(features, options, augmented, progress)
 
     def _augment(
         self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
@@ -259,6 +307,7 @@ class Engine:
         saliency: str = SaliencyMode.FULL,
         memory_limit: int = MEMORY_LIMIT,
         progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
     ) -> FeatureCollection:
         """Like :meth:`encode` for any number of images: past ``memory_limit`` bytes, features go to a temporary folder.
 
@@ -269,23 +318,74 @@ class Engine:
         """
         collection = FeatureCollection(facets or self.manifest.facets, memory_limit=memory_limit)
         try:
-            for item in self.encode_iter(images, load_size=load_size, saliency=saliency, progress=progress):
+            for item in self.encode_iter(
+                images, load_size=load_size, saliency=saliency, progress=progress, on_broken=on_broken
+            ):
                 collection.append(item)
         except BaseException:
             collection.close()
             raise
         return collection
 
+    def extract(
+        self,
+        images: Iterable[ImageLike],
+        path: str | Path,
+        *,
+        facets: Iterable[str] | None = None,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
+    ) -> FeatureStore:
+        """Like :meth:`encode`, into a Zarr store on disk that tasks take as they take a list, now or later.
+
+        An interrupted run keeps every image that was finished; the same call continues there. Images are told by their
+        place in the list, their name and their content.
+
+        Args:
+            path: folder of the store; it is made, or continued if it was made with the same settings.
+            facets: what to keep; all of the bundle's by default.
+            force: start anew.
+
+        Raises:
+            OutputError: the store was made with other settings or images (the message names what differs), something
+                else lies there, or the disk is full. What is there stays.
+            MissingDependencyError: zarr is not installed.
+        """
+        chosen = self.manifest.facets if facets is None else list(facets)
+        for facet in chosen:
+            if facet not in self.manifest.facets:
+                raise InputError(f"{facet} was not exported: this bundle has {', '.join(self.manifest.facets)}")
+        return extract_features(
+            self._encoder,
+            _as_images(images),
+            Path(path).absolute(),
+            EncodeOptions(load_size, _saliency_mode(saliency), stride),
+            chosen,
+            force=force,
+            progress=progress,
+            on_broken=on_broken,
+        )
+
     @contextmanager
     def _collection(
-        self, images: Images, load_size: LoadSize, facet: str, low: bool | None, progress: Progress | None
+        self,
+        images: Images,
+        load_size: LoadSize,
+        facet: str,
+        low: bool | None,
+        progress: Progress | None,
+        on_broken: OnBroken | None,
     ) -> Iterator[Sequence[Features]]:
         """``images`` as features, with low-resolution saliency unless ``low`` is False; features pass as they are."""
         mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
         asked = None if low is None else mode
-        if isinstance(images, FeatureCollection):
+        if isinstance(images, LazySequence):
             self._check_collection(images, facet, asked)
-            yield images
+            yield images.only([facet]) if isinstance(images, FeatureStore) else images
             return
         source = iter(_as_images(images))
         first = next(source, None)
@@ -298,11 +398,19 @@ class Engine:
             yield features
             return
         plain = images if isinstance(images, Sequence) else () if first is None else chain([first], source)
-        with self.collect(plain, facets=[facet], load_size=load_size, saliency=mode, progress=progress) as collection:  # type: ignore[arg-type]
+        collection = self.collect(
+            plain,  # type: ignore[arg-type]
+            facets=[facet],
+            load_size=load_size,
+            saliency=mode,
+            progress=progress,
+            on_broken=on_broken,
+        )
+        with collection:
             yield collection
 
-    def _check_collection(self, images: FeatureCollection, facet: str, asked: SaliencyMode | None) -> None:
-        if facet not in images.facets:
+    def _check_collection(self, images: LazySequence[Features], facet: str, asked: SaliencyMode | None) -> None:
+        if isinstance(images, (FeatureCollection, FeatureStore)) and facet not in images.facets:
             raise InputError(
                 f"this collection holds {', '.join(images.facets)}, not {facet}: collect it with facets=['{facet}']"
             )

@@ -22,6 +22,7 @@ from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, O
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 RESULTS = "results.json"
+FEATURES = "features.zarr"  # the store in an output folder of extract
 MAX_MARK_BYTES = 64 << 20
 
 
@@ -29,6 +30,7 @@ class Content(StrEnum):
     """What an output folder holds; ``force`` replaces a folder only by one of the same kind."""
 
     RESULTS = "results"
+    FEATURES = "a feature store"
     BUNDLE = "bundle"
 
 
@@ -42,6 +44,24 @@ def atomic_folder(path: Path | str, *, force: bool = False, content: Content = C
     """
     target = Path(path).absolute()
     check_replaceable(target, force=force, content=content)
+    with temporary_sibling(target) as made:
+        try:
+            made.chmod(0o755)
+            yield made
+            _publish(made, target, force=force, content=content)
+        except OSError as error:
+            if isinstance(error, FacetrtError):
+                raise
+            raise OutputError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from error
+
+
+@contextmanager
+def temporary_sibling(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target``, on the same disk; those of killed runs are removed as well.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
@@ -49,15 +69,20 @@ def atomic_folder(path: Path | str, *, force: bool = False, content: Content = C
     except OSError as error:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        made.chmod(0o755)
         yield made
-        _publish(made, target, force=force, content=content)
-    except OSError as error:
-        if isinstance(error, FacetrtError):
-            raise
-        raise OutputError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write; it takes ``path``'s place only if the block succeeds."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_replaceable(
@@ -95,12 +120,24 @@ def _is_ours(target: Path, content: Content) -> bool:
         except FacetrtError:
             return False
         return True
-    mark = target / RESULTS
+    if content is Content.FEATURES:
+        return is_store(target)
+    return is_store(target / FEATURES) or _read_mark(target / RESULTS).get("tool") == "facetrt"
+
+
+def is_store(folder: Path) -> bool:
+    """Whether facetrt wrote this feature store."""
+    attributes = _read_mark(folder / "zarr.json").get("attributes")
+    return isinstance(attributes, dict) and "facetrt" in attributes
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    """The JSON object that tells what a folder is; empty if there is none."""
     try:
-        data = json.loads(mark.read_bytes()) if mark.stat().st_size <= MAX_MARK_BYTES else None
+        data = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_MARK_BYTES else None
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(data, dict) and data.get("tool") == "facetrt"
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _publish(made: Path, target: Path, *, force: bool, content: Content) -> None:
@@ -170,8 +207,9 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
 
 
 def write_results(folder: Path, data: dict[str, Any]) -> None:
-    """``results.json`` of an output folder, marked as facetrt's."""
-    write_json(folder / RESULTS, {"tool": "facetrt", **data})
+    """``results.json`` of an output folder, marked as facetrt's; complete or not there."""
+    with atomic_file(folder / RESULTS) as path:
+        write_json(path, {"tool": "facetrt", **data})
 
 
 def write_json(path: Path, data: Any) -> None:

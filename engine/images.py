@@ -65,7 +65,7 @@ def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "ima
 def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "image") -> tuple[int, int]:
     """``(height, width)`` after loading; the longer side is truncated, not rounded."""
     height, width = original
-    _check_load_size(load_size)
+    check_load_size(load_size)
     if load_size is None:
         size = original
     elif isinstance(load_size, tuple):
@@ -82,7 +82,8 @@ def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "ima
     return size
 
 
-def _check_load_size(load_size: LoadSize) -> None:
+def check_load_size(load_size: LoadSize) -> None:
+    """Raise :class:`InputError` unless it is the shorter side, a pair or None."""
     sides = load_size if isinstance(load_size, tuple) else (load_size,)
     whole = all(isinstance(side, (int, np.integer)) for side in sides)
     if load_size is not None and not (whole and len(sides) in (1, 2)):
@@ -110,7 +111,7 @@ def _open(image: ImageLike, name: str) -> tuple[Image.Image, str]:
     try:
         with Image.open(path) as opened:
             _check_pixels(opened, str(path))
-            return _to_rgb(opened, str(path)), str(path)
+            return _to_rgb(opened, str(path), own=True), str(path)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not an image that can be read: convert it to PNG or JPEG") from error
     except Image.DecompressionBombError as error:
@@ -136,12 +137,19 @@ def _from_array(image: NDArray[np.uint8], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Oriented by EXIF and converted; alpha is dropped as in the reference, 16-bit grey keeps its upper 8 bits."""
+def _to_rgb(image: Image.Image, name: str, *, own: bool = False) -> Image.Image:
+    """Oriented by EXIF and converted; alpha is dropped as in the reference, 16-bit grey keeps its upper 8 bits.
+
+    ``own`` images may be changed, which saves a copy at full size.
+    """
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         warnings.warn(f"{name} is animated: only the first of its {frames} frames is used", stacklevel=2)
-    oriented = ImageOps.exif_transpose(image)
+    oriented = image
+    if own:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        oriented = ImageOps.exif_transpose(image)
     if oriented.mode.startswith("I;16") or (oriented.mode == "I" and image.format == "PNG"):
         oriented = Image.fromarray((np.asarray(oriented, np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if oriented.mode in ("I", "F"):
@@ -149,7 +157,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name} stores {'floats' if oriented.mode == 'F' else '32-bit integers'} per pixel, whose range is "
             "unknown: convert it to 8-bit RGB"
         )
-    return oriented.convert("RGB")
+    return oriented if oriented.mode == "RGB" else oriented.convert("RGB")
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:

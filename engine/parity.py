@@ -1,4 +1,4 @@
-"""Comparing an exported graph with its model, and the contract it must keep."""
+"""Comparing an encoder's outputs with those of a reference, and the contract they must keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.export.options import Precision
+from facetrt.engine.backends.options import Precision
 from facetrt.kernels.errors import ParityError
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -35,9 +35,11 @@ class Contract:
         return found
 
 
+HALF = Contract(mean_cosine=0.999, p1_cosine=0.995, relative_frobenius=0.01)
 CONTRACTS = {
     Precision.FP32: Contract(max_abs=1e-4, mean_cosine=0.999999, p1_cosine=0.99999, relative_frobenius=1e-4),
-    Precision.FP16: Contract(mean_cosine=0.999, p1_cosine=0.995, relative_frobenius=0.01),
+    Precision.FP16: HALF,
+    Precision.BF16: HALF,
 }
 
 
@@ -49,11 +51,11 @@ def compare(got: Arrays, expected: Arrays) -> dict[str, Metrics]:
 def compare_output(got: NDArray[np.float32], expected: NDArray[np.float32]) -> Metrics:
     """Metrics of one ``(rows, C)`` output; a vector (saliency) counts as a single row."""
     if not np.isfinite(got).all():
-        raise ParityError(f"the exported graph gives NaN or infinite values in an output of shape {got.shape}")
+        raise ParityError(f"the encoder gives NaN or infinite values in an output of shape {got.shape}")
     a, b = (np.atleast_2d(np.asarray(v, np.float64)) for v in (got, expected))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)
-    scale = max(float(b.std()), np.finfo(np.float32).tiny)
+    scale = float(b.std()) or float(np.abs(b).max()) or 1.0  # a constant has no spread: its size, then
     return {
         "max_abs": float(np.abs(a - b).max() / scale),
         "min_cosine": float(cosine.min()),
@@ -75,12 +77,12 @@ def worst(reports: list[dict[str, Metrics]]) -> dict[str, Metrics]:
 
 
 def check(outputs: Mapping[str, Metrics], precision: Precision) -> None:
-    """Raise :class:`ParityError` naming the worst output if any misses its contract."""
+    """Raise :class:`ParityError` naming the worst output if any misses the contract of ``precision``."""
     contract = CONTRACTS[precision]
     failures = {name: found for name, metrics in outputs.items() if (found := contract.violations(metrics))}
     if failures:
         name = min(failures, key=lambda n: outputs[n]["mean_cosine"])
         raise ParityError(
-            f"the exported graph does not reproduce the model: {name} has {', '.join(failures[name])}"
-            f"{f' (and {len(failures) - 1} more outputs)' if len(failures) > 1 else ''}; no bundle was written"
+            f"{precision} misses its contract: {name} has {', '.join(failures[name])}"
+            f"{f' (and {len(failures) - 1} more outputs)' if len(failures) > 1 else ''}"
         )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facetrt.export.attention import attention
 from facetrt.export.options import Facet, FacetKind
 
 RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
@@ -85,8 +86,8 @@ class FacetEncoder(nn.Module):
             outputs |= {f"{name}@{layer}": value for name, value in named.items()}
             if Facet(FacetKind.NORMED, layer) in self.facets and self.norm is not None:
                 outputs[f"normed@{layer}"] = self.norm(x)
-        attention = [value for name, value in outputs.items() if name.startswith("cls_attention")]
-        return (*(outputs[str(facet)] for facet in self.facets), *attention)
+        saliency = [value for name, value in outputs.items() if name.startswith("cls_attention")]
+        return (*(outputs[str(facet)] for facet in self.facets), *saliency)
 
 
 class Block(nn.Module):
@@ -137,14 +138,16 @@ class Block(nn.Module):
         return x, outputs
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attention = self._attention(query, key).to(self.dtype)
-        mixed = attention @ self._split(value)  # (B, heads, t, d)
+        if self.dtype is torch.float32:
+            return attention(query, key, value, self.heads, self.scale)
+        weights = self._attention(query, key).to(self.dtype)
+        mixed = weights @ self._split(value)  # (B, heads, t, d)
         return mixed.transpose(1, 2).flatten(2)
 
     def _cls_attention(self, query: Tensor, key: Tensor) -> Tensor:
         """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32."""
-        attention = self._attention(query, key)[:, self.saliency_heads, 0, 1:]
-        return attention.mean(dim=1)
+        weights = self._attention(query, key)[:, self.saliency_heads, 0, 1:]
+        return weights.mean(dim=1)
 
     def _attention(self, query: Tensor, key: Tensor) -> Tensor:
         logits = (self._split(query) * self.scale) @ self._split(key).transpose(2, 3)

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim
 
-from facetrt.engine.backends import make_backend
+from facetrt.engine import parity
+from facetrt.engine.backends import BackendName, RunOptions, make_backend
+from facetrt.engine.backends import Precision as RunPrecision
 from facetrt.engine.bundle import (
     CLS_ATTENTION,
     ENCODER,
@@ -32,19 +34,20 @@ from facetrt.engine.bundle import (
     ParityReport,
     file_entry,
 )
-from facetrt.engine.encoding import EncodeOptions, Encoder, attention_fits, too_many
+from facetrt.engine.encoding import EncodeOptions, Encoder
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
+from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.samples import sample_images
-from facetrt.export import parity
+from facetrt.export.attention import add_body
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
-from facetrt.kernels.errors import BackendError, InputError
+from facetrt.kernels.errors import BackendError, InputError, ParityError
 
 Report = Callable[[str], None]
 
@@ -116,11 +119,14 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
 
 
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], stride: int) -> None:
+    """The torch model that the graph is compared with holds its attention in full."""
     grid_h, grid_w = grid_size(size, spec.patch, stride)
-    if not attention_fits(spec.heads, grid_h * grid_w):
+    cells = grid_h * grid_w
+    needed = encoding_bytes(dim=spec.dim, heads=spec.heads, cells=cells, fused=False)
+    if not fits(needed):
         raise InputError(
-            f"size {size[0]}x{size[1]} makes {too_many(spec.heads, grid_h * grid_w, stride)}: use a smaller --size or "
-            "a larger --stride"
+            f"size {size[0]}x{size[1]} makes {too_much(needed, cells, stride)}: use a smaller --size or a larger "
+            "--stride"
         )
 
 
@@ -192,6 +198,7 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
         )
     if program is None:
         raise BackendError("torch could not export the encoder to ONNX")
+    add_body(program.model, OPSET)
     program.save(path, external_data=False)
 
 
@@ -232,7 +239,7 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> Parit
     """Run the exported graph through the engine and the torch model on the same images, and hold it to the contract."""
     positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
     bundle = Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional)
-    backend = make_backend(bundle, backend="onnxruntime", device="cpu", threads=None)
+    backend = make_backend(bundle, RunOptions(BackendName.ONNXRUNTIME))
     reference = ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads)
     facets = [Facet.parse(name) for name in manifest.facets]
     cases = dict(_parity_images(manifest))
@@ -244,7 +251,10 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> Parit
     finally:
         backend.close()
     outputs = parity.worst(reports)
-    parity.check(outputs, Precision(manifest.precision))
+    try:
+        parity.check(outputs, RunPrecision(manifest.precision))
+    except ParityError as error:
+        raise ParityError(f"the exported graph does not reproduce the model: {error}; no bundle was written") from None
     return ParityReport(list(cases), outputs)
 
 

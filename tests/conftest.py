@@ -60,10 +60,18 @@ def golden() -> dict[str, NDArray[Any]]:
 
 
 @pytest.fixture(scope="session")
-def golden_vits8(work: Path) -> Iterator[Engine]:
+def golden_vits8_bundle(work: Path) -> Path:
     """ViT-S/8 with the golden weights at stride 4, and every facet that the golden arrays hold."""
     weights, out = work / "dino_vits8.npz", work / "dino_vits8-4"
     np.savez(weights, **deterministic_weights(find_model("dino_vits8")))
     export_bundle("dino_vits8", out, ExportOptions(facets=facets(GOLDEN_FACETS)), weights=weights)
-    with Engine.open(out) as engine:
+    return out
+
+
+@pytest.fixture(scope="session", params=["onnxruntime", "openvino"])
+def golden_vits8(request: pytest.FixtureRequest, golden_vits8_bundle: Path) -> Iterator[Engine]:
+    """Every fp32 path runs the golden weights."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    with Engine.open(golden_vits8_bundle, backend=request.param) as engine:
         yield engine

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle import Bundle
-from facetrt.kernels.errors import BackendError
+from facetrt.engine.backends.options import BackendName, RunOptions
+from facetrt.engine.bundle import Bundle, Manifest
+from facetrt.kernels.errors import BackendError, BundleError
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -30,14 +31,18 @@ class Backend(ABC):
     Inputs: ``images (B, H, W, 3)`` uint8 RGB; for dynamic bundles also ``positional (1, grid_h, grid_w, C)`` float32
     and ``rows (grid_h,)``, ``cols (grid_w,)`` int64: which rows and columns of the strided patch convolution become
     cells (all of them, or every second one for twice the stride).
+
+    Attributes:
+        options: what runs, without any ``auto``.
+        streams: how many runs side by side use the machine best; known once active.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[BackendName]
+    streams: int = 1
 
-    def __init__(self, bundle: Bundle, *, device: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: RunOptions) -> None:
         self.bundle = bundle
-        self.device = device
-        self.threads = threads
+        self.options = options
         self._lock = threading.Lock()
         self._state = "new"
 
@@ -74,7 +79,7 @@ class Backend(ABC):
             self._state = "closed"
 
     def _check(self, inputs: Tensors) -> None:
-        expected = DYNAMIC_INPUTS if self.bundle.manifest.dynamic else STATIC_INPUTS
+        expected = _expected_inputs(self.bundle.manifest)
         if set(inputs) != set(expected):
             raise BackendError(f"inputs {sorted(inputs)} were given: expected {sorted(expected)}")
         for name, value in inputs.items():
@@ -83,9 +88,45 @@ class Backend(ABC):
         images = inputs["images"]
         if images.ndim != 4 or images.shape[3] != 3:
             raise BackendError(f"images have shape {images.shape}: expected (B, H, W, 3)")
+        if self.bundle.manifest.dynamic:
+            self._check_cells(inputs)
         size = self.bundle.manifest.size
         if size is not None and list(images.shape[1:3]) != size:
             raise BackendError(f"images of {images.shape[1]}×{images.shape[2]}: expected {size[0]}×{size[1]}")
+
+    def _check_cells(self, inputs: Tensors) -> None:
+        """A runtime may read outside its arrays where the cells do not fit the image."""
+        shape, positional = self.bundle.manifest.architecture, inputs["positional"].shape
+        sides = zip(("rows", "cols"), inputs["images"].shape[1:3], strict=True)
+        if positional != (1, inputs["rows"].size, inputs["cols"].size, shape.dim):
+            raise BackendError(
+                f"positional has shape {positional}: expected (1, {inputs['rows'].size}, {inputs['cols'].size}, "
+                f"{shape.dim}) for the given rows and cols"
+            )
+        for name, pixels in sides:
+            cells, count = inputs[name], 1 + (pixels - shape.patch) // self.bundle.manifest.stride
+            if cells.ndim != 1 or not cells.size or cells.min() < 0 or cells.max() >= count:
+                raise BackendError(f"{name} do not all lie in 0..{count - 1}, the cells of {pixels} pixels")
+
+    def _check_graph(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Raise :class:`BundleError` unless the graph has the inputs and outputs that the manifest means."""
+        given, expected = sorted(inputs), sorted(_expected_inputs(self.bundle.manifest))
+        if given != expected:
+            raise BundleError(f"{self.bundle.path}: the encoder has inputs {given}, the manifest means {expected}")
+        made = set(outputs)
+        missing = [name for name in self.bundle.manifest.outputs if name not in made]
+        if missing:
+            raise BundleError(f"{self.bundle.path}: the encoder has no output {missing}, but the manifest lists it")
+
+    @classmethod
+    @abstractmethod
+    def check_installed(cls) -> None:
+        """Raise :class:`MissingDependencyError` unless the backend's library can be imported."""
+
+    @classmethod
+    @abstractmethod
+    def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
+        """Raise :class:`InputError` unless this backend can run the bundle as ``options`` say, on this machine."""
 
     @abstractmethod
     def _activate(self) -> None: ...
@@ -96,3 +137,12 @@ class Backend(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def _expected_inputs(manifest: Manifest) -> tuple[str, ...]:
+    return DYNAMIC_INPUTS if manifest.dynamic else STATIC_INPUTS
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the stack that follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

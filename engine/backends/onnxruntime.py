@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.base import DYNAMIC_INPUTS, STATIC_INPUTS, Backend, Tensors
-from facetrt.kernels.errors import BackendError, BundleError, MissingDependencyError
+from facetrt.engine.backends.base import Backend, Tensors, first_line
+from facetrt.engine.backends.options import BackendName, Hint, RunOptions
+from facetrt.engine.bundle import Bundle
+from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
 
 
 def import_onnxruntime() -> Any:
@@ -23,44 +25,48 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxRuntimeBackend(Backend):
-    """The portable backend; results are copied out of the runtime's memory."""
+    """The portable backend, in the bundle's own precision; results are copied out of the runtime's memory."""
 
-    name = "onnxruntime"
+    name = BackendName.ONNXRUNTIME
     _session: Any = None
+
+    @classmethod
+    def check_installed(cls) -> None:
+        import_onnxruntime()
+
+    @classmethod
+    def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
+        own = bundle.manifest.precision
+        if options.precision != own:
+            raise InputError(
+                f"onnxruntime runs a bundle in its own precision, {own}, and {options.precision} was asked: "
+                "use precision auto, backend openvino for bf16, or export with another --precision"
+            )
+        if options.hint is not Hint.LATENCY:
+            raise InputError("onnxruntime has no throughput mode here: use hint latency, or backend openvino")
 
     def _activate(self) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures are raised as errors; the library would print them as well
-        options.intra_op_num_threads = self.threads or 0
+        options.intra_op_num_threads = self.options.threads or 0
         options.enable_mem_pattern = not self.bundle.manifest.dynamic  # patterns of past shapes would pile up
         try:
             self._session = onnxruntime.InferenceSession(
                 self.bundle.encoder, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {_first_line(error)}") from error
-        expected = DYNAMIC_INPUTS if self.bundle.manifest.dynamic else STATIC_INPUTS
-        given = sorted(value.name for value in self._session.get_inputs())
-        if given != sorted(expected):
-            raise BundleError(
-                f"{self.bundle.path}: the encoder has inputs {given}, the manifest means {sorted(expected)}"
-            )
-        names = {output.name for output in self._session.get_outputs()}
-        missing = [name for name in self.bundle.manifest.outputs if name not in names]
-        if missing:
-            raise BundleError(f"{self.bundle.path}: the encoder has no output {missing}, but the manifest lists it")
+            raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {first_line(error)}") from error
+        self._check_graph(
+            (value.name for value in self._session.get_inputs()), (value.name for value in self._session.get_outputs())
+        )
 
     def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
         try:
             outputs: list[NDArray[np.float32]] = self._session.run(self.bundle.manifest.outputs, dict(inputs))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed to run the encoder: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed to run the encoder: {first_line(error)}") from error
         return outputs
 
     def _close(self) -> None:
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

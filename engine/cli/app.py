@@ -64,9 +64,6 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier r
 LoadSizeOption = Annotated[
     str, typer.Option("--load-size", help="Shorter side, HEIGHTxWIDTH, or 'none' for the original size.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="Who runs the encoder: auto or onnxruntime.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="Where: auto or cpu.")]
 IntermediateOption = Annotated[
     bool, typer.Option("--save-intermediate", help="Also write saliency maps and what the task saw on the way.")
 ]
@@ -106,9 +103,14 @@ def _say(word: str, style: str, message: str) -> None:
     errors.print(Text.assemble((word, style), " ", " ".join(message.split("\n"))), soft_wrap=True)
 
 
+def note(message: str) -> None:
+    """One line on standard error that is not an error."""
+    _say("note:", "yellow", message)
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
-    _say("note:", "yellow", str(message))
+    note(str(message))

@@ -10,16 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from facetrt.engine.cli.app import (
-    BackendOption,
-    DeviceOption,
-    ThreadsOption,
     app,
     console,
     errors,
     parse_size,
     progress_bar,
 )
-from facetrt.engine.engine import Engine
+from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.evaluation.catalogue import EVALUATIONS, open_evaluation
 from facetrt.engine.evaluation.options import parse_settings
 from facetrt.engine.evaluation.report import notes, tables
@@ -31,6 +28,7 @@ Name = StrEnum("Name", {name: name for name in EVALUATIONS})  # type: ignore[mis
 
 
 @app.command("eval")
+@engine_options
 def evaluate_command(
     name: Annotated[Name, typer.Argument(help="Which evaluation.", show_default=False)],
     data: Annotated[Path, typer.Argument(help="The data set's folder, in its official layout.", show_default=False)],
@@ -49,16 +47,15 @@ def evaluate_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE, any option of the protocol; may be repeated.")
     ] = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Start again instead of continuing an earlier run.")] = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Score a bundle on a data set and compare with the paper; run again to continue an interrupted run."""
     if (bundle is None) != baseline:
         raise InputError("choose what to score: either --bundle BUNDLE or --baseline")
     evaluation = open_evaluation(name.value, data, _options(load_size, limit, facet, settings))
-    opened = nullcontext() if bundle is None else Engine.open(bundle, backend=backend, device=device, threads=threads)
+    opened = nullcontext() if bundle is None else opening.engine(bundle)
     with opened as engine, progress_bar(f"evaluating {name.value}") as update:
         outcome = evaluate(evaluation, engine, out, force=force, progress=update, started=_say_resumed)
     for table in tables(evaluation, outcome.summary):

@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 from facetrt.engine import draw_inspection
 from facetrt.engine.bundle import Manifest
 from facetrt.engine.cli.app import (
-    BackendOption,
     BundleOption,
-    DeviceOption,
     ForceOption,
     ImagesArgument,
     LoadSizeOption,
     OutOption,
-    ThreadsOption,
     app,
     console,
     parse_facets,
     parse_size,
     progress_bar,
 )
+from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe
 from facetrt.engine.collection import MEMORY_LIMIT
 from facetrt.engine.draw_inspection import FacetRow
@@ -55,6 +53,7 @@ FacetOption = Annotated[
 
 
 @app.command()
+@engine_options
 def pca(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -65,10 +64,9 @@ def pca(
     facet: FacetOption = None,
     per_image: Annotated[bool, typer.Option("--per-image", help="Components of each image by itself.")] = False,
     load_size: LoadSizeOption = "224",
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Principal components of descriptors as pictures, over all images together or per image.
 
@@ -77,7 +75,7 @@ def pca(
     """
     size, paths = parse_size(load_size), find_images(images)
     check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    with opening.engine(bundle) as engine:
         chosen = _choose_facet(engine.manifest, facet)
         channels = engine.manifest.architecture.dim
         if components > channels:
@@ -166,6 +164,7 @@ def _fit_record(fit: Pca) -> dict[str, Any]:
 
 
 @app.command()
+@engine_options
 def similarity(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -178,10 +177,9 @@ def similarity(
     hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 0,
     facet: FacetOption = None,
     load_size: LoadSizeOption = "224",
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """How similar a point of the first image is to every cell of the second."""
     paths, point = _two_images(images, "similarity"), None if at is None else parse_point(at)
@@ -189,7 +187,7 @@ def similarity(
         raise InputError("choose what to compare: either --at X,Y or --cls")
     size = parse_size(load_size)
     check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    with opening.engine(bundle) as engine:
         chosen = _choose_facet(engine.manifest, facet)
         a, b = _encode_two(engine, paths, size)
     found = similarity_map(a, b, facet=chosen, point_xy=point, cls=cls, hierarchy=hierarchy, top_k=top_k)
@@ -222,6 +220,7 @@ def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMa
 
 
 @app.command("facets")
+@engine_options
 def facets_command(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -242,10 +241,9 @@ def facets_command(
         int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning of the heat maps; 0 for none.")
     ] = 0,
     load_size: LoadSizeOption = "224",
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Compare facets and layers on two images in one figure: joint PCA, and similarity to points of the first."""
     paths, given = _two_images(images, "facets"), [parse_point(text) for text in at or []]
@@ -253,7 +251,7 @@ def facets_command(
         raise InputError("--at names the points and --points finds some: give one of them")
     size = parse_size(load_size)
     check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    with opening.engine(bundle) as engine:
         chosen = by_layer(parse_facets(facets, engine.manifest))
         a, b = _encode_two(engine, paths, size)
         points_xy = given or _find_points(engine, a, b, points or AUTOMATIC_POINTS)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from facetrt.engine import draw
 from facetrt.engine.features import Features
+from facetrt.engine.images import Pixels
 
 
 def describe(features: Features) -> dict[str, Any]:
@@ -21,3 +23,10 @@ def describe(features: Features) -> dict[str, Any]:
         "saliency_mode": features.saliency_mode,
         **asdict(features.provenance),
     }
+
+
+def saliency_picture(features: Features) -> Pixels:
+    """The saliency map as a picture of the loaded size; the image itself where there is none."""
+    if features.attention is None:
+        return features.pixels
+    return draw.heat_map(features.saliency, features.image_size)

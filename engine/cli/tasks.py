@@ -1,8 +1,7 @@
-"""``facetrt info | extract | match | cosegment | parts | demo``: parse, call, write, print."""
+"""``facetrt match | cosegment | parts | demo``: parse, call, write, print."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,28 +9,23 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from facetrt.engine import draw
-from facetrt.engine.bundle import Bundle
 from facetrt.engine.cli.app import (
-    BackendOption,
     BundleOption,
-    DeviceOption,
     ForceOption,
     ImagesArgument,
     IntermediateOption,
     LoadSizeOption,
     OutOption,
-    ThreadsOption,
     app,
     console,
-    errors,
-    parse_facets,
     parse_size,
     progress_bar,
 )
-from facetrt.engine.cli.records import describe
+from facetrt.engine.cli.extract import FeaturesOption, SkipOption, Skipped, collected, without_descriptors
+from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.cosegmentation import Clustering, Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
@@ -67,92 +61,7 @@ FacetOption = Annotated[str | None, typer.Option("--facet", help="Like key@9; th
 
 
 @app.command()
-def info(bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")]) -> None:
-    """Check a bundle's files and show what it holds."""
-    manifest = Bundle.open(bundle).manifest
-    console.print(_table("bundle", ["field", "value"], _facts(manifest)))
-    files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
-    console.print(_table("files (checked)", ["file", "bytes", "sha256"], files))
-    names = ["max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius"]
-    rows = [
-        [output, *(f"{metrics.get(name, math.nan):.{7 if 'cosine' in name else 3}g}" for name in names)]
-        for output, metrics in manifest.parity.outputs.items()
-    ]
-    console.print(
-        _table(f"parity with the torch model, worst of {len(manifest.parity.cases)} images", ["output", *names], rows)
-    )
-
-
-def _facts(manifest: Any) -> list[list[str]]:
-    size = "any" if manifest.size is None else f"{manifest.size[0]}×{manifest.size[1]} (height × width)"
-    shape = manifest.architecture
-    heads = "none" if manifest.saliency_heads is None else ", ".join(map(str, manifest.saliency_heads))
-    return [
-        ["model", f"{manifest.model}: {manifest.description}"],
-        ["checkpoint", f"{manifest.checkpoint.source} (sha256 {manifest.checkpoint.sha256[:16]}…)"],
-        ["architecture", f"{shape.depth} blocks, {shape.heads} heads, width {shape.dim}, patch {shape.patch}"],
-        ["stride", str(manifest.stride)],
-        ["image size", size],
-        ["facets", ", ".join(manifest.facets)],
-        ["saliency heads", heads],
-        ["precision", f"{manifest.precision}, opset {manifest.opset}"],
-        ["task defaults", ", ".join(f"{task}: {facet}" for task, facet in manifest.defaults.items())],
-        ["exported with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())],
-    ]
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-@app.command()
-def extract(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    load_size: LoadSizeOption = "224",
-    facets: Annotated[
-        str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")
-    ] = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Write descriptors and saliency of each image as NPZ, with a saliency picture."""
-    size, paths = parse_size(load_size), find_images(images)
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with (
-        Engine.open(bundle, backend=backend, device=device, threads=threads) as engine,
-        atomic_folder(out, force=force) as folder,
-    ):
-        chosen = parse_facets(facets, engine.manifest)
-        stems = unique_stems(paths)
-        records = []
-        with progress_bar("extracting", len(paths)) as update:
-            stream = engine.encode_iter(paths, load_size=size, progress=update)
-            for stem, features in zip(stems, stream, strict=True):
-                _write_features(folder, stem, features, chosen)
-                records.append(describe(features) | {"file": f"{stem}.npz"})
-        write_results(folder, {"command": "extract", "facets": chosen, "images": records})
-    console.print(f"descriptors of {len(paths)} images: {out}")
-
-
-def _write_features(folder: Path, stem: str, features: Features, facets: list[str]) -> None:
-    arrays: dict[str, Any] = {facet: features[facet] for facet in facets}
-    arrays |= {f"cls.{facet}": features.cls(facet) for facet in facets}
-    if features.attention is not None:
-        arrays["saliency"] = features.saliency
-        write_png(folder / f"{stem}_saliency.png", _saliency_picture(features))
-    np.savez(folder / f"{stem}.npz", grid=features.grid, image_size=features.image_size, **arrays)
-
-
-@app.command()
+@engine_options
 def match(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -166,10 +75,9 @@ def match(
     facet: FacetOption = None,
     preset: PresetOption = Preset.REFERENCE,
     save_intermediate: IntermediateOption = False,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Find corresponding points of two images and draw them side by side."""
     paths = find_images(images)
@@ -177,7 +85,7 @@ def match(
         raise InputError(f"{len(paths)} images were given: match needs exactly 2")
     size = parse_size(load_size) if load_size else PAPER_MATCH["load_size"] if preset is Preset.PAPER else 224
     check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    with opening.engine(bundle) as engine:
         with progress_bar("encoding", 2) as update:
             a, b = engine.encode(paths, load_size=size, progress=update)
         options = {"num_pairs": num_pairs, "hierarchy": hierarchy, "saliency_threshold": saliency_threshold}
@@ -208,7 +116,7 @@ def write_matches(
     write_results(folder, record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity})
     if intermediate:
         for side, features in (("a", a), ("b", b)):
-            write_png(folder / f"saliency_{side}.png", _saliency_picture(features))
+            write_png(folder / f"saliency_{side}.png", saliency_picture(features))
         _draw_all_buddies(folder / "best_buddies.png", a, b, matches)
 
 
@@ -218,6 +126,7 @@ def _draw_all_buddies(path: Path, a: Features, b: Features, matches: Matches) ->
 
 
 @app.command()
+@engine_options
 def cosegment(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -239,11 +148,12 @@ def cosegment(
     refine: Annotated[Refinement, typer.Option("--refine", help="How cells become pixels.")] = Refinement.GRABCUT,
     facet: FacetOption = None,
     preset: PresetOption = Preset.REFERENCE,
+    features: FeaturesOption = None,
+    skip_broken: SkipOption = False,
     save_intermediate: IntermediateOption = False,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Segment the objects that the images share; masks at the original size, overlays, data."""
     paths = find_images(images)
@@ -258,18 +168,19 @@ def cosegment(
         "outlier_threshold": outlier_threshold,
         "refine": refine,
     }
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    skipped, keep = Skipped(skip_broken), {"load_size": size, "saliency": saliency, "store": features}
+    check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
+    with opening.engine(bundle) as engine:
         if len(paths) < 2:
             raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
         chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
-        with progress_bar("encoding", len(paths)) as update:
-            features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
-        with features:
-            with errors.status("clustering, voting and refining"):
-                masks = engine.cosegment(features, facet=chosen, **options)  # type: ignore[arg-type]
+        with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
+            with progress_bar("clustering and refining", len(encoded)) as update:
+                masks = engine.cosegment(encoded, facet=chosen, progress=update, **options)  # type: ignore[arg-type]
+            record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
-                write_masks(folder, features, masks, options | {"saliency": saliency}, intermediate=save_intermediate)
+                write_masks(folder, without_descriptors(encoded), masks, record, intermediate=save_intermediate)
+    skipped.report(len(paths))
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
         f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
@@ -279,7 +190,7 @@ def cosegment(
 
 
 def write_masks(
-    folder: Path, features: Sequence[Features], masks: Masks, options: dict[str, Any], *, intermediate: bool
+    folder: Path, features: Sequence[Features], masks: Masks, record: dict[str, Any], *, intermediate: bool
 ) -> None:
     """``masks/``, ``overlays/``, ``data/``, ``overview.png`` and ``results.json``; maps if ``intermediate``."""
     stems = unique_stems([Path(mask.name) for mask in masks])
@@ -288,7 +199,7 @@ def write_masks(
     sheet: list[list[Pixels]] = []
     records = []
     for stem, item, mask in zip(stems, features, masks, strict=True):
-        saliency, overlay = _saliency_picture(item), draw.on_chessboard(item.pixels, mask.loaded_mask)
+        saliency, overlay = saliency_picture(item), draw.on_chessboard(item.pixels, mask.loaded_mask)
         clusters = draw.blend(item.pixels, draw.label_map(mask.labels, item.image_size))
         if len(sheet) < OVERVIEW_ROWS:
             sheet.append([item.pixels, saliency, clusters, overlay])
@@ -303,7 +214,7 @@ def write_masks(
         records.append(describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.save(folder / "centroids.npy", masks.clustering.centroids)
-    summary = {"command": "cosegment", "options": options, **_clustering(masks.clustering, masks.votes)}
+    summary = {"command": "cosegment", **record, **_clustering(masks.clustering, masks.votes)}
     write_results(folder, summary | {"images": records})
 
 
@@ -321,6 +232,7 @@ def _clustering(clustering: Clustering, votes: Votes) -> dict[str, Any]:
 
 
 @app.command()
+@engine_options
 def parts(
     images: ImagesArgument,
     bundle: BundleOption,
@@ -341,10 +253,11 @@ def parts(
     refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops.")] = 0,
     facet: FacetOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    features: FeaturesOption = None,
+    skip_broken: SkipOption = False,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Segment the parts that the images' common objects share; part colours mean the same in all images."""
     paths = find_images(images)
@@ -361,24 +274,25 @@ def parts(
         "refine": refine,
         "seed": seed,
     }
-    size = parse_size(load_size)
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with Engine.open(bundle, backend=backend, device=device, threads=threads) as engine:
+    keep = {"load_size": parse_size(load_size), "saliency": saliency, "store": features}
+    skipped = Skipped(skip_broken)
+    check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
+    with opening.engine(bundle) as engine:
         chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
-        with progress_bar("encoding", len(paths)) as update:
-            features = engine.collect(paths, facets=[chosen], load_size=size, saliency=saliency, progress=update)
-        with features:
-            with errors.status("clustering, voting and refining"):
-                found = engine.segment_parts(features, facet=chosen, **options)  # type: ignore[arg-type]
+        with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
+            with progress_bar("clustering and refining", len(encoded)) as update:
+                found = engine.segment_parts(encoded, facet=chosen, progress=update, **options)  # type: ignore[arg-type]
+            record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
-                write_parts(folder, features, found, options | {"saliency": saliency})
+                write_parts(folder, without_descriptors(encoded), found, record)
+    skipped.report(len(paths))
     console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
     if not found.num_parts:
         cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"
         console.print(f"{cause}, so everything is background: try a lower --saliency-threshold or --votes-percentage")
 
 
-def write_parts(folder: Path, features: Sequence[Features], found: Parts, options: dict[str, Any]) -> None:
+def write_parts(folder: Path, features: Sequence[Features], found: Parts, record: dict[str, Any]) -> None:
     """``labels/`` (0 is background, parts from 1), ``overlays/``, ``overview.png``, ``parts.npz``, ``results.json``."""
     stems = unique_stems([Path(part.name) for part in found])
     (folder / "labels").mkdir()
@@ -396,28 +310,24 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, option
         records.append(describe(item) | state)
     write_png(folder / "overview.png", draw.contact_sheet(sheet))
     np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)
-    summary = {"command": "parts", "options": options, **_clustering(found.foreground, found.votes)}
+    summary = {"command": "parts", **record, **_clustering(found.foreground, found.votes)}
     summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
     write_results(folder, summary | {"images": records})
 
 
-def _saliency_picture(features: Features) -> Any:
-    if features.attention is None:
-        return features.pixels
-    return draw.heat_map(features.saliency, features.image_size)
-
-
 @app.command()
+@engine_options
 def demo(
     out: OutOption = Path("facetrt-demo"),
     bundle: BundleOption = "builtin",
-    threads: ThreadsOption = None,
     force: ForceOption = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Co-segment and match the photographs that ship with facetrt; no download, no torch."""
     check_replaceable(out, force=force, inputs=[bundle])
     samples = sample_paths()
-    with Engine.open(bundle, threads=threads) as engine:
+    with opening.engine(bundle) as engine:
         console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
         with atomic_folder(out, force=force) as folder:
             _demo_cosegment(engine, folder / "cosegment", [samples[name] for name in DEMO_SET])

@@ -17,7 +17,7 @@ from facetrt.engine.evaluation.protocol import Evaluation, Record, Row, Summary
 from facetrt.engine.evaluation.published import published_categories, published_rows
 from facetrt.kernels.errors import FacetrtError
 
-LIBRARIES = ("facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "faiss-cpu", "scipy")
+LIBRARIES = ("facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "faiss-cpu", "scipy")
 
 
 def fingerprint(evaluation: Evaluation, engine: Engine | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def model_facts(engine: Engine | None) -> dict[str, Any] | None:
         "checkpoint": asdict(manifest.checkpoint),
         "files": {name: entry.sha256 for name, entry in manifest.files.items()},
         "stride": manifest.stride,
-        "precision": manifest.precision,
+        "precision": engine.precision,
         "backend": engine.backend,
     }
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import export_tiny, facets, photo
 from PIL import Image
 
-from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode
+from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode, memory
 from facetrt.engine import encoding as module
 
 
@@ -160,9 +160,28 @@ def test_bad_images_and_options(tiny_engine: Engine, tmp_path: Path) -> None:
 
 
 def test_more_cells_than_memory_is_refused_before_running(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "physical_memory", lambda: 1 << 20)
-    with pytest.raises(InputError, match="cells at stride 4; their attention needs about"):
+    monkeypatch.setattr(memory, "physical_memory", lambda: 1 << 20)
+    with pytest.raises(InputError, match="841 cells at stride 4; encoding them needs about"):
         tiny_engine.encode([photo(120, 120)], load_size=None)
+
+
+def test_only_attention_that_is_held_in_full_grows_with_the_square_of_the_cells() -> None:
+    sizes = {"dim": 384, "heads": 6}
+    davis = (1 + (480 - 8) // 4) * (1 + (854 - 8) // 4)  # 480p at stride 4
+    assert memory.encoding_bytes(**sizes, cells=davis, fused=True) < 2 << 30
+    assert memory.encoding_bytes(**sizes, cells=davis, fused=False) > 28e9
+
+
+def test_throughput_gives_the_same_features_in_order(tiny_bundle: Path, tiny_engine: Engine) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    images = [photo(48, 60 if i % 3 else 52, seed=i) for i in range(7)]
+    expected = tiny_engine.encode(images, load_size=None, saliency="low_resolution")
+    with Engine.open(tiny_bundle, hint="throughput") as engine:
+        got = engine.encode(images, load_size=None, saliency="low_resolution")
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+        np.testing.assert_allclose(a["key@2"], b["key@2"], atol=1e-4)
+        np.testing.assert_allclose(a.saliency, b.saliency, atol=1e-4)
 
 
 def test_opening_options(tiny_bundle: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 import torch
 from helpers import TINY, deterministic_weights, export_tiny, facets, photo
 
-from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError
-from facetrt.export import exporting, parity
+from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError, parity
+from facetrt.engine.backends import OnnxRuntimeBackend, RunOptions
+from facetrt.engine.bundle import Bundle
+from facetrt.export import exporting
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.exporting import export_bundle, load_model, resolve_options
 from facetrt.export.models import MODELS, find_model
@@ -56,7 +59,9 @@ def test_only_what_the_outputs_need_is_in_the_graph(work: Path, tiny_weights: Pa
     assert patch + projection <= weight_count(one) < patch + 1.5 * projection  # a third of one qkv, nothing else
     block = 12 * projection
     assert weight_count(one) + block <= weight_count(two) < weight_count(one) + 1.1 * block
-    assert operators(one).count("Softmax") == 0 and operators(two).count("Softmax") == 1
+    attentions = [operators(bundle).count("MultiHeadAttention") for bundle in (one, two, with_saliency)]
+    assert attentions == [0, 1, 2]
+    assert [operators(bundle).count("Softmax") for bundle in (one, two, with_saliency)] == [0, 0, 1]
     last = 2 * projection  # keys, and queries for [CLS]; no values, no MLP
     assert weight_count(two) + block - projection + last - 100 <= weight_count(with_saliency)
     assert weight_count(with_saliency) < weight_count(two) + 1.1 * block + last
@@ -67,9 +72,33 @@ def test_saliency_never_makes_the_whole_attention_of_the_last_layer(work: Path, 
     graph = onnx.shape_inference.infer_shapes(onnx.load(bundle / "encoder.onnx")).graph
     shapes = {v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in graph.value_info}
     softmaxes = [shapes.get(node.output[0]) for node in graph.node if node.op_type == "Softmax"]
-    assert len(softmaxes) == 3 and softmaxes[-1] is not None
-    assert softmaxes[-1][2] == 1  # one query row: [CLS]
+    assert len(softmaxes) == 1 and softmaxes[0] is not None
+    assert softmaxes[0][2] == 1  # one query row: [CLS]
     assert not any(node.op_type in ("If", "Loop", "Resize") for node in graph.node)
+
+
+def test_the_body_of_the_attention_function_is_the_same_attention(tiny_bundle: Path, tiny_engine: Engine) -> None:
+    """Runtimes without a kernel of that name read the body: inlined, the graph must give the same numbers."""
+    inlined = onnx.inliner.inline_local_functions(onnx.load(tiny_bundle / "encoder.onnx"))
+    assert not inlined.functions and "MultiHeadAttention" not in {node.op_type for node in inlined.graph.node}
+    assert sum(node.op_type == "Softmax" for node in inlined.graph.node) == 4  # three blocks, [CLS]
+    opened = Bundle.open(tiny_bundle)
+    plain = OnnxRuntimeBackend(replace(opened, encoder=inlined.SerializeToString()), RunOptions())
+    rng = np.random.default_rng(0)
+    inputs = {
+        "images": rng.integers(0, 256, (2, 36, 52, 3), np.uint8),
+        "positional": rng.standard_normal((1, 8, 12, TINY.dim)).astype(np.float32),
+        "rows": np.arange(8),
+        "cols": np.arange(12),
+    }
+    fused = tiny_engine._encoder.backend.run(inputs)
+    for name, values in plain.run(inputs).items():
+        np.testing.assert_allclose(fused[name], values, atol=1e-5)
+
+
+def test_half_precision_keeps_attention_in_standard_operators(work: Path, tiny_weights: Path) -> None:
+    bundle = export_tiny(tiny_weights, work / "half-plain", facets=facets("key@1"), precision=Precision.FP16)
+    assert "MultiHeadAttention" not in operators(bundle)  # the fused kernel would run in half precision throughout
 
 
 def test_uint8_goes_in_and_opset_is_recorded(tiny_bundle: Path, tiny_engine: Engine) -> None:

@@ -14,11 +14,15 @@ from helpers import GOLDEN_FACETS, HERE, deterministic_weights, facets
 from PIL import Image
 
 from facetrt.engine import Engine, Features
+from facetrt.engine.backends import Precision
+from facetrt.engine.backends.openvino import runs_bf16
 from facetrt.engine.matching import keep_salient, pick_diverse
+from facetrt.engine.parity import check, compare, worst
+from facetrt.engine.samples import sample_paths
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model
 from facetrt.export.options import ExportOptions
-from facetrt.kernels import best_buddies, log_bin
+from facetrt.kernels import best_buddies, cosine_similarity, log_bin
 
 HEADS = 6
 CHELSEA, CAT = (np.asarray(Image.open(HERE / "golden" / f"{name}98.png")) for name in ("chelsea", "cat"))
@@ -41,7 +45,7 @@ def open_golden(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return opener
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair(golden_vits8: Engine) -> list[Features]:
     return golden_vits8.encode([CHELSEA, CAT], load_size=None)
 
@@ -156,3 +160,23 @@ def test_cosegmentation(golden_vits8: Engine, shared: Path, interval: int) -> No
         truth = np.unpackbits(arrays[f"{prefix}mask{i}"])[: shape.prod()].reshape(shape).astype(bool)
         union = (mask.loaded_mask | truth).sum()
         assert union == 0 or (mask.loaded_mask & truth).sum() / union >= 0.99
+
+
+def test_bf16_keeps_its_contract_on_photographs(golden_vits8_bundle: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    if not runs_bf16():
+        pytest.skip("this processor has no bf16 arithmetic")
+    photos = list(sample_paths().values())
+    with Engine.open(golden_vits8_bundle, backend="onnxruntime") as exact:
+        expected = exact.encode(photos, load_size=80)
+    with Engine.open(golden_vits8_bundle, precision="bf16") as engine:
+        got = engine.encode(photos, load_size=80)
+    assert {f.provenance.precision for f in got} == {"bf16"}
+    check(worst([compare(a.tokens, b.tokens) for a, b in zip(got, expected, strict=True)]), Precision.BF16)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a.saliency, b.saliency, atol=0.02)
+    similarity = [cosine_similarity(x[0].map("key@9"), x[1].map("key@9")) for x in (got, expected)]
+    best = np.sort(similarity[1], axis=1)
+    clear = best[:, -1] - best[:, -2] > 1e-3
+    assert clear.sum() > 50
+    assert (similarity[0].argmax(axis=1) == similarity[1].argmax(axis=1))[clear].mean() >= 0.98

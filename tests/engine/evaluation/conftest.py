@@ -24,7 +24,7 @@ PATCH, STRIDE = 8, 4
 class StubEngine:
     """What evaluations use of an engine, without a model. ``fail_after`` images, encoding is interrupted."""
 
-    backend = "stub"
+    backend, precision = "stub", "fp32"
 
     def __init__(self, model: str = "stub", fail_after: int | None = None) -> None:
         self.manifest = Manifest(

@@ -9,8 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from facetrt.engine import InputError, MissingFileError
-from facetrt.engine.cli import evaluation as command
-from facetrt.engine.cli import tasks  # noqa: F401  (with one command alone, typer drops its name)
+from facetrt.engine.cli import (
+    evaluation,  # noqa: F401  (registers the command)
+    opening,
+    tasks,  # noqa: F401  (with one command alone, typer drops its name)
+)
 from facetrt.engine.cli.app import app
 from facetrt.engine.evaluation import EVALUATIONS, open_evaluation
 from facetrt.engine.evaluation.published import published_categories, published_rows
@@ -32,7 +35,7 @@ def _run(*arguments, catch=True):
 
 
 def test_a_run_prints_its_table_beside_the_papers_and_writes_results(coseg, make_engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Engine, "open", lambda *_, **__: make_engine())
+    monkeypatch.setattr(opening.Engine, "open", lambda *_, **__: make_engine())
     options = ("--set", "refine=none", "--set", "sample-interval=3", "--load-size", "32", "--bundle", "stub")
     ended = _run("msrc", coseg, "--out", tmp_path / "out", *options, catch=False)
     assert ended.exit_code == 0
@@ -74,7 +77,7 @@ def test_settings_that_cannot_be_read(coseg, tmp_path, setting, message):
 
 
 def test_a_facet_that_was_not_exported_is_refused_before_any_work(coseg, make_engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Engine, "open", lambda *_, **__: make_engine())
+    monkeypatch.setattr(opening.Engine, "open", lambda *_, **__: make_engine())
     with pytest.raises(InputError, match=r"query@1 was not exported: this bundle has key@9, token@9"):
         _run("msrc", coseg, "--out", tmp_path / "out", "--bundle", "stub", "--facet", "query@1", catch=False)
     assert not (tmp_path / "out").exists()

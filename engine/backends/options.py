@@ -1,0 +1,85 @@
+"""What a user may choose about running an encoder, and how ``auto`` is resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from facetrt.kernels.errors import InputError
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class BackendName(StrEnum):
+    """Backends by name; ``auto`` is resolved once, when the engine opens (see ``choose_backend``)."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class DeviceName(StrEnum):
+    """Devices by name; ``auto`` is resolved once, when the engine opens."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+
+
+class Precision(StrEnum):
+    """Of the arithmetic.
+
+    ``auto`` is the bundle's own: precision is never lowered without being asked. ``bf16`` keeps the patch convolution
+    and the residual stream in fp32. ``fastest`` is bf16 where OpenVINO is installed and the processor has it, and the
+    bundle's own elsewhere.
+    """
+
+    AUTO = "auto"
+    FASTEST = "fastest"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class Hint(StrEnum):
+    """``latency`` gives one run all threads; ``throughput`` runs several batches side by side."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How an encoder is run; ``Engine.open`` documents the fields. A backend gets it without any ``auto``."""
+
+    backend: BackendName = BackendName.AUTO
+    device: DeviceName = DeviceName.AUTO
+    precision: Precision = Precision.AUTO
+    hint: Hint = Hint.LATENCY
+    threads: int | None = None
+    cache: Path | None = None
+
+    @staticmethod
+    def parse(
+        *, backend: str, device: str, precision: str, hint: str, threads: int | None, cache: str | Path | None
+    ) -> RunOptions:
+        """From names, or :class:`InputError` listing what there is."""
+        if threads is not None and threads < 1:
+            raise InputError(f"threads={threads}: expected at least 1, or None for all cores")
+        return RunOptions(
+            _choice("backend", backend, BackendName),
+            _choice("device", device, DeviceName),
+            _choice("precision", precision, Precision),
+            _choice("hint", hint, Hint),
+            threads,
+            None if cache is None else Path(cache),
+        )
+
+
+def _choice(what: str, given: str, choices: type[Choice]) -> Choice:
+    try:
+        return choices(given)
+    except ValueError as error:
+        names = ", ".join(choices)
+        raise InputError(f"{what} {given!r} is not available in this version: expected one of {names}") from error

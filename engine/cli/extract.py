@@ -1,0 +1,197 @@
+"""``facetrt extract``, and how commands get the features of a collection: skipping, storing, being interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facetrt.engine.cli.app import (
+    BundleOption,
+    ImagesArgument,
+    LoadSizeOption,
+    app,
+    console,
+    errors,
+    note,
+    parse_facets,
+    parse_size,
+    progress_bar,
+)
+from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.records import describe, saliency_picture
+from facetrt.engine.collection import FeatureCollection
+from facetrt.engine.engine import Engine
+from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.files import (
+    FEATURES,
+    RESULTS,
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    find_images,
+    is_store,
+    unique_stems,
+    write_png,
+    write_results,
+)
+from facetrt.engine.images import ImageLike, LoadSize
+from facetrt.engine.store import IMAGES, FeatureStore, image_key, open_store, stored_numbers
+from facetrt.kernels.errors import FacetrtError, InputError, OutputError
+
+INTERRUPTED = 130  # exit code, as shells have it for SIGINT
+LISTED = 10  # skipped images that are printed; the results list all
+
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out images that cannot be encoded, and list them, instead of stopping."),
+]
+FeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--features", help="Folder to keep features in: an interrupted run continues from there, others use it again."
+    ),
+]
+
+
+class Skipped:
+    """Images that cannot be encoded: left out and listed if ``allowed``, else the first one stops the command."""
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self.items: list[dict[str, str]] = []
+
+    def __call__(self, image: ImageLike, error: FacetrtError) -> None:
+        if not self.allowed:
+            raise InputError(f"{error}. Mend it, or leave it out with --skip-broken; a store keeps what came before it")
+        self.items.append({"image": str(image), "reason": str(error)})
+
+    def report(self, total: int) -> None:
+        """Print what was left out, on standard error."""
+        if self.items:
+            note(f"{len(self.items)} of {total} images were left out; {RESULTS} lists all, with reasons:")
+        for item in self.items[:LISTED]:
+            errors.print(f"  {item['reason']}", soft_wrap=True)
+
+
+@contextmanager
+def interruptible(store: Path | None, total: int) -> Iterator[None]:
+    """Say on Ctrl-C and SIGTERM how many of the images are in the store, and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if store is None:
+            say = "nothing was written; with --features DIR an interrupted run can be continued"
+        else:
+            done = len(stored_numbers(store)) if is_store(store) else 0
+            say = f"{done} of {total} images are done; run the same command again to continue"
+        errors.print(f"interrupted: {say}", soft_wrap=True)
+        if isinstance(stop, KeyboardInterrupt):
+            raise typer.Exit(INTERRUPTED) from None
+        raise
+
+
+@contextmanager
+def collected(
+    engine: Engine,
+    paths: Sequence[Path],
+    facet: str,
+    *,
+    load_size: LoadSize,
+    saliency: SaliencyMode,
+    store: Path | None,
+    skipped: Skipped,
+) -> Iterator[FeatureCollection | FeatureStore]:
+    """Features of a collection: in a store, where there is one, else in memory or spilled until the block ends."""
+    options: dict[str, Any] = {"load_size": load_size, "saliency": saliency, "on_broken": skipped}
+    with interruptible(store, len(paths)):
+        with progress_bar("encoding", len(paths)) as update:
+            if store is not None:
+                features: FeatureCollection | FeatureStore = engine.extract(
+                    paths, store, facets=_stored_facets(store, facet), progress=update, **options
+                )
+            else:
+                features = engine.collect(paths, facets=[facet], progress=update, **options)
+        with features if isinstance(features, FeatureCollection) else nullcontext():
+            yield features
+
+
+def without_descriptors(features: FeatureCollection | FeatureStore) -> Sequence[Features]:
+    """For pictures and records: a store need not read descriptors for them."""
+    return features.only([]) if isinstance(features, FeatureStore) else features
+
+
+def _stored_facets(store: Path, facet: str) -> list[str]:
+    """A store that holds further facets goes on with them."""
+    facets = open_store(store).facets if is_store(store) else []
+    return facets if facet in facets else [facet]
+
+
+@app.command()
+@engine_options
+def extract(
+    images: ImagesArgument,
+    bundle: BundleOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to continue after an interruption.")],
+    load_size: LoadSizeOption = "224",
+    facets: Annotated[
+        str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")
+    ] = None,
+    saliency: Annotated[SaliencyMode, typer.Option("--saliency", help="Which pass it comes from.")] = SaliencyMode.FULL,
+    skip_broken: SkipOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Start anew instead of continuing.")] = False,
+    *,
+    opening: Opening,
+) -> None:
+    """Write descriptors and saliency of images into a Zarr store, with pictures; continues an interrupted run."""
+    size, paths, store, skipped = parse_size(load_size), find_images(images), out / FEATURES, Skipped(skip_broken)
+    if force or not is_store(store):
+        check_replaceable(out, force=force, inputs=[*paths, bundle])
+    with opening.engine(bundle) as engine:
+        chosen = parse_facets(facets, engine.manifest)
+        if force or not out.exists():
+            with atomic_folder(out, force=force):
+                pass
+        there = len(stored_numbers(store)) if is_store(store) else 0
+        with interruptible(store, len(paths)):
+            with progress_bar("extracting", len(paths)) as update:
+
+                def advance(done: int, total: int | None) -> None:
+                    if there < len(paths):
+                        (out / RESULTS).unlink(missing_ok=True)  # until it is whole again
+                    update(done, total)
+
+                options: dict[str, Any] = {"load_size": size, "saliency": saliency, "on_broken": skipped}
+                features = engine.extract(paths, store, facets=chosen, progress=advance, **options)
+            write_report(out, paths, features, skipped)
+    skipped.report(len(paths))
+    state = " (complete already)" if there == len(features) else f" ({there} were there already)" if there else ""
+    console.print(f"descriptors of {len(features)} images{state}: {store}")
+
+
+def write_report(out: Path, paths: Sequence[Path], features: FeatureStore, skipped: Skipped) -> None:
+    """``saliency/*.png`` that are missing, and ``results.json``: with it the extraction is finished."""
+    stems, records = unique_stems(paths), []
+    try:
+        (out / "saliency").mkdir(exist_ok=True)
+        with progress_bar("drawing", len(features)) as update:
+            for done, (number, item) in enumerate(zip(features.numbers, features.only([]), strict=True), start=1):
+                picture = f"saliency/{stems[number]}.png" if item.attention is not None else None
+                if picture is not None and not (out / picture).exists():
+                    with atomic_file(out / picture) as path:
+                        write_png(path, saliency_picture(item))
+                group = f"{FEATURES}/{IMAGES}/{image_key(number)}"
+                records.append(describe(item) | {"group": group, "saliency": picture})
+                update(done, len(features))
+        record = {"command": "extract", "store": FEATURES, "facets": features.facets, "images": records}
+        write_results(out, record | {"skipped": skipped.items})
+    except OSError as error:
+        if isinstance(error, FacetrtError):
+            raise
+        raise OutputError(
+            f"writing to {out} failed ({error.strerror or error}); the store is complete: make room, then run the same "
+            "command again for pictures and the report"
+        ) from error

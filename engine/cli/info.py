@@ -1,0 +1,116 @@
+"""``facetrt info``: what a bundle holds, and how close to fp32 it runs here. Parse, call, print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from facetrt.engine.backends import BackendName, Precision
+from facetrt.engine.bundle import CLS_ATTENTION, Bundle, Manifest
+from facetrt.engine.cli.app import app, console, progress_bar
+from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.engine import Engine
+from facetrt.engine.features import Features, Float
+from facetrt.engine.parity import Metrics, check, compare, worst
+from facetrt.engine.samples import sample_paths
+
+METRICS = ("max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius")
+MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
+
+
+@app.command()
+@engine_options
+def info(
+    bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")],
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Also compare what --backend and --precision run here with fp32 ONNX Runtime."),
+    ] = False,
+    *,
+    opening: Opening,
+) -> None:
+    """Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine."""
+    manifest = Bundle.open(bundle).manifest
+    console.print(_table("bundle", ["field", "value"], _facts(manifest)))
+    files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
+    console.print(_table("files (checked)", ["file", "bytes", "sha256"], files))
+    console.print(
+        _parity_table(
+            f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
+        )
+    )
+    if measure:
+        _measure(bundle, opening)
+
+
+def _measure(bundle: str, opening: Opening) -> None:
+    """Compare on the sample photographs; missing the contract is an error after the table."""
+    with opening.engine(bundle) as engine:
+        outputs = _worst_against_onnxruntime(bundle, engine)
+        ran = f"{engine.backend} {engine.precision}"
+        precision = Precision(engine.precision)
+    console.print(_parity_table(f"{ran} against onnxruntime, worst of {len(sample_paths())} photographs", outputs))
+    check(outputs, precision)
+    console.print(f"{precision} keeps its contract")
+
+
+def _worst_against_onnxruntime(bundle: str, engine: Engine) -> dict[str, Metrics]:
+    photos = list(sample_paths().values())
+    size = engine.manifest.size
+    load_size = MEASURED_SIZE if size is None else (size[0], size[1])
+    reports = []
+    with (
+        Engine.open(bundle, backend=BackendName.ONNXRUNTIME) as exact,
+        progress_bar("comparing", len(photos)) as update,
+    ):
+        for done, photo in enumerate(photos, start=1):
+            got, expected = (_outputs(each.encode([photo], load_size=load_size)[0]) for each in (engine, exact))
+            reports.append(compare(got, expected))
+            update(done, len(photos))
+    return worst(reports)
+
+
+def _outputs(features: Features) -> Mapping[str, Float]:
+    if features.attention is None:
+        return features.tokens
+    return {**features.tokens, CLS_ATTENTION: np.ravel(features.attention)}
+
+
+def _parity_table(title: str, outputs: Mapping[str, Metrics]) -> Table:
+    rows = [
+        [output, *(f"{metrics.get(name, math.nan):.{7 if 'cosine' in name else 3}g}" for name in METRICS)]
+        for output, metrics in outputs.items()
+    ]
+    return _table(title, ["output", *METRICS], rows)
+
+
+def _facts(manifest: Manifest) -> list[list[str]]:
+    size = "any" if manifest.size is None else f"{manifest.size[0]}×{manifest.size[1]} (height × width)"
+    shape = manifest.architecture
+    heads = "none" if manifest.saliency_heads is None else ", ".join(map(str, manifest.saliency_heads))
+    return [
+        ["model", f"{manifest.model}: {manifest.description}"],
+        ["checkpoint", f"{manifest.checkpoint.source} (sha256 {manifest.checkpoint.sha256[:16]}…)"],
+        ["architecture", f"{shape.depth} blocks, {shape.heads} heads, width {shape.dim}, patch {shape.patch}"],
+        ["stride", str(manifest.stride)],
+        ["image size", size],
+        ["facets", ", ".join(manifest.facets)],
+        ["saliency heads", heads],
+        ["precision", f"{manifest.precision}, opset {manifest.opset}"],
+        ["task defaults", ", ".join(f"{task}: {facet}" for task, facet in manifest.defaults.items())],
+        ["exported with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())],
+    ]
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,65 @@
+"""The options of ``Engine.open``, for every command that opens one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from facetrt.engine.backends import BackendName, DeviceName, Hint, Precision
+from facetrt.engine.engine import Engine
+
+PANEL = "Running the encoder"
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=PANEL, **more)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the user wants the encoder to be run. Field by field the command line's options."""
+
+    backend: Annotated[BackendName, _option("--backend", "Who runs it.")] = BackendName.AUTO
+    device: Annotated[DeviceName, _option("--device", "Where.")] = DeviceName.AUTO
+    precision: Annotated[
+        Precision, _option("--precision", "Auto is the bundle's own; fastest is bf16 where the processor has it.")
+    ] = Precision.AUTO
+    hint: Annotated[Hint, _option("--hint", "One batch at a time, or several side by side.")] = Hint.LATENCY
+    threads: Annotated[int | None, _option("--threads", "Of the processor; all cores by default.", min=1)] = None
+    cache: Annotated[Path | None, _option("--cache", "Folder for compiled encoders (openvino).")] = None
+
+    def engine(self, bundle: str | Path) -> Engine:
+        """Open a bundle."""
+        return Engine.open(bundle, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`Opening`, in place of its parameter ``opening``."""
+    hints = get_type_hints(command, include_extras=True)
+    options = get_type_hints(Opening, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        parameter.replace(annotation=hints[name], kind=keyword)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "opening"
+    ]
+    parameters += [
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=options[field.name])
+        for field in fields(Opening)
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        opening = Opening(**{field.name: arguments.pop(field.name) for field in fields(Opening)})
+        command(**arguments, opening=opening)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del wrapper.__wrapped__
+    return wrapper

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import export_tiny, facets, photo
+
+from facetrt.engine import Engine, InputError, MissingDependencyError, OutputError
+from facetrt.engine.backends import openvino as module
+from facetrt.engine.backends.compiled_cache import CompiledCache
+from facetrt.export.options import Precision
+
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+
+@pytest.fixture
+def bf16() -> None:
+    if not module.runs_bf16():
+        pytest.skip("this processor has no bf16 arithmetic")
+
+
+def encode(bundle: Path, **options: object) -> object:
+    with Engine.open(bundle, backend="openvino", **options) as engine:  # type: ignore[arg-type]
+        return engine.encode([photo(48, 60)], load_size=None)[0]["key@2"].tobytes()
+
+
+@pytest.mark.usefixtures("bf16")
+def test_bf16_keeps_its_islands(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle, precision="bf16") as engine:
+        engine.encode([photo(48, 60)], load_size=None)
+        nodes = engine._encoder.backend._compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
+    kinds = {(n.get_rt_info()["layerType"].value, n.get_rt_info()["runtimePrecision"].value) for n in nodes}
+    assert ("Convolution", "f32") in kinds and ("FullyConnected", "bf16") in kinds
+
+
+@pytest.mark.usefixtures("bf16")
+def test_an_openvino_that_does_not_keep_them_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.KEEP_FP32, "name", "UnknownMark")
+    with pytest.raises(Exception, match="does not keep the patch convolution in fp32"):
+        encode(tiny_bundle, precision="bf16")
+
+
+def test_bf16_on_a_processor_without_it(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "processor_flags", lambda: {"avx2", "avx512f"})
+    with pytest.raises(InputError, match="has no bf16 arithmetic: use precision fp32, or fastest"):
+        Engine.open(tiny_bundle, precision="bf16")
+    with Engine.open(tiny_bundle, precision="fastest") as engine:
+        assert (engine.backend, engine.precision) == ("onnxruntime", "fp32")
+
+
+def test_half_precision_bundles_are_refused(work: Path, tiny_weights: Path) -> None:
+    bundle = export_tiny(tiny_weights, work / "half-openvino", facets=facets("key@1"), precision=Precision.FP16)
+    with pytest.raises(InputError, match="openvino runs fp32 bundles in fp32 or bf16; this one is fp16"):
+        Engine.open(bundle, backend="openvino")
+
+
+def test_openvino_missing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for options in ({"backend": "openvino"}, {"precision": "bf16"}, {"hint": "throughput"}):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'facetrt\[openvino\]'"):
+            Engine.open(tiny_bundle, **options)  # type: ignore[arg-type]
+    with Engine.open(tiny_bundle, precision="fastest") as engine:
+        assert engine.precision == "fp32"
+
+
+def test_the_cache_is_filled_once_and_used_afterwards(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "compiled"
+    first = encode(tiny_bundle, cache=cache)
+    (entry,) = cache.iterdir()
+    monkeypatch.setattr(module.OpenVinoBackend, "_compile_anew", None)  # calling it would fail
+    assert encode(tiny_bundle, cache=cache) == first
+    assert [path.name for path in cache.iterdir()] == [entry.name]
+
+
+@pytest.mark.usefixtures("bf16")
+def test_another_precision_hint_or_graph_is_another_entry(
+    tiny_bundle: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "compiled"
+    other = export_tiny(tiny_weights, tmp_path / "other", facets=facets("key@2"))
+    encode(tiny_bundle, cache=cache)
+    encode(tiny_bundle, cache=cache, precision="bf16")
+    encode(tiny_bundle, cache=cache, hint="throughput")
+    encode(tiny_bundle, cache=cache, threads=1)
+    encode(other, cache=cache)
+    assert len(list(cache.iterdir())) == 5
+
+
+def test_a_damaged_entry_is_replaced_with_a_warning(tiny_bundle: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "compiled"
+    first = encode(tiny_bundle, cache=cache)
+    (entry,) = cache.iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-10])
+    with pytest.warns(UserWarning, match="is damaged: compiling anew"):
+        assert encode(tiny_bundle, cache=cache) == first
+    assert len(entry.read_bytes()) == len(whole)
+
+
+def test_two_processes_fill_the_same_cache_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "compiled"
+    program = (
+        "import sys\nfrom facetrt.engine import Engine\n"
+        "with Engine.open(sys.argv[1], backend='openvino', cache=sys.argv[2]) as engine:\n"
+        "    engine._encoder.backend.activate()\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(tiny_bundle), str(cache)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert len(list(cache.iterdir())) == 1  # one whole entry, nothing temporary
+    assert encode(tiny_bundle, cache=cache) == encode(tiny_bundle)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match="choose another cache folder, or none"):
+        CompiledCache(tmp_path / "file", {"encoder": "0"}).write(b"compiled")
+    assert CompiledCache(tmp_path / "nowhere", {"encoder": "0"}).read() is None
