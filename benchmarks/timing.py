@@ -1,51 +1,183 @@
-"""Timing two or more functions in turn: on shared, noisy machines only ratios from one run mean something."""
+"""Timing contestants in turn: on shared, noisy machines only ratios from one run mean something."""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Mapping
-from importlib import metadata
-from statistics import median
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 
+from facetrt.benchmarks.results import Row, Spread
+from facetrt.kernels.errors import FacetrtError
 
-def compare(functions: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, list[float]]:
-    """Seconds per call of each function, called A B A B … after one warm-up each."""
-    for function in functions.values():
-        function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+Item = TypeVar("Item")
+
+PAUSE = 0.1  # seconds before each timed run, so that worker threads of the run before it have gone to sleep
 
 
-def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> float:
-    """Median over the rounds of ``slow / fast``, each round's pair measured back to back."""
-    return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+class Clock:
+    """The time of one run. A slow loop can be run on a sample of its items and is charged as if all had run.
+
+    Args:
+        sampling: whether loops are sampled; without it every loop runs in full.
+    """
+
+    def __init__(self, *, sampling: bool = False) -> None:
+        self.sampling = sampling
+        self.extrapolated: list[str] = []
+        self._start, self._extra = time.perf_counter(), 0.0
+
+    def loop(self, what: str, items: Sequence[Item], at_most: int) -> Iterator[Item]:
+        """The items, or ``at_most`` of them evenly spread, charged in proportion."""
+        chosen = items
+        if self.sampling and len(items) > at_most:
+            chosen = [items[int(i)] for i in np.linspace(0, len(items) - 1, at_most).round()]
+            self.extrapolated.append(f"{what}: {at_most} of {len(items)} timed")
+        start = time.perf_counter()
+        yield from chosen
+        self._extra += (time.perf_counter() - start) * (len(items) / max(len(chosen), 1) - 1)
+
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """What runs inside is not charged: it makes up for items that a sampled loop left out."""
+        start = time.perf_counter()
+        yield
+        self._extra -= time.perf_counter() - start
+
+    def charge(self, seconds: float) -> None:
+        """Count so many seconds for everything up to now, in place of what went by."""
+        self._start, self._extra = time.perf_counter(), seconds
+
+    @property
+    def seconds(self) -> float:
+        """Charged so far."""
+        return time.perf_counter() - self._start + self._extra
 
 
-def summary(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median and interquartile range in milliseconds."""
-    quartiles = {name: np.percentile(values, (25, 50, 75)) * 1e3 for name, values in seconds.items()}
-    return {
-        name: {"median_ms": round(float(q[1]), 3), "iqr_ms": round(float(q[2] - q[0]), 3)}
-        for name, q in quartiles.items()
-    }
+@dataclass(frozen=True)
+class Contestant:
+    """Something to time.
+
+    Attributes:
+        run: one whole run; its result is kept for the quality column.
+        rounds: at most so many, for slow ones; they are also the first to be left out when time runs short.
+        sampling: whether its slow loops are sampled.
+        prepare: what to do before the first timed run, in place of one run for warming up.
+    """
+
+    name: str
+    run: Callable[[Clock], Any]
+    rounds: int | None = None
+    sampling: bool = False
+    prepare: Callable[[], object] | None = None
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    packages = ("numpy", "onnxruntime", "faiss-cpu", "opencv-python-headless")
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": cv2.getNumberOfCPUs(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
+@dataclass
+class Timing:
+    """What was measured of one contestant: seconds of each round, the last result, or why it was not run."""
+
+    seconds: list[float] = field(default_factory=list)
+    result: Any = None
+    extrapolated: str | None = None
+    reason: str | None = None
+    wall: float = 0.0
+
+    @property
+    def spread(self) -> Spread | None:
+        """Median and interquartile range, or None if it was not run."""
+        return Spread.of(self.seconds) if self.seconds else None
+
+
+Timings = Mapping[str, Timing]
+
+
+def compare(
+    contestants: Sequence[Contestant], *, rounds: int, budget: float, report: Callable[[str], None] = lambda text: None
+) -> dict[str, Timing]:
+    """Run the contestants in turn (A B C A B C …) after a warm-up each.
+
+    Ends after ``rounds``, or when another round would exceed ``budget`` seconds in all; there is always one. A
+    contestant that this machine cannot run (a library or instruction set is missing) is left out, with the reason.
+    """
+    start = time.perf_counter()
+    timings = {contestant.name: Timing() for contestant in contestants}
+    for contestant in contestants:
+        report(f"warming up {contestant.name}")
+        _warm_up(contestant, timings[contestant.name])
+    for number in range(rounds):
+        left = budget - (time.perf_counter() - start)
+        for contestant in _due(contestants, timings, number, left):
+            report(f"round {number + 1} of {rounds}, {contestant.name}")
+            _run(contestant, timings[contestant.name])
+    return timings
+
+
+def _due(contestants: Sequence[Contestant], timings: Timings, number: int, left: float) -> list[Contestant]:
+    """Who runs in this round: all in the first; later all, the quick ones, or none, as fits into ``left`` seconds."""
+    able = [c for c in contestants if timings[c.name].reason is None]
+    for candidates in ([c for c in able if c.rounds is None or number < c.rounds], [c for c in able if not c.rounds]):
+        if number == 0 or sum(timings[c.name].wall for c in candidates) <= left:
+            return candidates
+    return []
+
+
+def _warm_up(contestant: Contestant, timing: Timing) -> None:
+    try:
+        if contestant.prepare is None:
+            contestant.run(Clock(sampling=contestant.sampling))
+        else:
+            contestant.prepare()
+    except FacetrtError as error:
+        timing.reason = str(error)
+
+
+def _run(contestant: Contestant, timing: Timing) -> None:
+    timing.result = None  # so that two results are never held at once
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    clock = Clock(sampling=contestant.sampling)
+    try:
+        timing.result = contestant.run(clock)
+    except FacetrtError as error:
+        timing.reason, timing.seconds = str(error), []
+        return
+    timing.seconds.append(clock.seconds)
+    timing.wall = time.perf_counter() - start
+    timing.extrapolated = "; ".join(dict.fromkeys(clock.extrapolated)) or None
+
+
+def ratio(timings: Timings, slow: str, fast: str) -> Spread | None:
+    """How many times as long ``slow`` takes: median over the rounds that both ran, each pair measured back to back."""
+    pairs = list(zip(timings[slow].seconds, timings[fast].seconds, strict=False))
+    return Spread.of([a / b for a, b in pairs]) if pairs else None
+
+
+def rows_of(
+    section: str,
+    timings: Timings,
+    baselines: Sequence[str],
+    *,
+    quality: Callable[[str, Any], Mapping[str, float]] = lambda name, result: {},
+    details: Callable[[str, Any], Mapping[str, Any]] = lambda name, result: {},
+) -> list[Row]:
+    """One row per contestant; ``quality`` and ``details`` are called with its name and result where it was run."""
+    rows = []
+    for name, timing in timings.items():
+        others = [other for other in baselines if other != name and other in timings]
+        ratios = {other: found for other in others if (found := ratio(timings, other, name)) is not None}
+        rows.append(
+            Row(
+                section,
+                name,
+                timing.spread,
+                reason=timing.reason,
+                extrapolated=timing.extrapolated,
+                ratios=ratios,
+                quality={} if timing.reason else quality(name, timing.result),
+                details={} if timing.reason else details(name, timing.result),
+            )
+        )
+    return rows

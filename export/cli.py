@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from facetrt.engine.cli import evaluation, inspection, tasks  # noqa: F401  (they register the runtime's commands)
+from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
+from facetrt.engine.cli import evaluation, info, inspection, tasks  # noqa: F401  (they register the runtime's commands)
 from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors, parse_size, progress_bar, run
 from facetrt.export.models import import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision

@@ -17,19 +17,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_package_on_disk_is_in_the_wheel() -> None:
     on_disk = {
         "facetrt." + init.parent.relative_to(ROOT).as_posix().replace("/", ".")
-        for top in ("engine", "export", "kernels")
+        for top in ("benchmarks", "engine", "export", "kernels")
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
 
 
-@pytest.mark.parametrize("package", ["engine", "export", "kernels"])
+@pytest.mark.parametrize("package", ["benchmarks", "engine", "export", "kernels"])
 def test_types_are_published(package: str) -> None:
     assert (importlib.resources.files(f"facetrt.{package}") / "py.typed").is_file()
 
 
 def test_no_bare_top_level_packages() -> None:
-    for name in ("engine", "export", "kernels"):
+    for name in ("benchmarks", "engine", "export", "kernels"):
         assert not (Path(facetrt.engine.__file__).parents[2] / name / "py.typed").exists() or (
             Path(facetrt.engine.__file__).is_relative_to(ROOT)
         )
@@ -49,7 +49,10 @@ def test_public_names() -> None:
         assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_the_readmes_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_examples_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:
@@ -58,7 +61,7 @@ def test_the_readmes_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_product_code_has_no_assert_and_no_pickle() -> None:
-    for top in ("engine", "export", "kernels"):
+    for top in ("benchmarks", "engine", "export", "kernels"):
         for path in (ROOT / top).rglob("*.py"):
             text = path.read_text()
             assert not re.search(r"^\s*assert\b", text, re.MULTILINE), path
