@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from facetrt.engine.geometry import grid_size
 from facetrt.kernels.errors import BundleError, InputError, MissingFileError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: attention is one operation of fp32 graphs
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
@@ -142,7 +142,9 @@ class Manifest:
             raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
-            raise BundleError(f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schema {SCHEMA}")
+            raise BundleError(
+                f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schema {SCHEMA}: export it again"
+            )
         try:
             manifest: Manifest = _parse(Manifest, data, "")
         except InputError as error:

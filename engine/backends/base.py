@@ -15,6 +15,8 @@ from facetrt.engine.backends.options import BackendName, RunOptions
 from facetrt.engine.bundle import Bundle, Manifest
 from facetrt.kernels.errors import BackendError, BundleError
 
+CLOSED = "this engine is closed: open it again with Engine.open"
+
 Tensors = Mapping[str, NDArray[Any]]
 
 STATIC_INPUTS = ("images",)
@@ -50,7 +52,7 @@ class Backend(ABC):
         """Load the encoder now; otherwise the first run does."""
         with self._lock:
             if self._state == "closed":
-                raise BackendError("this engine is closed: open it again with Engine.open")
+                raise BackendError(CLOSED)
             if self._state == "new":
                 self._activate()
                 self.bundle = replace(self.bundle, encoder=b"")  # the runtime has its own copy now
@@ -74,9 +76,9 @@ class Backend(ABC):
     def close(self) -> None:
         """Give the device back; later runs are errors. Closing twice is allowed."""
         with self._lock:
-            if self._state == "active":
+            before, self._state = self._state, "closed"
+            if before == "active":
                 self._close()
-            self._state = "closed"
 
     def _check(self, inputs: Tensors) -> None:
         expected = _expected_inputs(self.bundle.manifest)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.base import Backend, Tensors, first_line
+from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.options import BackendName, Hint, RunOptions
 from facetrt.engine.bundle import Bundle
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
@@ -62,8 +62,11 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
+        session = self._session
+        if session is None:  # closed by another thread just now
+            raise BackendError(CLOSED)
         try:
-            outputs: list[NDArray[np.float32]] = self._session.run(self.bundle.manifest.outputs, dict(inputs))
+            outputs: list[NDArray[np.float32]] = session.run(self.bundle.manifest.outputs, dict(inputs))
         except Exception as error:
             raise BackendError(f"onnxruntime failed to run the encoder: {first_line(error)}") from error
         return outputs

@@ -14,14 +14,15 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.base import Backend, Tensors, first_line
+from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle import ENCODER, Bundle
-from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
+from facetrt.kernels.errors import BackendError, BundleError, FacetrtError, InputError, MissingDependencyError
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of /proc/cpuinfo, x86 and Arm
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+ISLANDS = "patch convolution, residual stream"  # what bf16 leaves in fp32; part of the cache's key
 KEEP_FP32 = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 
 
@@ -81,7 +82,7 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         try:
             self._compiled = self._compile(openvino, core)
-        except BackendError:
+        except FacetrtError:
             raise
         except Exception as error:
             raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {first_line(error)}") from error
@@ -99,7 +100,10 @@ class OpenVinoBackend(Backend):
         cache = CompiledCache(self.options.cache, self._key(openvino, core, config))
         stored = cache.read()
         if stored is not None:
-            return core.import_model(io.BytesIO(stored), "CPU", config)
+            try:
+                return core.import_model(io.BytesIO(stored), "CPU", config)
+            except Exception as error:
+                raise BackendError(f"openvino cannot use {cache.path}: {first_line(error)}; delete it") from error
         compiled = self._compile_anew(openvino, core, config)
         cache.write(compiled.export_model().getvalue())
         return compiled
@@ -131,22 +135,27 @@ class OpenVinoBackend(Backend):
             "processor": core.get_property("CPU", "FULL_DEVICE_NAME"),
             "instructions": " ".join(sorted(processor_flags() or ())),
             "size": size,
+            "islands": ISLANDS,
             **{name.lower(): str(value) for name, value in config.items()},
         }
 
     def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
         request = self._requests.get()
+        if request is None:
+            self._requests.put(None)  # for the next one that waits
+            raise BackendError(CLOSED)
         try:
             results = request.infer(dict(inputs), share_inputs=True)
             return [results[name] for name in self.bundle.manifest.outputs]
         except Exception as error:
             raise BackendError(f"openvino failed to run the encoder: {first_line(error)}") from error
         finally:
-            self._requests.put(request)
+            self._requests.put(request if self._state == "active" else None)
 
     def _close(self) -> None:
+        """Those that wait for a request are told; those that have one finish."""
         self._compiled = None
-        self._requests = queue.SimpleQueue()
+        self._requests.put(None)
 
 
 def _names(ports: Iterable[Any]) -> list[str]:
@@ -204,7 +213,7 @@ def _is_residual(node: Any) -> bool:
 
 
 def _check_islands(compiled: Any, openvino: Any) -> None:
-    """Raise :class:`BackendError` if this OpenVINO did not heed the marks."""
+    """Raise :class:`BackendError` if this OpenVINO did not heed the marks; it heeds all or none."""
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].value == "Convolution" and info["runtimePrecision"].value != "f32":

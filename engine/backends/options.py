@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -65,8 +66,9 @@ class RunOptions:
         *, backend: str, device: str, precision: str, hint: str, threads: int | None, cache: str | Path | None
     ) -> RunOptions:
         """From names, or :class:`InputError` listing what there is."""
-        if threads is not None and threads < 1:
-            raise InputError(f"threads={threads}: expected at least 1, or None for all cores")
+        processors = os.cpu_count() or 1
+        if threads is not None and not 1 <= threads <= processors:
+            raise InputError(f"threads={threads}: expected 1 to {processors}, the processors here, or None for all")
         return RunOptions(
             _choice("backend", backend, BackendName),
             _choice("device", device, DeviceName),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,20 +122,37 @@ def test_results_belong_to_the_caller(backend: Backend) -> None:
 
 def test_several_threads_get_their_own_results(backend: Backend) -> None:
     expected = [backend.run(tensors(seed=seed)) for seed in range(4)]
-    wrong: list[str] = []
 
     def work(seed: int) -> None:
         for _ in range(3):
             for name, values in backend.run(tensors(seed=seed)).items():
-                if not np.array_equal(values, expected[seed][name]):
-                    wrong.append(f"{name} of {seed}")
+                np.testing.assert_array_equal(values, expected[seed][name])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what a thread raised
+
+
+def test_closing_while_others_run_ends_them(case: Case) -> None:
+    backend = case.make()
+    backend.run(tensors())
+    ended: list[str] = []
+
+    def work() -> None:
+        try:
+            while True:
+                backend.run(tensors(grid=(9, 9)))
+        except BackendError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
+    time.sleep(0.05)
+    backend.close()
     for thread in threads:
-        thread.join()
-    assert not wrong
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(ended) == 3 and all("this engine is closed" in message for message in ended)
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="choose another cache folder, or none"):
         CompiledCache(tmp_path / "file", {"encoder": "0"}).write(b"compiled")
     assert CompiledCache(tmp_path / "nowhere", {"encoder": "0"}).read() is None
+
+
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match=r"^the compiled encoder cannot be kept in"):
+        encode(tiny_bundle, cache=tmp_path / "file")
