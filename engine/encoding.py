@@ -41,6 +41,9 @@ class EncodeOptions:
     saliency: SaliencyMode = SaliencyMode.FULL
     stride: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "load_size", check_load_size(self.load_size))
+
 
 class Tally:
     """Counts images and reports them."""
@@ -128,12 +131,20 @@ class Encoder:
     ) -> Generator[tuple[int, Features]]:
         """Number and features of each image, in order; ``advance`` is told how many more are done.
 
-        An image that cannot be encoded raises after everything before it, or goes to ``on_broken``.
+        An image that cannot be encoded raises after everything before it, or goes to ``on_broken``. What ``images``
+        raises comes after everything before it as well.
         """
         self._check_options(options)
         window = _Window()
         with closing(read_ahead(images, partial(self._load, options=options))) as items:
-            for item in items:
+            while True:
+                try:
+                    item = next(items, None)
+                except Exception:
+                    yield from self._flush(window, options, advance)
+                    raise
+                if item is None:
+                    break
                 if isinstance(item.loaded, FacetrtError):
                     yield from self._flush(window, options, advance)
                     if on_broken is None:
@@ -187,7 +198,6 @@ class Encoder:
 
     def _check_options(self, options: EncodeOptions) -> None:
         """What is wrong with the options is said once, not of every image."""
-        check_load_size(options.load_size)
         self._check_stride(options.stride)
         if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
             self._check_low_resolution()

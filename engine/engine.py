@@ -342,13 +342,14 @@ class Engine:
     ) -> FeatureStore:
         """Like :meth:`encode`, into a Zarr store on disk that tasks take as they take a list, now or later.
 
-        An interrupted run keeps every image that was finished; the same call continues there. Images are told by their
-        place in the list, their name and their content.
+        An interrupted run keeps every image that was finished; the same call without ``force`` continues there. Images
+        are told by their place in the list, their name and their content; a list (not an iterator) that does not fit
+        is refused before anything is written.
 
         Args:
             path: folder of the store; it is made, or continued if it was made with the same settings.
             facets: what to keep; all of the bundle's by default.
-            force: start anew.
+            force: start anew, also where an interrupted run could be continued.
 
         Raises:
             OutputError: the store was made with other settings or images (the message names what differs), something
@@ -362,7 +363,7 @@ class Engine:
         return extract_features(
             self._encoder,
             _as_images(images),
-            Path(path).absolute(),
+            Path(path).resolve(),
             EncodeOptions(load_size, _saliency_mode(saliency), stride),
             chosen,
             force=force,

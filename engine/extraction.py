@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,12 +63,14 @@ def extract_features(
     def skip(image: ImageLike, error: FacetrtError) -> None:
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
         skipped.append({"image": name, "reason": str(error)})
-        tally.add()
         if on_broken is not None:
             on_broken(image, error)
+        tally.add()
 
     tally.add(0)
-    missing = _missing(images, path, digests, tally)
+    if isinstance(images, Sequence):
+        _check_stored(path, images, tally)
+    missing = _missing(images, path, digests, None if isinstance(images, Sequence) else tally)
     with StoreWriter(path, settings, tally) as writer:
         for number, features in encoder.encode_numbered(missing, options, on_broken=on_broken and skip):
             writer.add(number, features, digests.pop(number))
@@ -112,8 +114,7 @@ class StoreWriter:
                 return  # another run of the same command wrote it meanwhile
             raise OutputError(
                 f"{features.name} cannot be written to {self._path} ({error.strerror or error}); the "
-                f"{len(stored_numbers(self._path))} images there are safe: {_remedy(error)}, then run the same again "
-                "to continue"
+                f"{len(stored_numbers(self._path))} images there are safe: {_remedy(error)}"
             ) from error
 
     def __enter__(self) -> Self:
@@ -134,7 +135,8 @@ def _open_or_create(path: Path, settings: StoreSettings, *, force: bool) -> None
     for facet in settings.facets:
         if not FACET.fullmatch(facet):
             raise InputError(f"facet {facet!r}: a store needs names like key@9")
-    if path.exists() and not force:
+    anew = force or is_empty_folder(path)
+    if path.exists() and not anew:
         difference = open_store(path).settings.difference(settings)
         if difference is not None:
             raise OutputError(
@@ -142,23 +144,50 @@ def _open_or_create(path: Path, settings: StoreSettings, *, force: bool) -> None
                 "it (or facetrt extract --force) to start anew"
             )
         return
-    with atomic_folder(path, force=force, content=Content.FEATURES) as folder:
+    with atomic_folder(path, force=anew, content=Content.FEATURES) as folder:
         write_root(folder, settings, complete=False, skipped=[])
 
 
+def is_empty_folder(path: Path) -> bool:
+    """Whether a folder is there, with nothing in it."""
+    try:
+        return not any(path.iterdir())
+    except OSError:
+        return False
+
+
+def _check_stored(path: Path, images: Sequence[ImageLike], tally: Tally) -> None:
+    """Before anything is written: all stored images are those of the list."""
+    numbers = stored_numbers(path)
+    _check_count(path, numbers, len(images))
+    for number in numbers:
+        _check_same(path, number, images[number], image_sha256(images[number]))
+        tally.add()
+
+
+def _check_count(path: Path, numbers: list[int], count: int) -> None:
+    if numbers and numbers[-1] >= count:
+        raise OutputError(
+            f"{path} was made from more than the {count} images given: give the same list, choose another folder, or "
+            "delete it (or facetrt extract --force) to start anew"
+        )
+
+
 def _missing(
-    images: Iterable[ImageLike], path: Path, digests: dict[int, str], tally: Tally
+    images: Iterable[ImageLike], path: Path, digests: dict[int, str], tally: Tally | None
 ) -> Iterator[tuple[int, ImageLike]]:
-    """The images that the store lacks, with their numbers; their hashes go to ``digests``."""
+    """The images that the store lacks, with their numbers; their hashes go to ``digests``.
+
+    With a ``tally``, those it holds are checked and counted on the way.
+    """
     stored = set(stored_numbers(path))
     for number, image in enumerate(images):
-        digest = image_sha256(image)
-        if number in stored:
-            _check_same(path, number, image, digest)
-            tally.add()
-        else:
-            digests[number] = digest
+        if number not in stored:
+            digests[number] = image_sha256(image)
             yield number, image
+        elif tally is not None:
+            _check_same(path, number, image, image_sha256(image))
+            tally.add()
 
 
 def _check_same(path: Path, number: int, image: ImageLike, digest: str) -> None:
@@ -194,11 +223,7 @@ def _finish(path: Path, settings: StoreSettings, count: int, skipped: list[dict[
     if not store:
         reason = f": {skipped[0]['reason']}" if skipped else ""
         raise InputError(f"none of the {count} images could be encoded{reason}")
-    if store.numbers[-1] >= count:
-        raise OutputError(
-            f"{path} was made from more than the {count} images given: give the same list, choose another folder, or "
-            "delete it (or facetrt extract --force) to start anew"
-        )
+    _check_count(path, store.numbers, count)
     if not store.complete or store.skipped != skipped:
         _replace_root(path, settings, complete=True, skipped=skipped)
     return open_store(path)
@@ -216,10 +241,10 @@ def _replace_root(path: Path, settings: StoreSettings, *, complete: bool, skippe
         if isinstance(error, FacetrtError):
             raise
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); the images there are safe: {_remedy(error)}, then "
-            "run the same again to continue"
+            f"{path} cannot be written ({error.strerror or error}); the images there are safe: {_remedy(error)}"
         ) from error
 
 
 def _remedy(error: OSError) -> str:
-    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    return f"{mend}, then run the same again (without force) to continue"

@@ -134,7 +134,8 @@ def is_store(folder: Path) -> bool:
 def _read_mark(path: Path) -> dict[str, Any]:
     """The JSON object that tells what a folder is; empty if there is none."""
     try:
-        data = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_MARK_BYTES else None
+        readable = path.is_file() and path.stat().st_size <= MAX_MARK_BYTES  # a pipe would be waited for
+        data = json.loads(path.read_bytes()) if readable else None
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

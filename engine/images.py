@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "ima
 def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "image") -> tuple[int, int]:
     """``(height, width)`` after loading; the longer side is truncated, not rounded."""
     height, width = original
-    check_load_size(load_size)
+    load_size = check_load_size(load_size)
     if load_size is None:
         size = original
     elif isinstance(load_size, tuple):
@@ -82,12 +84,15 @@ def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "ima
     return size
 
 
-def check_load_size(load_size: LoadSize) -> None:
-    """Raise :class:`InputError` unless it is the shorter side, a pair or None."""
+def check_load_size(load_size: LoadSize) -> LoadSize:
+    """The same in Python's own integers; raises :class:`InputError` unless it is the shorter side, a pair or None."""
+    if load_size is None:
+        return None
     sides = load_size if isinstance(load_size, tuple) else (load_size,)
     whole = all(isinstance(side, (int, np.integer)) for side in sides)
-    if load_size is not None and not (whole and len(sides) in (1, 2)):
+    if not whole or (isinstance(load_size, tuple) and len(load_size) != 2):
         raise InputError(f"load_size={load_size!r}: expected the shorter side, a pair (height, width), or None")
+    return (int(load_size[0]), int(load_size[1])) if isinstance(load_size, tuple) else int(load_size)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
@@ -101,29 +106,34 @@ def _open(image: ImageLike, name: str) -> tuple[Image.Image, str]:
     if isinstance(image, np.ndarray):
         return _from_array(image, name), name
     if isinstance(image, Image.Image):
-        _check_pixels(image, name)
-        return _to_rgb(image, name), name
+        with _decoding(name):  # it may not be decoded yet
+            _check_pixels(image, name)
+            return _to_rgb(image, name), name
     if not isinstance(image, (str, os.PathLike)):
         raise InputError(f"{name} is a {type(image).__name__}: expected a path, a PIL image or a uint8 RGB array")
     path = Path(image)
     if not path.is_file():
         raise MissingFileError(f"{path} is not a file: expected an image")
+    with _decoding(str(path)), Image.open(path) as opened:
+        _check_pixels(opened, str(path))
+        return _to_rgb(opened, str(path), own=True), str(path)
+
+
+@contextmanager
+def _decoding(name: str) -> Generator[None]:
+    """Whatever a decoder raises becomes an :class:`InputError` that names the image."""
     try:
-        with Image.open(path) as opened:
-            _check_pixels(opened, str(path))
-            return _to_rgb(opened, str(path), own=True), str(path)
+        yield
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that can be read: convert it to PNG or JPEG") from error
+        raise InputError(f"{name} is not an image that can be read: convert it to PNG or JPEG") from error
     except Image.DecompressionBombError as error:
-        raise InputError(_too_large(str(path), "more")) from error
-    except InputError:
+        raise InputError(_too_large(name, "more")) from error
+    except (InputError, MemoryError):
         raise
     except PermissionError as error:
-        raise InputError(f"{path} cannot be read: permission denied") from error
-    except MemoryError:
-        raise
+        raise InputError(f"{name} cannot be read: permission denied") from error
     except Exception as error:  # decoders fail on damaged files in any way
-        raise InputError(f"{path} is damaged and cannot be read as an image: {error}") from error
+        raise InputError(f"{name} is damaged and cannot be read as an image: {error}") from error
 
 
 def _from_array(image: NDArray[np.uint8], name: str) -> Image.Image:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from threading import Condition
+from dataclasses import dataclass, field
+from threading import Lock
 
 from facetrt.engine.images import ImageLike, LoadedImage
 from facetrt.kernels.errors import FacetrtError
@@ -49,14 +48,35 @@ def read_ahead(images: Iterable[tuple[int, ImageLike]], load: Load) -> Generator
         reader.close()
 
 
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    """An image of the stream that was not handed out; ``result`` is there once it is loaded."""
+
+    number: int
+    image: ImageLike
+    result: Future[Item] = field(default_factory=Future)
+
+    @property
+    def is_file(self) -> bool:
+        return isinstance(self.image, (str, os.PathLike))
+
+
 class _Reader:
-    """One thread decodes: its queue needs no order of its own, and more would take processors from the encoder."""
+    """One thread decodes: its queue needs no order of its own, and more would take processors from the encoder.
+
+    The thread never waits, or a script that ends with an unfinished iterator would wait for it: without room it stops
+    reading, and ``next`` lets it go on.
+    """
 
     def __init__(self, images: Iterator[tuple[int, ImageLike]], load: Load) -> None:
         self._images, self._load = images, load
-        self._waiting: deque[Item | Future[Item]] = deque()
+        self._waiting: deque[_Pending] = deque()
+        self._files: deque[_Pending] = deque()  # those that the thread has not begun
         self._ended: Exception | None = None  # what ended ``images``
-        self._room = _Room(READ_AHEAD_BYTES)
+        self._lock = Lock()  # of the next two
+        self._held = 0  # bytes read from files and not handed out
+        self._reading = False
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, "facetrt-reader")  # starts with the first file
 
     def next(self) -> Item | None:
@@ -64,59 +84,69 @@ class _Reader:
         self._fill()
         if self._waiting:
             first = self._waiting.popleft()
-            item = first if isinstance(first, Item) else first.result()
-            self._room.take(-item.nbytes)
+            item = first.result.result()
+            if first.is_file:
+                self._hold(-item.nbytes)
+                self._go_on()
             return item
         if self._ended is not None and not isinstance(self._ended, StopIteration):
             raise self._ended
         return None
 
     def close(self) -> None:
-        self._room.open()
+        self._closed = True
         self._thread.shutdown(cancel_futures=True)
 
     def _fill(self) -> None:
         while self._ended is None and len(self._waiting) < READ_AHEAD:
-            if self._waiting and isinstance(self._waiting[-1], Item):
+            if self._waiting and not self._waiting[-1].is_file:
                 return  # an array: there is nothing to overlap
             try:
-                number, image = next(self._images)
+                pending = _Pending(*next(self._images))
             except Exception as error:  # noqa: BLE001  (raised again by ``next``, in its turn)
                 self._ended = error
                 return
-            if isinstance(image, (str, os.PathLike)):
-                self._waiting.append(self._thread.submit(self._read, number, image))
+            self._waiting.append(pending)
+            if pending.is_file:
+                self._files.append(pending)
+                self._go_on()
             else:
-                self._waiting.append(self._read(number, image, wait=False))
+                self._read(pending)
 
-    def _read(self, number: int, image: ImageLike, *, wait: bool = True) -> Item:
-        if wait:
-            self._room.wait()
+    def _go_on(self) -> None:
+        """Let the thread read files, unless it does or has no room."""
+        with self._lock:
+            if self._reading or not self._may_read():
+                return
+            self._reading = True
+        self._thread.submit(self._read_files)
+
+    def _read_files(self) -> None:
+        while True:
+            with self._lock:
+                self._reading = self._may_read()
+                if not self._reading:
+                    return
+                pending = self._files.popleft()
+            self._read(pending)
+
+    def _may_read(self) -> bool:
+        return bool(self._files) and self._held < READ_AHEAD_BYTES and not self._closed
+
+    def _read(self, pending: _Pending) -> None:
+        """Load one image; whatever that raises is kept for its turn."""
+        number, image = pending.number, pending.image
         try:
             item = Item(number, image, self._load(number, image))
         except FacetrtError as error:
             item = Item(number, image, error)
-        self._room.take(item.nbytes)
-        return item
+        except Exception as error:  # noqa: BLE001  (raised again by ``next``, in its turn)
+            pending.result.set_exception(error)
+            return
+        if pending.is_file:
+            self._hold(item.nbytes)
+        pending.result.set_result(item)
 
-
-class _Room:
-    """Lets the reader wait while it holds ``limit`` bytes that nobody took."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit, self._held, self._changed = limit, 0, Condition()
-
-    def wait(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._held < self._limit)
-
-    def take(self, nbytes: int) -> None:
-        with self._changed:
+    def _hold(self, nbytes: int) -> None:
+        with self._lock:
             self._held += nbytes
-            self._changed.notify_all()
-
-    def open(self) -> None:
-        """Nobody waits any more."""
-        with self._changed:
-            self._limit = math.inf
-            self._changed.notify_all()

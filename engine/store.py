@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from facetrt.engine import memory
 from facetrt.engine.collection import LazySequence
 from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
+from facetrt.engine.files import FEATURES, is_store
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import MAX_PIXELS, LoadSize
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
@@ -41,6 +42,7 @@ METADATA = "zarr.json"
 IMAGES = "images"
 CHUNK_BYTES = 16 << 20
 MAX_METADATA_BYTES = 1 << 20
+MAX_ROOT_BYTES = 64 << 20  # of the root's metadata, which lists the skipped images
 MAX_CHANNELS = 1 << 16
 
 FACET = re.compile(r"[a-z]+@\d{1,3}")
@@ -156,7 +158,7 @@ def open_store(path: Path) -> FeatureStore:
     """Like :meth:`FeatureStore.open`, without a warning."""
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: expected a feature store written by 'facetrt extract'")
-    attributes = read_attributes(path)
+    attributes = read_attributes(path, MAX_ROOT_BYTES)
     settings = StoreSettings.from_json(attributes.get("facetrt"), path)
     skipped = attributes.get("skipped")
     listed = isinstance(skipped, list) and all(
@@ -182,9 +184,9 @@ def image_key(number: int) -> str:
     return f"{number:07}"
 
 
-def read_attributes(folder: Path) -> dict[str, Any]:
-    """Attributes of a group."""
-    return dict(_open_group(folder).attrs.asdict())
+def read_attributes(folder: Path, limit: int = MAX_METADATA_BYTES) -> dict[str, Any]:
+    """Attributes of a group whose metadata have at most ``limit`` bytes."""
+    return dict(_open_group(folder, limit).attrs.asdict())
 
 
 def read_image(path: Path, number: int, settings: StoreSettings, facets: Sequence[str]) -> Features:
@@ -282,22 +284,23 @@ def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return (min(shape[0], max(1, CHUNK_BYTES // row)), *shape[1:])
 
 
-def _open_group(folder: Path) -> Any:
+def _open_group(folder: Path, limit: int = MAX_METADATA_BYTES) -> Any:
     zarr = import_zarr()
-    _check_metadata(folder)
+    _check_metadata(folder, limit)
     try:
         return zarr.open_group(zarr.storage.LocalStore(folder, read_only=True), mode="r", zarr_format=3)
     except Exception as error:  # zarr fails on damaged metadata in any way
         raise InputError(f"{folder} is not a Zarr group that can be read: {error!s:.100}") from error
 
 
-def _check_metadata(folder: Path) -> None:
-    try:
-        size = (folder / METADATA).stat().st_size
-    except OSError as error:
-        raise InputError(f"{folder} is not a feature store of facetrt: it has no {METADATA}") from error
-    if size > MAX_METADATA_BYTES:
-        raise InputError(f"{folder / METADATA} has {size:,} bytes: expected at most {MAX_METADATA_BYTES:,}")
+def _check_metadata(folder: Path, limit: int = MAX_METADATA_BYTES) -> None:
+    path = folder / METADATA
+    if not path.is_file():
+        hint = f"; {folder / FEATURES} is one: give that" if is_store(folder / FEATURES) else ""
+        raise InputError(f"{folder} is not a feature store of facetrt: it has no {METADATA}{hint}")
+    size = path.stat().st_size
+    if size > limit:
+        raise InputError(f"{path} has {size:,} bytes: expected at most {limit:,}")
 
 
 def _geometry(attributes: Mapping[str, Any], stride: int, folder: Path) -> Geometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class OnnxRuntimeBackend(Backend):
             )
         if options.hint is not Hint.LATENCY:
             raise InputError("onnxruntime has no throughput mode here: use hint latency, or backend openvino")
+        if options.cache is not None:
+            warnings.warn("the cache is not used: onnxruntime compiles nothing that could be kept", stacklevel=2)
 
     def _activate(self) -> None:
         onnxruntime = import_onnxruntime()

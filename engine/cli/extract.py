@@ -25,6 +25,7 @@ from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.engine import Engine
+from facetrt.engine.extraction import is_empty_folder
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.files import (
     FEATURES,
@@ -69,16 +70,31 @@ class Skipped:
             raise InputError(f"{error}. Mend it, or leave it out with --skip-broken; a store keeps what came before it")
         self.items.append({"image": str(image), "reason": str(error)})
 
-    def report(self, total: int) -> None:
-        """Print what was left out, on standard error."""
-        if self.items:
-            note(f"{len(self.items)} of {total} images were left out; {RESULTS} lists all, with reasons:")
-        for item in self.items[:LISTED]:
-            errors.print(f"  {item['reason']}", soft_wrap=True)
+    @contextmanager
+    def reported(self, total: int) -> Iterator[None]:
+        """Print after the block, also a failed one, what was left out, on standard error."""
+        where = ""
+        try:
+            yield
+            where = f"; {RESULTS} lists all, with reasons"
+        finally:
+            if self.items:
+                note(f"{len(self.items)} of {total} images were left out{where}:")
+            for item in self.items[:LISTED]:
+                errors.print(f"  {item['reason']}", soft_wrap=True)
+
+
+def check_apart(out: Path, store: Path | None) -> None:
+    """The folder of results and that of features must not hold one another."""
+    if store is None:
+        return
+    a, b = out.resolve(), store.resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise OutputError(f"--out {out} and --features {store}: one lies in the other; choose two separate folders")
 
 
 @contextmanager
-def interruptible(store: Path | None, total: int) -> Iterator[None]:
+def interruptible(store: Path | None, total: int, *, force: bool = False) -> Iterator[None]:
     """Say on Ctrl-C and SIGTERM how many of the images are in the store, and how to go on."""
     try:
         yield
@@ -87,7 +103,8 @@ def interruptible(store: Path | None, total: int) -> Iterator[None]:
             say = "nothing was written; with --features DIR an interrupted run can be continued"
         else:
             done = len(stored_numbers(store)) if is_store(store) else 0
-            say = f"{done} of {total} images are done; run the same command again to continue"
+            again = "it again without --force" if force else "the same command again"
+            say = f"{done} of {total} images are done; run {again} to continue"
         errors.print(f"interrupted: {say}", soft_wrap=True)
         if isinstance(stop, KeyboardInterrupt):
             raise typer.Exit(INTERRUPTED) from None
@@ -148,26 +165,25 @@ def extract(
 ) -> None:
     """Write descriptors and saliency of images into a Zarr store, with pictures; continues an interrupted run."""
     size, paths, store, skipped = parse_size(load_size), find_images(images), out / FEATURES, Skipped(skip_broken)
-    if force or not is_store(store):
+    if force or not (is_store(store) or is_empty_folder(out)):
         check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with opening.engine(bundle) as engine:
+    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         chosen = parse_facets(facets, engine.manifest)
         if force or not out.exists():
             with atomic_folder(out, force=force):
                 pass
         there = len(stored_numbers(store)) if is_store(store) else 0
-        with interruptible(store, len(paths)):
+        with interruptible(store, len(paths), force=force):
             with progress_bar("extracting", len(paths)) as update:
 
                 def advance(done: int, total: int | None) -> None:
-                    if there < len(paths):
+                    if done > there + len(skipped.items):  # an image was added
                         (out / RESULTS).unlink(missing_ok=True)  # until it is whole again
                     update(done, total)
 
                 options: dict[str, Any] = {"load_size": size, "saliency": saliency, "on_broken": skipped}
                 features = engine.extract(paths, store, facets=chosen, progress=advance, **options)
             write_report(out, paths, features, skipped)
-    skipped.report(len(paths))
     state = " (complete already)" if there == len(features) else f" ({there} were there already)" if there else ""
     console.print(f"descriptors of {len(features)} images{state}: {store}")
 
@@ -193,5 +209,5 @@ def write_report(out: Path, paths: Sequence[Path], features: FeatureStore, skipp
             raise
         raise OutputError(
             f"writing to {out} failed ({error.strerror or error}); the store is complete: make room, then run the same "
-            "command again for pictures and the report"
+            "command again (without --force) for pictures and the report"
         ) from error

@@ -18,6 +18,7 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, Float
 from facetrt.engine.parity import Metrics, check, compare, worst
 from facetrt.engine.samples import sample_paths
+from facetrt.kernels.errors import InputError
 
 METRICS = ("max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius")
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
@@ -35,6 +36,8 @@ def info(
     opening: Opening,
 ) -> None:
     """Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine."""
+    if not measure and opening != Opening():
+        raise InputError("options of the encoder choose what --measure compares: add --measure")
     manifest = Bundle.open(bundle).manifest
     console.print(_table("bundle", ["field", "value"], _facts(manifest)))
     files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
@@ -51,6 +54,11 @@ def info(
 def _measure(bundle: str, opening: Opening) -> None:
     """Compare on the sample photographs; missing the contract is an error after the table."""
     with opening.engine(bundle) as engine:
+        if engine.backend == BackendName.ONNXRUNTIME:
+            raise InputError(
+                "nothing to compare: onnxruntime is what others are compared with; add --backend openvino or "
+                "--precision bf16"
+            )
         outputs = _worst_against_onnxruntime(bundle, engine)
         ran = f"{engine.backend} {engine.precision}"
         precision = Precision(engine.precision)

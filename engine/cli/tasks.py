@@ -23,7 +23,14 @@ from facetrt.engine.cli.app import (
     parse_size,
     progress_bar,
 )
-from facetrt.engine.cli.extract import FeaturesOption, SkipOption, Skipped, collected, without_descriptors
+from facetrt.engine.cli.extract import (
+    FeaturesOption,
+    SkipOption,
+    Skipped,
+    check_apart,
+    collected,
+    without_descriptors,
+)
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.cosegmentation import Clustering, Masks
@@ -170,7 +177,8 @@ def cosegment(
     }
     skipped, keep = Skipped(skip_broken), {"load_size": size, "saliency": saliency, "store": features}
     check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
-    with opening.engine(bundle) as engine:
+    check_apart(out, features)
+    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         if len(paths) < 2:
             raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
         chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
@@ -180,7 +188,6 @@ def cosegment(
             record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
                 write_masks(folder, without_descriptors(encoded), masks, record, intermediate=save_intermediate)
-    skipped.report(len(paths))
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
         f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
@@ -277,7 +284,8 @@ def parts(
     keep = {"load_size": parse_size(load_size), "saliency": saliency, "store": features}
     skipped = Skipped(skip_broken)
     check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
-    with opening.engine(bundle) as engine:
+    check_apart(out, features)
+    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
         with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
             with progress_bar("clustering and refining", len(encoded)) as update:
@@ -285,7 +293,6 @@ def parts(
             record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
                 write_parts(folder, without_descriptors(encoded), found, record)
-    skipped.report(len(paths))
     console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
     if not found.num_parts:
         cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"

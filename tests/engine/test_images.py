@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 
 from facetrt.engine import InputError, MissingFileError
 from facetrt.engine import images as module
-from facetrt.engine.images import load_image, loaded_size
+from facetrt.engine.encoding import EncodeOptions
+from facetrt.engine.images import LoadSize, check_load_size, load_image, loaded_size
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,18 @@ from facetrt.engine.images import load_image, loaded_size
 )
 def test_loaded_size(original: tuple[int, int], load_size: object, expected: tuple[int, int]) -> None:
     assert loaded_size(original, load_size) == expected  # type: ignore[arg-type]
+
+
+def test_load_sizes_of_numpy_become_plain() -> None:
+    sizes: list[LoadSize] = [np.uint8(200), (np.int64(64), 90), None]  # type: ignore[list-item]
+    assert json.dumps([EncodeOptions(size).load_size for size in sizes]) == "[200, [64, 90], null]"
+    assert loaded_size((300, 600), sizes[0]) == (200, 400)
+
+
+@pytest.mark.parametrize("size", [(224,), (1, 2, 3), (), 24.5, (24, 24.5), "224"])
+def test_other_load_sizes_are_refused(size: object) -> None:
+    with pytest.raises(InputError, match="expected the shorter side, a pair"):
+        check_load_size(size)  # type: ignore[arg-type]
 
 
 def test_resizing_is_pillows_lanczos() -> None:

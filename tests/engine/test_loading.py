@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -96,6 +98,43 @@ def test_decoded_bytes_are_bounded(files: list[Path], monkeypatch: pytest.Monkey
     assert not readers()
 
 
+def test_arrays_take_no_room_that_files_wait_for(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_AHEAD_BYTES", 2 * 32 * 40 * 3)
+    numbers: list[int] = []
+    begin = threading.Event()
+
+    def slow(number: int, image: ImageLike) -> LoadedImage:
+        if isinstance(image, np.ndarray):
+            begin.set()  # the array is loaded before any file
+        elif number < 2:
+            begin.wait(20)
+        return load(number, image)
+
+    def read() -> None:
+        images: list[ImageLike] = [files[0], files[1], photo(100, 100), files[2]]
+        numbers.extend(item.number for item in module.read_ahead(enumerate(images), slow))
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(20)
+    assert numbers == [0, 1, 2, 3]
+
+
+def test_a_script_ends_with_an_unfinished_iterator(files: list[Path]) -> None:
+    script = """
+import sys, time
+from facetrt.engine import loading
+from facetrt.engine.images import load_image
+loading.READ_AHEAD_BYTES = 1
+stream = loading.read_ahead(enumerate(sys.argv[1:]), lambda number, image: load_image(image))
+print(next(stream).number)
+time.sleep(0.2)
+"""
+    command = [sys.executable, "-c", script, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
 def test_errors_come_in_their_turn(files: list[Path], tmp_path: Path) -> None:
     def source() -> Iterator[tuple[int, ImageLike]]:
         yield from enumerate([files[0], tmp_path / "none.png", files[1]])
@@ -107,6 +146,40 @@ def test_errors_come_in_their_turn(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the source broke"):
         next(stream)
     assert not readers()
+
+
+def test_whatever_loading_raises_comes_in_its_turn(files: list[Path]) -> None:
+    def fails(number: int, image: ImageLike) -> LoadedImage:
+        if number == 1:
+            raise MemoryError(number)
+        return load(number, image)
+
+    for second in (files[1], photo(9, 9)):
+        stream = module.read_ahead(enumerate([files[0], second]), fails)
+        assert next(stream).number == 0
+        with pytest.raises(MemoryError):
+            next(stream)
+
+
+def test_images_before_an_error_of_their_source_are_encoded(tiny_engine: Engine) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield photo(32, 40)
+        raise RuntimeError("the source broke")
+
+    stream = tiny_engine.encode_iter(source(), load_size=None)
+    assert next(stream).image_size == (32, 40)
+    with pytest.raises(RuntimeError, match="the source broke"):
+        next(stream)
+
+
+def test_a_truncated_pil_image_is_a_broken_image(tiny_engine: Engine, files: list[Path]) -> None:
+    files[1].write_bytes(files[1].read_bytes()[:900])
+    broken: list[str] = []
+    with Image.open(files[1]) as lazy:
+        images = [files[0], lazy, files[2]]
+        got = tiny_engine.encode(images, load_size=None, on_broken=lambda image, error: broken.append(str(error)))
+    assert [item.name for item in got] == [str(files[0]), str(files[2])]
+    assert len(broken) == 1 and broken[0].startswith("image 1 is damaged")
 
 
 def test_features_of_files_and_arrays_are_the_same(tiny_engine: Engine, files: list[Path]) -> None:

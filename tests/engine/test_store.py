@@ -20,6 +20,7 @@ from facetrt.engine import Engine, FeatureStore, InputError, MissingDependencyEr
 from facetrt.engine import extraction as extraction_module
 from facetrt.engine import store as store_module
 from facetrt.engine.features import Features
+from facetrt.engine.files import is_store
 from facetrt.engine.images import ImageLike
 
 IMAGES = [photo(40, 48, seed) for seed in range(4)]
@@ -184,6 +185,46 @@ def test_other_settings_and_images_are_refused(tiny_engine: Engine, path: Path, 
     assert stored.settings.load_size == 24 and stored[3].image_size == (24, 28)
 
 
+def test_a_wrong_list_adds_nothing_to_an_unfinished_store(
+    tiny_engine: Engine, path: Path, files: list[Path], tmp_path: Path
+) -> None:
+    whole = files[1].read_bytes()
+    files[1].write_bytes(b"x")
+    tiny_engine.extract(files, path, on_broken=lambda image, error: None, **OPTIONS)  # lacks image 1
+    files[1].write_bytes(whole)
+    for images, message in (
+        ([*files[:2], files[3], files[2]], "the name of image 2 is"),
+        (files[:2], "more than the 2 images given"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            tiny_engine.extract(images, path, **OPTIONS)
+        assert FeatureStore.open(path).numbers == [0, 2, 3]
+
+
+def test_many_skipped_images(tiny_engine: Engine, path: Path) -> None:
+    tiny_engine.extract(IMAGES[:1], path, **OPTIONS)
+    skipped = [{"image": "x" * 600, "reason": "y" * 600}] * 1000
+    edit(path / "zarr.json", lambda data: data["attributes"].update(skipped=skipped))
+    assert (path / "zarr.json").stat().st_size > 1 << 20 and len(FeatureStore.open(path).skipped) == 1000
+
+
+def test_a_store_behind_a_link_continues(tiny_engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "store")
+    tiny_engine.extract(IMAGES[:2], link, **OPTIONS)
+    assert tiny_engine.extract(IMAGES, link, **OPTIONS).numbers == [0, 1, 2, 3]
+    assert link.is_symlink() and len(FeatureStore.open(tmp_path / "disk" / "store")) == 4
+
+
+def test_an_empty_folder_is_free_and_the_folder_above_a_store_is_named(tiny_engine: Engine, tmp_path: Path) -> None:
+    store = tmp_path / "out" / "features.zarr"
+    store.mkdir(parents=True)
+    assert tiny_engine.extract(IMAGES[:1], store, **OPTIONS).complete
+    with pytest.raises(InputError, match=r"is not a feature store .*out/features\.zarr is one"):
+        FeatureStore.open(tmp_path / "out")
+
+
 def test_force_replaces_only_a_store(tiny_engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
@@ -273,6 +314,14 @@ def test_damaged_and_hostile_stores(tiny_engine: Engine, tmp_path: Path) -> None
 def move_outside(file: Path, to: Path) -> None:
     file.rename(to)
     file.symlink_to(to)
+
+
+def test_a_pipe_is_no_store_and_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / "zarr.json")
+    assert not is_store(tmp_path / "store")
+    with pytest.raises(InputError, match="is not a feature store of facetrt"):
+        FeatureStore.open(tmp_path / "store")
 
 
 def test_foreign_folders_are_no_images(tiny_engine: Engine, path: Path) -> None:

@@ -75,3 +75,8 @@ def test_backend(
 def test_what_cannot_be(tiny_bundle: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Engine.open(tiny_bundle, **options)  # type: ignore[arg-type]
+
+
+def test_a_cache_that_serves_nothing_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="the cache is not used"), Engine.open(tiny_bundle, cache=tmp_path):
+        pass

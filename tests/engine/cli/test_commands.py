@@ -48,6 +48,15 @@ def test_info(tiny_bundle: Path) -> None:
         assert part in result.stdout
 
 
+def test_info_measures_what_runs_here(tiny_bundle: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    result = facetrt("info", tiny_bundle, "--measure", "--backend", "openvino")
+    assert result.returncode == 0, result.stderr
+    assert "openvino fp32 against onnxruntime" in result.stdout and "fp32 keeps its contract" in result.stdout
+    refused(facetrt("info", tiny_bundle, "--measure"), "nothing to compare", "--backend openvino")
+    refused(facetrt("info", tiny_bundle, "--precision", "fp32"), "add --measure")
+
+
 def test_match(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--load-size", "48", "--saliency-threshold", "0", "--num-pairs", "5", "--save-intermediate")

@@ -74,6 +74,7 @@ def stored(store: Path) -> int:
 
 def test_extract(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    out.mkdir()  # as a failure leaves it
     command = ("extract", images, "--bundle", tiny_bundle, "--out", out, "--facets", "key@1", "--load-size", "48")
     result = facetrt(*command)
     assert result.returncode == 0, result.stderr
@@ -143,6 +144,8 @@ def test_broken_images(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     record = json.loads((out / "results.json").read_text())
     assert record["skipped"][0]["image"] == str(broken) and "damaged" in record["skipped"][0]["reason"]
     assert [Path(item["image"]).name for item in record["images"]] == ["photo0.png", "photo1.png", "photo3.png"]
+    again = facetrt(*command)
+    assert again.returncode == 2 and json.loads((out / "results.json").read_text()) == record
     broken.write_bytes(whole)
     mended = facetrt(*command)
     assert mended.returncode == 0 and "4 images (3 were there already)" in mended.stdout
@@ -163,8 +166,19 @@ def test_tasks_skip_broken_images_and_keep_features(tiny_bundle: Path, images: P
     assert records[0] == records[1] == records[2]
     assert records[0]["skipped"][0]["image"] == str(images / "photo1.png") and len(records[0]["images"]) == 3
     assert len(FeatureStore.open(store)) == 3
+    for out, features in (("new", "new"), ("new", "new/x"), ("new/x", "new")):
+        apart = facetrt(*common, "-o", tmp_path / out, "--features", tmp_path / features)
+        assert apart.returncode == 2 and "one lies in the other" in apart.stderr and not (tmp_path / "new").exists()
     inside = facetrt(*common, "-o", tmp_path / "plain", "--features", tmp_path / "plain" / "x", "--force")
     assert inside.returncode == 2 and "which --force would delete" in inside.stderr
+
+
+def test_skipped_images_are_listed_when_too_few_are_left(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    for name in ("photo0.png", "photo1.png", "photo2.png"):
+        (images / name).write_bytes(b"x")
+    result = facetrt("cosegment", images, "-b", tiny_bundle, "-o", tmp_path / "out", "--skip-broken")
+    assert result.returncode == 2 and "1 image was given" in result.stderr, result.stderr
+    assert "3 of 4 images were left out:" in result.stderr and "photo2.png" in result.stderr
 
 
 def test_a_stopped_cosegmentation_continues(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
@@ -185,3 +199,9 @@ def test_without_a_store_an_interruption_names_it(capsys: pytest.CaptureFixture[
         raise KeyboardInterrupt
     assert left.value.exit_code == 130
     assert "interrupted: nothing was written; with --features DIR" in capsys.readouterr().err
+
+
+def test_an_interruption_with_force_says_to_go_on_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), interruptible(tmp_path, 3, force=True):
+        raise KeyboardInterrupt
+    assert "0 of 3 images are done; run it again without --force to continue" in capsys.readouterr().err
