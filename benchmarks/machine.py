@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from facetrt.engine.memory import physical_memory
+from facetrt.engine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
+from facetrt.kernels.parallel import processors
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")
 PACKAGES = (
@@ -22,8 +23,8 @@ def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, instruction sets that matter here, memory, and the load at start."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
-        "cpu": _cpu("model name") or platform.processor() or platform.machine(),
-        "cores": cores(),
+        "cpu": cpu_field("model name") or platform.processor() or platform.machine(),
+        "cores": processors(),
         "flags": [flag for flag in FLAGS if flag in cpu_flags()],
         "memory_gib": round(physical_memory() / 2**30, 1),
         "system": platform.platform(terse=True),
@@ -31,37 +32,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_flags() -> frozenset[str]:
     """Instruction sets by Linux's names; empty on other systems."""
-    return frozenset((_cpu("flags") or _cpu("Features")).split())
+    return frozenset(processor_flags() or ())
 
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers by itself."""
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _cpu(field: str) -> str:
-    """A field of the first processor in ``/proc/cpuinfo``, or an empty text."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    return bool(cpu_flags() & BF16_FLAGS)
 
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(PACKAGES)
 
 
 def commit() -> str | None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from facetrt.benchmarks.machine import cores
 from facetrt.benchmarks.timing import Contestant, Timing, compare
 from facetrt.benchmarks.weights import deterministic_weights
 from facetrt.engine.bundle import BUILTIN, Bundle
@@ -22,6 +21,7 @@ from facetrt.engine.samples import sample_images
 from facetrt.export.models import ModelSpec, find_model, import_export_libraries
 from facetrt.export.options import Facet, FacetKind
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.parallel import processors
 
 if TYPE_CHECKING:
     from facetrt.benchmarks.baselines.research_style import Extractor
@@ -99,7 +99,7 @@ class Workbench:
         if missing or any(facet.kind not in QKV for facet in self.facets):
             raise InputError(f"{self.bundle} has no {', '.join(missing)}: export it with the model's default facets")
         self.torch, _ = import_export_libraries()
-        self.torch.set_num_threads(cores())
+        self.torch.set_num_threads(processors())
         self._start, self._shares = time.perf_counter(), 1.0
         self._stack = ExitStack()
         self._opened: dict[object, Any] = {}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
 from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
+from facetrt.engine.processor import installed_versions
 from facetrt.engine.samples import sample_images
 from facetrt.export.attention import add_body
 from facetrt.export.encoder import FacetEncoder
@@ -302,11 +301,4 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
 
 
 def _tools() -> dict[str, str]:
-    packages = ("facetrt", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return installed_versions(("facetrt", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow"))

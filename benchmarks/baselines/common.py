@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facetrt.benchmarks.missing import import_library
+from facetrt.export.options import FacetKind
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+
+THIRDS = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}  # of the fused projection
 
 
 @dataclass(frozen=True)

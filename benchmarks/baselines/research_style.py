@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from facetrt.benchmarks.baselines.common import (
+    THIRDS,
     Cosegmented,
     Float,
     Pairs,
@@ -37,10 +38,9 @@ from facetrt.benchmarks.baselines.vit import PlainViT
 from facetrt.benchmarks.timing import Clock
 from facetrt.engine.geometry import grid_size
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet, FacetKind
+from facetrt.export.options import Facet
 from facetrt.kernels.log_bin import bin_offsets
 
-THIRDS = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}
 SAMPLED_CELLS, SAMPLED_ROWS, SAMPLED_IMAGES = 150, 24, 2
 
 Binned = Callable[[Float], Float]  # (grid_h, grid_w, C) → (cells, bins·C)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from facetrt.benchmarks.baselines.common import (
+    THIRDS,
     Cosegmented,
     Float,
     Pairs,
@@ -36,8 +37,6 @@ from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet, FacetKind
 from facetrt.export.weights import load_strictly
 from facetrt.kernels.log_bin import bin_offsets
-
-THIRDS = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}
 
 
 class Model:

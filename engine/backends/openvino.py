@@ -18,9 +18,9 @@ from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle import ENCODER, Bundle
+from facetrt.engine.processor import BF16_FLAGS, processor_flags
 from facetrt.kernels.errors import BackendError, BundleError, FacetrtError, InputError, MissingDependencyError
 
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of /proc/cpuinfo, x86 and Arm
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 ISLANDS = "patch convolution, residual stream"  # what bf16 leaves in fp32; part of the cache's key
 KEEP_FP32 = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
@@ -42,16 +42,6 @@ def runs_bf16() -> bool:
     capable = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     flags = processor_flags()
     return capable and (flags is None or bool(flags & BF16_FLAGS))
-
-
-def processor_flags() -> set[str] | None:
-    """Instruction sets by the names of ``/proc/cpuinfo``; None where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(found[0]) if found else None
 
 
 class OpenVinoBackend(Backend):

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.table import Table
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.protocol import Evaluation, Record, Row, Summary
 from facetrt.engine.evaluation.published import published_categories, published_rows
+from facetrt.engine.processor import installed_versions
 from facetrt.kernels.errors import FacetrtError
 
 LIBRARIES = ("facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "faiss-cpu", "scipy")
@@ -132,10 +133,4 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"machine": platform.machine(), **installed_versions(LIBRARIES)}
