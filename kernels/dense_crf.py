@@ -83,8 +83,42 @@ def dense_crf(
     if len(energy) == 1:
         return np.ones_like(energy)
     flat = energy.reshape(len(energy), -1)  # (labels, N)
-    filters = [_LatticeFilter(kernel, len(flat) - 1) for kernel in kernels]
+    filters = [_LatticeFilter(_lattice(kernel), len(flat) - 1) for kernel in kernels]
     return _mean_field(flat, filters, iterations).reshape(energy.shape)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The permutohedral lattice of one pairwise kernel over an image of N pixels; d is the kernel's dimension.
+
+    Attributes:
+        corners: ``(d + 1, N)`` int64, the vertices around each pixel.
+        weights: ``(d + 1, N)`` float32, its barycentric weights for them.
+        neighbours: ``(d + 1, 2, vertices)`` int64, the vertices one step ahead and behind on each axis; ``vertices``
+            where there is none.
+        gain: the factor that gives splat, blur and slice together unit gain on a constant field.
+        weight: Potts weight of the kernel.
+    """
+
+    corners: Index
+    weights: Float
+    neighbours: Index
+    gain: np.float32
+    weight: float
+
+
+def lattices(
+    image: NDArray[np.uint8],
+    *,
+    position_scale: float = 3.0,
+    position_weight: float = 50.0,
+    colour_position_scale: float = 5.0,
+    colour_scale: float = 13.0,
+    colour_weight: float = 15.0,
+) -> list[Lattice]:
+    """The lattices that `dense_crf` filters with, one per kernel with a weight; arguments and errors as there."""
+    kernels = _kernels(image, position_scale, position_weight, colour_position_scale, colour_scale, colour_weight)
+    return [_lattice(kernel) for kernel in kernels]
 
 
 def dense_crf_reference(
@@ -143,14 +177,26 @@ def _checked_kernels(
     """The pairwise terms with a weight, after every argument of the public functions has been checked."""
     _check_image(image)
     _check_energy(energy, image.shape)
+    if iterations < 0:
+        raise InputError(f"iterations is {iterations}: expected 0 or more")
+    return _kernels(image, position_scale, position_weight, colour_position_scale, colour_scale, colour_weight)
+
+
+def _kernels(
+    image: NDArray[np.uint8],
+    position_scale: float,
+    position_weight: float,
+    colour_position_scale: float,
+    colour_scale: float,
+    colour_weight: float,
+) -> list[_Kernel]:
+    _check_image(image)
     height, width = image.shape[:2]
     _check_scale("position_scale", position_scale, max(height, width))
     _check_scale("colour_position_scale", colour_position_scale, max(height, width))
     _check_scale("colour_scale", colour_scale, 255)
     _check_weight("position_weight", position_weight)
     _check_weight("colour_weight", colour_weight)
-    if iterations < 0:
-        raise InputError(f"iterations is {iterations}: expected 0 or more")
     ys, xs = np.divmod(np.arange(height * width, dtype=np.int64), width)
     positions = np.stack([xs, ys]).astype(np.float32)  # (2, N)
     colours = image.reshape(-1, 3).T.astype(np.float32) / np.float32(colour_scale)  # (3, N)
@@ -253,16 +299,15 @@ class _LatticeFilter:
     Splatting adds to what the lattice holds. Blur and slice gather rows of ``lanes`` labels.
     """
 
-    def __init__(self, kernel: _Kernel, labels: int) -> None:
-        """Build the lattice for ``labels`` maps, at least one."""
-        self._corners, weights, self._neighbours = _lattice(kernel.features)  # (d + 1, N) twice, (d + 1, 2, vertices)
-        # A constant field passes the blur with gain 1 + 2^-d; see the scaling step of Adams et al.
-        gain = np.float32(1 / (1 + 2.0 ** -len(kernel.features)))
+    def __init__(self, lattice: Lattice, labels: int) -> None:
+        """Hold ``labels`` maps, at least one, on ``lattice``."""
+        self._corners, weights, self._neighbours = lattice.corners, lattice.weights, lattice.neighbours
+        gain = lattice.gain
         self._hold(weights, weights * gain, 1)
         ones = np.ones((1, weights.shape[1]), np.float32)
         self.splat(ones)
         root = 1 / np.sqrt(self.message()[0])  # D^-1/2, (N,)
-        self._hold(weights * root, weights * (root * gain * np.float32(kernel.weight)), 1)
+        self._hold(weights * root, weights * (root * gain * np.float32(lattice.weight)), 1)
         self.splat(ones)
         self.message_of_ones = self.message()[0]  # (N,)
         self._hold(self._splat_weights, self._slice_weights[:, :, 0], labels)
@@ -316,15 +361,17 @@ class _LatticeFilter:
         return result
 
 
-def _lattice(features: Float) -> tuple[Index, Float, Index]:
-    """Corners ``(d + 1, N)``, barycentric weights ``(d + 1, N)`` and neighbours ``(d + 1, 2, vertices)``."""
+def _lattice(kernel: _Kernel) -> Lattice:
+    features = kernel.features
     origin, offset, rank = _enclosing_simplex(_elevate(features))
     pixels = np.arange(features.shape[1], dtype=np.int64)
     slot = rank.astype(np.int64) * len(pixels) + pixels  # where each coordinate goes when they are sorted by rank
     weights = _barycentric(offset, slot)
     keys, steps = _vertex_keys(origin, slot)
     corners, classes = _number_vertices(keys)
-    return corners, weights, _neighbours(classes, steps)
+    # A constant field passes the blur with gain 1 + 2^-d; see the scaling step of Adams et al.
+    gain = np.float32(1 / (1 + 2.0 ** -len(features)))
+    return Lattice(corners, weights, _neighbours(classes, steps), gain, kernel.weight)
 
 
 def _elevate(features: Float) -> Float:

@@ -1,0 +1,1 @@
+"""Triton kernels, one operation per file. Imported only where they are compiled or interpreted."""
