@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 from facetrt.engine.geometry import grid_size
 from facetrt.kernels.errors import BundleError, InputError, MissingFileError
 
-SCHEMA = 2  # 2: attention is one operation of fp32 graphs
+SCHEMA = 3  # 3: TensorRT plans and compiled kernels; 2: attention is one operation of fp32 graphs
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
 CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
 BUILTIN = "builtin"
+
+PLANS = "plans"  # folder of TensorRT plans
+KERNELS = "kernels"  # folder of compiled kernels, one folder for each architecture
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for a single-file graph
@@ -84,8 +88,48 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
+class PlanRecord:
+    """What a TensorRT plan was built from, and what its build found.
+
+    Attributes:
+        encoder_sha256: of the graph it was built from.
+        tensorrt: version that built it.
+        architecture: of the GPU it was built on, like ``sm_90``.
+        profile: each input's smallest, most likely and largest shape.
+        flags: of the builder, sorted: ``hardware_compatible``, ``version_compatible``.
+        precision: of the graph.
+        parity: how far it is from ONNX Runtime's fp32 result of the same graph.
+        layers: of the built engine.
+        fused_attention: how many of them are fused attentions.
+    """
+
+    encoder_sha256: str
+    tensorrt: str
+    architecture: str
+    profile: dict[str, list[list[int]]]
+    flags: list[str]
+    precision: str
+    parity: ParityReport
+    layers: int
+    fused_attention: int
+
+    def __post_init__(self) -> None:
+        shapes = self.profile.get("images", [])
+        if len(shapes) != 3 or any(len(shape) != 4 for shape in shapes):
+            raise BundleError(f"a plan's profile of images is {shapes}: expected three shapes of four numbers")
+
+    @property
+    def max_batch(self) -> int:
+        """The most images in one run."""
+        return self.profile["images"][2][0]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything the engine needs to know about an encoder. ``size`` is None for a bundle of any size."""
+    """Everything the engine needs to know about an encoder.
+
+    ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name.
+    """
 
     schema: int
     model: str
@@ -103,6 +147,7 @@ class Manifest:
     parity: ParityReport
     tools: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    plans: dict[str, PlanRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.architecture.patch % self.stride:
@@ -115,6 +160,9 @@ class Manifest:
             grid_size((self.size[0], self.size[1]), self.architecture.patch, self.stride)
         for name in self.files:
             _check_name(name)
+        unlisted = sorted(set(self.plans) - set(self.files))
+        if unlisted:
+            raise BundleError(f"{MANIFEST} describes the plans {unlisted}, but does not list these files")
 
     @property
     def dynamic(self) -> bool:
@@ -197,7 +245,9 @@ class Bundle:
 
     @staticmethod
     def open(path: Path | str) -> Bundle:
-        """Read a bundle folder (or the name ``builtin``) and check every file's presence, size and SHA-256.
+        """Read a bundle folder (or the name ``builtin``) and check every file's presence and size.
+
+        The SHA-256 of the encoder and its table are checked here, those of plans and kernels by :meth:`read`, at use.
 
         Raises:
             MissingFileError: the folder or its manifest does not exist.
@@ -206,11 +256,30 @@ class Bundle:
         folder = builtin_path() if str(path) == BUILTIN else Path(path)
         manifest = read_manifest(folder)
         _refuse_foreign(folder, manifest.files)
-        contents = {name: _read_checked(folder, name, entry) for name, entry in manifest.files.items()}
+        for name, entry in manifest.files.items():
+            _check_present(folder, name, entry)
+        contents = {n: _read_checked(folder, n, entry) for n, entry in manifest.files.items() if not _read_later(n)}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
         positional = _read_positional(contents.get(POSITIONAL), manifest) if manifest.dynamic else None
         return Bundle(folder, manifest, contents[ENCODER], positional)
+
+    def read(self, name: str) -> bytes:
+        """Contents of a listed file, checked.
+
+        Raises:
+            BundleError: a file that the manifest does not list, or one that is missing or changed.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path}: {MANIFEST} does not list {name}; export the bundle again")
+        return _read_checked(self.path, name, entry)
+
+    def kernel_architectures(self) -> list[str]:
+        """Architectures that the bundle has compiled kernels for, like ``sm_90``, ascending."""
+        paths = [PurePosixPath(name) for name in self.manifest.files]
+        found = [p.parts[1] for p in paths if len(p.parts) == 3 and p.parts[0] == KERNELS and p.name == "kernels.json"]
+        return sorted(found, key=lambda architecture: (len(architecture), architecture))
 
 
 def builtin_path() -> Path:
@@ -235,7 +304,23 @@ def _read(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest of a bundle that may be in use: whoever opens it sees the old one or the new one."""
+    temporary = folder / PLANS / f".{MANIFEST}.{os.getpid()}"  # where a killed run's remains are no foreign files
+    temporary.parent.mkdir(exist_ok=True)
+    try:
+        temporary.write_text(manifest.to_json(), encoding="utf-8")
+        temporary.replace(folder / MANIFEST)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_later(name: str) -> bool:
+    """Whether a file is read at use: a bundle may hold plans and kernels for machines other than this one."""
+    return PurePosixPath(name).parts[0] in (PLANS, KERNELS)
+
+
+def _check_present(folder: Path, name: str, entry: FileEntry) -> Path:
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing, but {MANIFEST} lists it; export or copy the bundle again")
@@ -244,6 +329,11 @@ def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
     size = path.stat().st_size
     if size != entry.bytes or size > MAX_FILE_BYTES:
         raise BundleError(f"{path}: field 'bytes' differs: {size:,} on disk, {entry.bytes:,} in {MANIFEST}")
+    return path
+
+
+def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
+    path = _check_present(folder, name, entry)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
@@ -252,10 +342,11 @@ def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
 
 
 def _refuse_foreign(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Unlisted plans and kernels are what a killed build left: they are never read."""
     known = {MANIFEST, *files}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in known:
+        if not path.is_dir() and name not in known and not _read_later(name):
             raise BundleError(f"{path} does not belong to the bundle: {MANIFEST} does not list it; remove it")
 
 

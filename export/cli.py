@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
-from facetrt.engine.cli import evaluation, info, inspection, tasks  # noqa: F401  (they register the runtime's commands)
-from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors, parse_size, progress_bar, run
-from facetrt.export.models import import_export_libraries
-from facetrt.export.options import ExportOptions, Facet, Precision
+from facetrt.engine.bundle import MANIFEST
+from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
+from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar, run
+from facetrt.export.additions import add_kernels
+from facetrt.export.models import MODELS, import_export_libraries
+from facetrt.export.options import ExportOptions, Facet, Precision, Target
+from facetrt.export.plans import PlanOptions, build_plan, check_target
 from facetrt.kernels.errors import InputError
+
+GPU = "GPU"
+PLAN_OPTIONS = {field.name for field in fields(PlanOptions)}
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="dino_vits8, dino_vits16, dino_vitb8, …, or 'builtin'.")],
-    out: OutOption,
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(help="dino_vits8, dino_vits16, dino_vitb8, …, 'builtin', or a bundle folder to add to."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write; it appears complete or not at all. Not for a bundle."),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help=".pth, .safetensors or .npz; the published checkpoint by default.")
     ] = None,
@@ -32,22 +46,82 @@ def export(
         str | None,
         typer.Option("--facets", help="Comma-separated, like key@9,token@11; the model's defaults if not given."),
     ] = None,
-    precision: Annotated[Precision, typer.Option("--precision")] = Precision.FP32,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Of weights and matrix products; bf16 runs on GPUs only.")
+    ] = Precision.FP32,
     saliency: Annotated[bool, typer.Option("--saliency/--no-saliency", help="Output [CLS] attention.")] = True,
     saliency_heads: Annotated[
         str | None, typer.Option("--saliency-heads", help="Like 0,2,4,5; the model's own by default.")
     ] = None,
+    kernels: Annotated[
+        str, typer.Option("--kernels", help="Compile for GPUs: none, all, or like sm_80,sm_90.", rich_help_panel=GPU)
+    ] = "none",
+    target: Annotated[
+        Target, typer.Option("--target", help="tensorrt also builds a plan, on this GPU.", rich_help_panel=GPU)
+    ] = Target.ONNX,
+    opt_batch: Annotated[
+        int | None, typer.Option("--opt-batch", help="Batch size to tune for.", rich_help_panel=GPU)
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", help="Most images in one run.", rich_help_panel=GPU)
+    ] = None,
+    min_size: Annotated[
+        str | None, typer.Option("--min-size", help="HEIGHTxWIDTH, of a dynamic bundle.", rich_help_panel=GPU)
+    ] = None,
+    opt_size: Annotated[
+        str | None, typer.Option("--opt-size", help="HEIGHTxWIDTH to tune for.", rich_help_panel=GPU)
+    ] = None,
+    max_size: Annotated[str | None, typer.Option("--max-size", help="HEIGHTxWIDTH.", rich_help_panel=GPU)] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", help="File of measurements, kept for the next build.", rich_help_panel=GPU),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible", help="Also for newer versions of this TensorRT major.", rich_help_panel=GPU
+        ),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option("--hardware-compatible", help="Also for other GPUs from sm_80 on; slower.", rich_help_panel=GPU),
+    ] = False,
     force: ForceOption = False,
 ) -> None:
-    """Turn a checkpoint into a bundle: pruned, stride-modified, compared with the torch model before it is written."""
-    options = ExportOptions(
-        stride=stride,
-        size=_fixed_size(size, dynamic=dynamic),
-        facets=None if facets is None else tuple(Facet.parse(name.strip()) for name in facets.split(",")),
-        saliency=saliency,
-        saliency_heads=None if saliency_heads is None else _integers(saliency_heads),
-        precision=precision,
-    )
+    """Turn a checkpoint into a bundle, compared with the torch model before it is written; or add to a bundle.
+
+    --kernels and --target tensorrt add compiled kernels and a TensorRT plan, to the new bundle or to the folder given
+    instead of a model.
+    """
+    plan = _plan_options(context)
+    architectures = _architectures(kernels)
+    if target is Target.TENSORRT:
+        check_target()  # before anything that takes long
+    if _is_bundle(model):
+        _check_additions(context, model)
+        folder = Path(model)
+        if architectures:
+            names = add_kernels(folder, architectures, report=_print_stage)
+            console.print(f"{folder}: {len(names)} kernel files for {', '.join(architectures)}")
+    else:
+        if out is None:
+            raise InputError(f"--out is missing: expected the folder for the bundle of {model}")
+        folder = out
+        options = ExportOptions(
+            stride=stride,
+            size=_fixed_size(size, dynamic=dynamic),
+            facets=None if facets is None else tuple(Facet.parse(name.strip()) for name in facets.split(",")),
+            saliency=saliency,
+            saliency_heads=None if saliency_heads is None else _integers(saliency_heads),
+            precision=precision,
+            kernels=architectures,
+        )
+        _export_model(model, folder, options, weights, force=force)
+    if target is Target.TENSORRT:
+        _add_plan(folder, plan)
+
+
+def _export_model(model: str, out: Path, options: ExportOptions, weights: Path | None, *, force: bool) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     with errors.status("importing torch"):
         import_export_libraries()
@@ -63,6 +137,61 @@ def export(
     )
 
 
+def _add_plan(folder: Path, options: PlanOptions) -> None:
+    name, record = build_plan(folder, options, report=_print_stage)
+    worst = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
+    fused = f"{record.fused_attention} fused attentions" if record.fused_attention else "attention not fused"
+    console.print(
+        f"{folder / name}: {record.layers} layers, {fused}; worst relative error {worst:.1e} against fp32 on "
+        f"{len(record.parity.cases)} batches"
+    )
+
+
+def _is_bundle(model: str) -> bool:
+    return model not in MODELS and (Path(model) / MANIFEST).is_file()
+
+
+def _check_additions(context: typer.Context, model: str) -> None:
+    """A bundle is added to as it is: what shapes the graph was chosen when it was exported."""
+    given = _given(context)
+    foreign = sorted(given - PLAN_OPTIONS - {"model", "kernels", "target"})
+    if foreign:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise InputError(f"{names} cannot change the bundle {model}: export the model anew, to another folder")
+    if not given & {"kernels", "target"}:
+        raise InputError(f"{model} is a bundle already: add --target tensorrt or --kernels to add to it")
+
+
+def _plan_options(context: typer.Context) -> PlanOptions:
+    """From the options that were given; those for a plan need --target tensorrt."""
+    given = {name: context.params[name] for name in PLAN_OPTIONS & _given(context)}
+    if given and context.params["target"] is not Target.TENSORRT:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise InputError(f"{names} shape a TensorRT plan: add --target tensorrt")
+    for name in given:
+        if name.endswith("_size"):
+            given[name] = _exact_size(f"--{name.replace('_', '-')}", given[name])
+    if "max_batch" in given:
+        given.setdefault("opt_batch", given["max_batch"])
+    elif "opt_batch" in given:
+        given["max_batch"] = given["opt_batch"]
+    return PlanOptions(**given)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _architectures(kernels: str) -> tuple[str, ...]:
+    if kernels.strip().lower() == "none":
+        return ()
+    from facetrt.export.kernels import parse_architectures
+
+    return tuple(parse_architectures(kernels))
+
+
 def _print_stage(stage: str) -> None:
     errors.print(f"· {stage}")
 
@@ -72,9 +201,13 @@ def _fixed_size(size: str | None, *, dynamic: bool) -> tuple[int, int] | None:
         return None
     if dynamic:
         raise InputError(f"--size {size} and --dynamic exclude each other: give one")
-    parsed = parse_size(size)
+    return _exact_size("--size", size)
+
+
+def _exact_size(option: str, text: str) -> tuple[int, int]:
+    parsed = parse_size(text)
     if not isinstance(parsed, tuple):
-        raise InputError(f"--size {size}: expected HEIGHTxWIDTH, like 224x336")
+        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH, like 224x336")
     return parsed
 
 

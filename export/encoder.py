@@ -3,8 +3,8 @@
 * No block after the last one that an output depends on; of that block only the projections asked for.
 * Saliency takes one row of the last attention: the [CLS] query against all keys, never the t × t matrix.
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
-* In fp16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because ViTs do
-  not survive naive fp16.
+* In fp16 and bf16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because
+  ViTs do not survive naive fp16.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class FacetEncoder(nn.Module):
     def forward(
         self, images: Tensor, positional: Tensor | None = None, rows: Tensor | None = None, cols: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        x = self.patches(images.permute(0, 3, 1, 2).float())  # (B, C, conv_h, conv_w)
+        pixels = images.float()  # first of all: TensorRT knows bytes at its edge only
+        x = self.patches(pixels.permute(0, 3, 1, 2))  # (B, C, conv_h, conv_w)
         if rows is not None and cols is not None:
             x = x.index_select(2, rows).index_select(3, cols)
         table = positional if self.table is None else self.table

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch.export import Dim
@@ -40,18 +41,20 @@ from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.processor import installed_versions
 from facetrt.engine.samples import sample_images
+from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
+from facetrt.export.widening import widen
 from facetrt.kernels.errors import BackendError, InputError, ParityError
 
 Report = Callable[[str], None]
 
 OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
-DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
+DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
 def export_bundle(
@@ -91,6 +94,8 @@ def export_bundle(
         manifest = _write_files(folder, vit, spec, options, checkpoint)
         report("comparing with the torch model")
         manifest = replace(manifest, parity=verify(folder, manifest, vit, spec))
+        if options.kernels:
+            manifest = replace(manifest, files={**manifest.files, **compile_into(folder, options.kernels, report)})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -237,7 +242,7 @@ def _quiet() -> Iterator[None]:
 def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> ParityReport:
     """Run the exported graph through the engine and the torch model on the same images, and hold it to the contract."""
     positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
-    bundle = Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional)
+    bundle = _runnable(Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional))
     backend = make_backend(bundle, RunOptions(BackendName.ONNXRUNTIME))
     reference = ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads)
     facets = [Facet.parse(name) for name in manifest.facets]
@@ -255,6 +260,14 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> Parit
     except ParityError as error:
         raise ParityError(f"the exported graph does not reproduce the model: {error}; no bundle was written") from None
     return ParityReport(list(cases), outputs)
+
+
+def _runnable(bundle: Bundle) -> Bundle:
+    """The bundle as a CPU can run it: bf16, which no CPU backend runs, in fp32 with every step rounded to bf16."""
+    if bundle.manifest.precision != Precision.BF16:
+        return bundle
+    rounded = widen(onnx.load_from_string(bundle.encoder), rounding=True).SerializeToString()
+    return replace(bundle, manifest=replace(bundle.manifest, precision=Precision.FP32), encoder=rounded)
 
 
 def _run(encoder: Encoder, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

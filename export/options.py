@@ -16,6 +16,14 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class Target(StrEnum):
+    """What is made: the portable graph alone, or also a TensorRT plan for the GPU of this machine."""
+
+    ONNX = "onnx"
+    TENSORRT = "tensorrt"
 
 
 class FacetKind(StrEnum):
@@ -59,6 +67,7 @@ class ExportOptions:
         facets: what to output; None for the model's defaults (layers 9 and 11 keys for DINO).
         saliency: whether to output [CLS] attention of the last layer.
         saliency_heads: heads it is averaged over; None for the model's own.
+        kernels: GPU architectures, like ``sm_90``, that kernels are compiled for and put into the bundle.
     """
 
     stride: int = 4
@@ -67,6 +76,7 @@ class ExportOptions:
     saliency: bool = True
     saliency_heads: tuple[int, ...] | None = None
     precision: Precision = Precision.FP32
+    kernels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stride < 1:

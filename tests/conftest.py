@@ -1,20 +1,33 @@
-"""Shared fixtures: the tiny model's bundles, golden arrays."""
+"""Shared fixtures: the tiny model's bundles, golden arrays, the device that kernels are tested on, a fake GPU.
+
+Triton reads ``TRITON_INTERPRET`` once, when it is imported, so a process tests kernels either in its interpreter or on
+a GPU; the other is skipped.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import GOLDEN_FACETS, HERE, SHARED, TINY, deterministic_weights, export_tiny, facets
+from helpers_gpu import FakeGpu, install, plan_bundle
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.options import ExportOptions
+from facetrt.kernels.device.triton_device import TritonDevice
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +88,33 @@ def golden_vits8(request: pytest.FixtureRequest, golden_vits8_bundle: Path) -> I
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     with Engine.open(golden_vits8_bundle, backend=request.param) as engine:
         yield engine
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[TritonDevice]:
+    if request.param == "cuda":
+        if not HAS_GPU:
+            pytest.skip("no CUDA device: kernels are tested in Triton's interpreter")
+        yield TritonDevice("cuda")
+        return
+    if HAS_GPU:
+        pytest.skip("a CUDA device is there: kernels are tested on it, not in the interpreter")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the interpreter's arrays are tiny
+    yield TritonDevice("cpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """A machine with a GPU and everything installed, all of it fakes."""
+    machine = install(monkeypatch)
+    yield machine
+    gc.collect()  # errors hold arrays, which go back to this machine and no later one
+    assert not machine.gpu.stack(), "a context was left current"
+
+
+@pytest.fixture(scope="session")
+def planned_bundle(tiny_bundle: Path, work: Path) -> Path:
+    """The tiny dynamic bundle with a plan that the fakes built."""
+    return plan_bundle(tiny_bundle, work / "planned")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
+from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from facetrt.engine.backends.openvino import OpenVinoBackend, runs_bf16
-from facetrt.engine.backends.options import BackendName, DeviceName, Hint, Precision, RunOptions
+from facetrt.engine.backends.options import BackendName, DeviceName, Hint, Kernels, Precision, RunOptions
+from facetrt.engine.backends.tensorrt import TensorRtBackend, has_plan_here
 from facetrt.engine.bundle import Bundle
+from facetrt.kernels.errors import InputError
 
-BACKENDS: dict[BackendName, type[Backend]] = {
-    BackendName.ONNXRUNTIME: OnnxRuntimeBackend,
-    BackendName.OPENVINO: OpenVinoBackend,
+BACKENDS: Mapping[tuple[BackendName, DeviceName], type[Backend]] = {
+    (BackendName.ONNXRUNTIME, DeviceName.CPU): OnnxRuntimeBackend,
+    (BackendName.OPENVINO, DeviceName.CPU): OpenVinoBackend,
+    (BackendName.ONNXRUNTIME, DeviceName.CUDA): OnnxRuntimeCudaBackend,
+    (BackendName.TENSORRT, DeviceName.CUDA): TensorRtBackend,
 }
 
 
@@ -21,31 +27,82 @@ def make_backend(bundle: Bundle, options: RunOptions) -> Backend:
     """The backend that was asked for; nothing is substituted.
 
     Raises:
-        InputError: a precision that the backend, the bundle or the processor does not have.
+        InputError: a precision, device or number of streams that the backend, the bundle or the processor does not
+            have; a bundle without a TensorRT plan that fits here.
         MissingDependencyError: the backend's library is not installed.
+        BackendError: a GPU was asked for and there is none.
     """
-    own = Precision(bundle.manifest.precision)
-    precision = choose_precision(options.precision, own, options.backend)
-    name = choose_backend(options.backend, precision, options.hint)
-    backend = BACKENDS[name]
+    resolved = resolve(bundle, options)
+    backend = BACKENDS[resolved.backend, resolved.device]
     backend.check_installed()  # its absence is reported here, not by the first image
-    resolved = replace(options, backend=name, device=DeviceName.CPU, precision=precision)
     backend.check_supported(bundle, resolved)
     return backend(bundle, resolved)
 
 
-def choose_precision(asked: Precision, own: Precision, backend: BackendName) -> Precision:
-    """``auto`` is the bundle's own precision; ``fastest`` is bf16 where this machine has it, for fp32 bundles."""
+def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
+    """The same choices without any ``auto``.
+
+    Raises:
+        InputError: choices that exclude each other.
+    """
+    own = Precision(bundle.manifest.precision)
+    device = choose_device(options.device, options.backend)
+    precision = choose_precision(options.precision, own, options.backend, device)
+    if device is DeviceName.CUDA:
+        name = choose_cuda_backend(options.backend, bundle)
+    else:
+        name = choose_backend(options.backend, precision, options.hint)
+    if (name, device) not in BACKENDS:
+        there = ", ".join(at for each, at in BACKENDS if each is name)
+        raise InputError(f"backend {name} does not run on device {device}: use device {there}, or another backend")
+    if options.streams > 1 and device is DeviceName.CPU:
+        raise InputError(
+            f"streams={options.streams} are parallel lanes of a GPU, and the device is cpu: use device cuda, or hint "
+            "throughput"
+        )
+    kernels = choose_kernels(options.kernels, device)
+    return replace(options, backend=name, device=device, precision=precision, kernels=kernels)
+
+
+def choose_device(asked: DeviceName, backend: BackendName) -> DeviceName:
+    """``auto`` is the GPU for TensorRT, which runs nowhere else, and the CPU otherwise."""
+    if asked is not DeviceName.AUTO:
+        return asked
+    return DeviceName.CUDA if backend is BackendName.TENSORRT else DeviceName.CPU
+
+
+def choose_kernels(asked: Kernels, device: DeviceName) -> Kernels:
+    """``auto`` is where the encoder runs."""
+    if asked is Kernels.DEVICE and device is DeviceName.CPU:
+        raise InputError("kernels=device needs a GPU, and the device is cpu: use device cuda, or kernels host")
+    if asked is Kernels.AUTO:
+        return Kernels.DEVICE if device is DeviceName.CUDA else Kernels.HOST
+    return asked
+
+
+def choose_precision(
+    asked: Precision, own: Precision, backend: BackendName, device: DeviceName = DeviceName.CPU
+) -> Precision:
+    """``auto`` is the bundle's own precision; ``fastest`` is bf16 where this CPU has it, for fp32 bundles."""
     if asked is Precision.AUTO:
         return own
     if asked is Precision.FASTEST:
-        possible = own is Precision.FP32 and backend is not BackendName.ONNXRUNTIME and installed("openvino")
+        here = device is DeviceName.CPU and own is Precision.FP32
+        possible = here and backend is not BackendName.ONNXRUNTIME and installed("openvino")
         return Precision.BF16 if possible and runs_bf16() else own
     return asked
 
 
+def choose_cuda_backend(asked: BackendName, bundle: Bundle) -> BackendName:
+    """``auto`` is TensorRT if the bundle has a plan for this GPU and this TensorRT, else ONNX Runtime."""
+    if asked is not BackendName.AUTO:
+        return asked
+    there = bool(bundle.manifest.plans) and installed("tensorrt") and has_plan_here(bundle.manifest)
+    return BackendName.TENSORRT if there else BackendName.ONNXRUNTIME
+
+
 def choose_backend(asked: BackendName, precision: Precision, hint: Hint) -> BackendName:
-    """``auto`` is OpenVINO for what only it does (bf16, throughput), or if it alone is installed; else ONNX Runtime.
+    """Of the CPU. ``auto`` is OpenVINO for what only it does (bf16, throughput), or alone; else ONNX Runtime.
 
     In fp32 the two are equally fast (ViT-S/8, stride 4: 1,502 and 1,511 ms), so the one that every installation has
     goes first.
@@ -72,11 +129,15 @@ __all__ = [
     "BackendName",
     "DeviceName",
     "Hint",
+    "Kernels",
     "OnnxRuntimeBackend",
+    "OnnxRuntimeCudaBackend",
     "OpenVinoBackend",
     "Precision",
     "RunOptions",
+    "TensorRtBackend",
     "choose_backend",
     "choose_precision",
     "make_backend",
+    "resolve",
 ]

@@ -37,10 +37,12 @@ class Backend(ABC):
     Attributes:
         options: what runs, without any ``auto``.
         streams: how many runs side by side use the machine best; known once active.
+        max_batch: the most images in one run, or None for any number.
     """
 
     name: ClassVar[BackendName]
     streams: int = 1
+    max_batch: int | None = None
 
     def __init__(self, bundle: Bundle, options: RunOptions) -> None:
         self.bundle = bundle

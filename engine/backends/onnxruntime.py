@@ -9,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
-from facetrt.engine.backends.options import BackendName, Hint, RunOptions
+from facetrt.engine.backends.options import BackendName, Hint, Precision, RunOptions
 from facetrt.engine.bundle import Bundle
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
+
+BF16_ON_CPU = (
+    "this bundle is bf16, which runs on a GPU only: use device cuda (backend tensorrt, with a plan), or export with "
+    "--precision fp32, which backend openvino runs in bf16 where the processor has it"
+)
 
 
 def import_onnxruntime() -> Any:
@@ -38,6 +43,8 @@ class OnnxRuntimeBackend(Backend):
     @classmethod
     def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
         own = bundle.manifest.precision
+        if own == Precision.BF16:
+            raise InputError(BF16_ON_CPU)
         if options.precision != own:
             raise InputError(
                 f"onnxruntime runs a bundle in its own precision, {own}, and {options.precision} was asked: "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.compiled_cache import CompiledCache
+from facetrt.engine.backends.onnxruntime import BF16_ON_CPU
 from facetrt.engine.backends.options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle import ENCODER, Bundle
 from facetrt.engine.processor import BF16_FLAGS, processor_flags
@@ -56,6 +57,8 @@ class OpenVinoBackend(Backend):
 
     @classmethod
     def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
+        if bundle.manifest.precision == Precision.BF16:
+            raise InputError(BF16_ON_CPU)
         if bundle.manifest.precision != Precision.FP32 or options.precision not in HINTS:
             raise InputError(
                 f"openvino runs fp32 bundles in fp32 or bf16; this one is {bundle.manifest.precision} and "

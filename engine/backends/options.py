@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from facetrt.kernels.errors import InputError
 
+MAX_STREAMS = 16  # a GPU is full long before
+
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -19,13 +21,19 @@ class BackendName(StrEnum):
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
 
 
 class DeviceName(StrEnum):
-    """Devices by name; ``auto`` is resolved once, when the engine opens."""
+    """Devices by name; ``auto`` is resolved once, when the engine opens.
+
+    ``auto`` is the CPU, and the GPU only if the backend is TensorRT: nothing moves to another machine's GPU, and to
+    other arithmetic, because a driver happens to be there.
+    """
 
     AUTO = "auto"
     CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Precision(StrEnum):
@@ -33,7 +41,7 @@ class Precision(StrEnum):
 
     ``auto`` is the bundle's own: precision is never lowered without being asked. ``bf16`` keeps the patch convolution
     and the residual stream in fp32. ``fastest`` is bf16 where OpenVINO is installed and the processor has it, and the
-    bundle's own elsewhere.
+    bundle's own elsewhere; on a GPU a bundle always runs in its own.
     """
 
     AUTO = "auto"
@@ -50,6 +58,14 @@ class Hint(StrEnum):
     THROUGHPUT = "throughput"
 
 
+class Kernels(StrEnum):
+    """Where the tasks' kernels run; ``auto`` is the device on a GPU and the host on a CPU."""
+
+    AUTO = "auto"
+    DEVICE = "device"
+    HOST = "host"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How an encoder is run; ``Engine.open`` documents the fields. A backend gets it without any ``auto``."""
@@ -60,12 +76,24 @@ class RunOptions:
     hint: Hint = Hint.LATENCY
     threads: int | None = None
     cache: Path | None = None
+    streams: int = 1
+    kernels: Kernels = Kernels.AUTO
 
     @staticmethod
     def parse(
-        *, backend: str, device: str, precision: str, hint: str, threads: int | None, cache: str | Path | None
+        *,
+        backend: str,
+        device: str,
+        precision: str,
+        hint: str,
+        threads: int | None,
+        cache: str | Path | None,
+        streams: int = 1,
+        kernels: str = Kernels.AUTO,
     ) -> RunOptions:
         """From names, or :class:`InputError` listing what there is."""
+        if not 1 <= streams <= MAX_STREAMS:
+            raise InputError(f"streams={streams}: expected 1 to {MAX_STREAMS}")
         processors = os.cpu_count() or 1
         if threads is not None and not 1 <= threads <= processors:
             raise InputError(f"threads={threads}: expected 1 to {processors}, the processors here, or None for all")
@@ -76,6 +104,8 @@ class RunOptions:
             _choice("hint", hint, Hint),
             threads,
             None if cache is None else Path(cache),
+            streams,
+            _choice("kernels", kernels, Kernels),
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from facetrt.engine import BundleError, Engine, MissingFileError
-from facetrt.engine.bundle import Bundle, Manifest
+from facetrt.engine.bundle import Bundle, Manifest, write_manifest
 
 
 @pytest.fixture
@@ -140,3 +140,77 @@ def test_a_manifest_that_means_another_graph(copy: Path) -> None:
     edit(copy, size=[64, 64])
     with Engine.open(copy) as engine, pytest.raises(BundleError, match=r"has inputs \['cols', .* the manifest means"):
         engine._encoder.backend.activate()
+
+
+def test_a_bundle_of_the_schema_before(copy: Path) -> None:
+    edit(copy, schema=2)
+    with pytest.raises(BundleError, match="has schema 2; this version of facetrt reads schema 3: export it again"):
+        Bundle.open(copy)
+
+
+@pytest.fixture
+def large(copy: Path) -> Path:
+    """With kernels for two architectures and a file whose hash is wrong."""
+    import hashlib
+
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    for name in ("kernels/sm_90/kernels.json", "kernels/sm_90/a.cubin", "kernels/sm_100/kernels.json", "plans/p.plan"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(b"data")
+        files[name] = {"bytes": 4, "sha256": hashlib.sha256(b"data").hexdigest()}
+    edit(copy, files=files)
+    return copy
+
+
+def test_plans_and_kernels_are_read_at_use(large: Path) -> None:
+    bundle = Bundle.open(large)
+    assert bundle.kernel_architectures() == ["sm_90", "sm_100"]
+    assert bundle.read("kernels/sm_90/a.cubin") == b"data"
+    (large / "kernels/sm_90/a.cubin").write_bytes(b"DATA")
+    bundle = Bundle.open(large)  # its size is right, which is all that opening looks at
+    with pytest.raises(BundleError, match=r"a\.cubin: field 'sha256' differs"):
+        bundle.read("kernels/sm_90/a.cubin")
+    with pytest.raises(BundleError, match=r"does not list plans/other\.plan"):
+        bundle.read("plans/other.plan")
+    (large / "plans/p.plan").write_bytes(b"longer")
+    with pytest.raises(BundleError, match=r"p\.plan: field 'bytes' differs"):
+        bundle.read("plans/p.plan")
+    with pytest.raises(BundleError, match=r"p\.plan: field 'bytes' differs"):
+        Bundle.open(large)
+
+
+def test_what_a_killed_build_left_is_ignored_elsewhere_not(large: Path) -> None:
+    (large / "plans/.building-1").mkdir()
+    (large / "plans/.building-1/half.plan").write_bytes(b"half")
+    assert Bundle.open(large).manifest.plans == {}
+    (large / "planned").write_bytes(b"x")
+    with pytest.raises(BundleError, match="planned does not belong"):
+        Bundle.open(large)
+
+
+def test_plans_that_are_no_files_or_no_plans(large: Path) -> None:
+    record = {
+        "encoder_sha256": "0", "tensorrt": "11.4.0.106", "architecture": "sm_90", "flags": [], "precision": "fp32",
+        "profile": {"images": [[1, 8, 8, 3]] * 3}, "parity": {"cases": [], "outputs": {}}, "layers": 1,
+        "fused_attention": 0,
+    }  # fmt: skip
+    edit(large, plans={"plans/p.plan": record})
+    assert Bundle.open(large).manifest.plans["plans/p.plan"].max_batch == 1
+    edit(large, plans={"plans/q.plan": record})
+    with pytest.raises(BundleError, match=r"describes the plans \['plans/q\.plan'\], but does not list"):
+        Bundle.open(large)
+    edit(large, plans={"plans/p.plan": {**record, "profile": {"images": [[1, 8]]}}})
+    with pytest.raises(BundleError, match="expected three shapes of four numbers"):
+        Bundle.open(large)
+    edit(large, plans={"plans/p.plan": {**record, "surprise": 1}})
+    with pytest.raises(BundleError, match="surprise"):
+        Bundle.open(large)
+
+
+def test_the_manifest_is_replaced_whole(large: Path) -> None:
+    from dataclasses import replace
+
+    manifest = Bundle.open(large).manifest
+    write_manifest(large, replace(manifest, description="another"))
+    assert Bundle.open(large).manifest.description == "another"
+    assert sorted(path.name for path in (large / "plans").iterdir()) == ["p.plan"]

@@ -62,7 +62,7 @@ def test_backend(
     ("options", "message"),
     [
         ({"backend": "tpu"}, "backend 'tpu' is not available in this version: expected one of auto, onnxruntime"),
-        ({"device": "cuda"}, "device 'cuda' is not available"),
+        ({"device": "tpu"}, "device 'tpu' is not available in this version: expected one of auto, cpu, cuda"),
         ({"precision": "int8"}, "precision 'int8' is not available"),
         ({"hint": "speed"}, "expected one of latency, throughput"),
         ({"threads": 0}, "threads=0: expected 1 to"),

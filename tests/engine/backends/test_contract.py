@@ -13,19 +13,33 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from facetrt.engine.backends import BACKENDS, Backend, BackendName, Hint, OnnxRuntimeBackend, Precision, RunOptions
+from facetrt.engine.backends import (
+    BACKENDS,
+    Backend,
+    BackendName,
+    DeviceName,
+    Hint,
+    OnnxRuntimeBackend,
+    Precision,
+    RunOptions,
+)
 from facetrt.engine.backends.base import Tensors
 from facetrt.engine.backends.openvino import runs_bf16
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle import Bundle, file_entry
 from facetrt.engine.parity import CONTRACTS, compare
 from facetrt.kernels.errors import BackendError, BundleError
 
 OPTIONS = {
-    "onnxruntime": RunOptions(BackendName.ONNXRUNTIME, precision=Precision.FP32),
-    "openvino": RunOptions(BackendName.OPENVINO, precision=Precision.FP32),
-    "openvino-bf16": RunOptions(BackendName.OPENVINO, precision=Precision.BF16),
-    "openvino-throughput": RunOptions(BackendName.OPENVINO, precision=Precision.FP32, hint=Hint.THROUGHPUT),
-    "openvino-one-thread": RunOptions(BackendName.OPENVINO, precision=Precision.FP32, threads=1),
+    "onnxruntime": RunOptions(BackendName.ONNXRUNTIME, DeviceName.CPU, precision=Precision.FP32),
+    "openvino": RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32),
+    "openvino-bf16": RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision=Precision.BF16),
+    "openvino-throughput": RunOptions(
+        BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32, hint=Hint.THROUGHPUT
+    ),
+    "openvino-one-thread": RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32, threads=1),
+    "onnxruntime-cuda": RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32),
+    "tensorrt": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32),
+    "tensorrt-two-streams": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32, streams=2),
 }
 
 
@@ -35,12 +49,27 @@ class Case:
     options: RunOptions
 
     def make(self, **changes: object) -> Backend:
-        return BACKENDS[self.options.backend](replace(self.bundle, **changes), self.options)  # type: ignore[arg-type]
+        backend = BACKENDS[self.options.backend, self.options.device]
+        return backend(replace(self.bundle, **changes), self.options)  # type: ignore[arg-type]
+
+    def damaged(self, folder: Path, encoder: bytes) -> Backend:
+        """A backend on a bundle whose encoder, or plan, holds these bytes."""
+        if self.options.backend is not BackendName.TENSORRT:
+            return self.make(encoder=encoder)
+        ((name, _),) = self.bundle.manifest.plans.items()
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(encoder)
+        files = {**self.bundle.manifest.files, name: file_entry(folder / name)}
+        return self.make(path=folder, manifest=replace(self.bundle.manifest, files=files))
 
 
 @pytest.fixture(params=OPTIONS)
 def case(request: pytest.FixtureRequest, tiny_bundle: Path) -> Case:
     options = OPTIONS[request.param]
+    if options.device is DeviceName.CUDA:  # over the fakes; the same tests run on a real GPU
+        folder: Path = request.getfixturevalue("planned_bundle")
+        request.getfixturevalue("fake_gpu")
+        return Case(Bundle.open(folder), options)
     if options.backend is BackendName.OPENVINO:
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
         if options.precision is Precision.BF16 and not runs_bf16():
@@ -174,9 +203,9 @@ def test_inputs_that_do_not_fit(backend: Backend, change: dict[str, np.ndarray],
 
 
 @pytest.mark.parametrize("encoder", [b"", b"not a graph", b"\x08\x07" * 50])
-def test_a_damaged_graph_is_an_error_of_the_bundle(case: Case, encoder: bytes) -> None:
+def test_a_damaged_graph_is_an_error_of_the_bundle(case: Case, tmp_path: Path, encoder: bytes) -> None:
     with pytest.raises(BundleError, match="the encoder cannot be loaded"):
-        case.make(encoder=encoder).run(tensors())
+        case.damaged(tmp_path, encoder).run(tensors())
 
 
 def test_a_graph_of_another_bundle_is_found_out(case: Case) -> None:
@@ -198,4 +227,4 @@ def test_a_few_streams_are_named_once_active(backend: Backend) -> None:
     backend.activate()
     assert backend.streams >= 1
     if backend.options.hint is Hint.LATENCY:
-        assert backend.streams == 1
+        assert backend.streams == backend.options.streams

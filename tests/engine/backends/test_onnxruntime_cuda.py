@@ -1,0 +1,76 @@
+"""What only ONNX Runtime's CUDA provider needs: its presence, its options, numbers for recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fakes_onnxruntime
+import numpy as np
+import pytest
+from helpers import export_tiny, facets
+from helpers_gpu import FakeGpu
+
+from facetrt.engine import Engine
+from facetrt.engine.backends import BackendName, DeviceName, Precision, RunOptions, onnxruntime_cuda
+from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
+from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from facetrt.engine.bundle import Bundle
+from facetrt.kernels.errors import BackendError, MissingDependencyError
+
+OPTIONS = RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32)
+SIZE = (24, 32)
+
+
+@pytest.fixture(scope="module")
+def static_folder(work: Path, tiny_weights: Path) -> Path:
+    return export_tiny(tiny_weights, work / "static-cuda", size=SIZE, facets=facets("key@1"))
+
+
+def images(batch: int, seed: int) -> dict[str, np.ndarray]:
+    return {"images": np.random.default_rng(seed).integers(0, 256, (batch, *SIZE, 3), np.uint8)}
+
+
+def test_fixed_sizes_are_recorded_at_fixed_addresses_and_never_stale(static_folder: Path, fake_gpu: FakeGpu) -> None:
+    bundle = Bundle.open(static_folder)
+    oracle, backend = OnnxRuntimeBackend(bundle, RunOptions()), OnnxRuntimeCudaBackend(bundle, OPTIONS)
+    for seed in range(3):
+        for batch in range(1, 7):
+            got, expected = backend.run(images(batch, seed)), oracle.run(images(batch, seed))
+            for name, values in got.items():
+                np.testing.assert_allclose(values, expected[name], atol=1e-5)
+    (session,) = fake_gpu.onnxruntime.state.sessions
+    assert sorted(session.recorded) == ["1", "2", "3", "4"]
+    assert session.provider["enable_cuda_graph"] == "1" and session.provider["use_tf32"] == "0"
+    backend.close()
+
+
+def test_each_lane_has_its_session_on_its_stream(tiny_bundle: Path, fake_gpu: FakeGpu) -> None:
+    options = RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32, streams=3)
+    backend = OnnxRuntimeCudaBackend(Bundle.open(tiny_bundle), options)
+    backend.activate()
+    sessions = fake_gpu.onnxruntime.state.sessions
+    assert len({session.provider["user_compute_stream"] for session in sessions}) == 3
+    assert all(session.provider["enable_cuda_graph"] == "0" for session in sessions)  # sizes vary
+    assert fake_gpu.onnxruntime.state.preloaded == 1
+    backend.close()
+
+
+def test_a_build_without_the_provider(tiny_bundle: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = fakes_onnxruntime.make(fake_gpu.gpu, available=False)
+    monkeypatch.setattr(onnxruntime_cuda, "import_onnxruntime", lambda: library)
+    installed = {"onnxruntime": "1.31.1", "onnxruntime-gpu": None}
+    monkeypatch.setattr(onnxruntime_cuda, "_version", installed.get)
+    with pytest.raises(MissingDependencyError, match=r"no CUDA provider \(onnxruntime 1\.31\.1 is installed\)"):
+        Engine.open(tiny_bundle, device="cuda")
+
+
+def test_a_provider_that_cannot_load_is_no_cpu_run(
+    tiny_bundle: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = fakes_onnxruntime.make(fake_gpu.gpu, loads=False)
+    monkeypatch.setattr(onnxruntime_cuda, "import_onnxruntime", lambda: library)
+    with (
+        Engine.open(tiny_bundle, device="cuda", kernels="host") as engine,
+        pytest.raises(BackendError, match=r"cannot load here \(it would run on CPUExecutionProvider\)"),
+    ):
+        engine.encode([np.zeros((40, 40, 3), np.uint8)], load_size=None)
