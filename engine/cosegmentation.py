@@ -6,7 +6,7 @@ The steps, each reachable on its own: :func:`find_inliers`, :func:`cluster_elbow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -129,7 +129,9 @@ def cosegment_features(
     """
     if len(features) < 2:
         raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
-    similarity = _inlier_similarity(features, options.facet) if options.remove_outliers else None
+    similarity = None
+    if options.remove_outliers:
+        similarity = similarity_to_mean(np.stack([f.cls(options.facet) for f in features]))
     inliers = find_inliers(similarity, len(features), options.outlier_threshold)
     chosen = select(features, np.flatnonzero(inliers).tolist())
     rows = map_features(chosen, lambda f: normalise(f[options.facet]))
@@ -144,7 +146,7 @@ def cosegment_features(
     labels = dict(zip(np.flatnonzero(inliers).tolist(), clustering.labels, strict=True))
 
     def mask(number: int) -> Mask:
-        return _mask(features[number], labels.get(number), clustering.centroids, votes, options)
+        return make_mask(features[number], labels.get(number), clustering.centroids, votes, options)
 
     masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, clustering, votes, similarity)
@@ -167,9 +169,9 @@ def find_inliers(similarity: NDArray[np.float64] | None, count: int, threshold: 
     return inliers
 
 
-def _inlier_similarity(features: Sequence[Features], facet: str) -> NDArray[np.float64]:
-    """Cosine of each image's [CLS] descriptor to the mean over the images, ``(N,)``."""
-    vectors = np.stack([f.cls(facet) for f in features]).astype(np.float64)
+def similarity_to_mean(rows: Float) -> NDArray[np.float64]:
+    """Cosine of each image's [CLS] descriptor, a row of ``(N, C)``, to the mean over the images, ``(N,)``."""
+    vectors = rows.astype(np.float64)
     mean = vectors.mean(axis=0)
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(mean)
     return np.asarray(vectors @ mean / np.maximum(norms, 1e-8))
@@ -201,10 +203,7 @@ def cluster_elbow(
             break
     else:
         if len(fits) < max_clusters:
-            raise InputError(
-                f"the images give {len(samples)} sampled descriptors, too few for {len(samples) + 1} clusters: use "
-                f"more images, a larger load size{_smaller(sample_interval)}"
-            )
+            raise InputError(too_few_descriptors(len(samples), sample_interval))
     labels = [found.astype(np.int64) for found in fit.labels]
     return Clustering([len(f.centroids) for f in fits], [f.objective for f in fits], fit.centroids, labels)
 
@@ -243,8 +242,13 @@ def _fits(descriptors: Sequence[Float], samples: Float, counts: Sequence[int]) -
     return [_Fit(*fit) for fit in zip(centroids, (sums / cells).tolist(), labels, strict=True)]
 
 
-def _smaller(interval: int) -> str:
-    return f" or a sampling interval below {interval}" if interval > 1 else ""
+def too_few_descriptors(samples: int, interval: int) -> str:
+    """The message where a sweep runs out of sampled descriptors before it reaches the elbow."""
+    smaller = f" or a sampling interval below {interval}" if interval > 1 else ""
+    return (
+        f"the images give {samples} sampled descriptors, too few for {samples + 1} clusters: use more images, a larger "
+        f"load size{smaller}"
+    )
 
 
 def normalise(rows: Float) -> Float:
@@ -253,26 +257,56 @@ def normalise(rows: Float) -> Float:
     return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
 
-def _mask(
+def make_mask(
     features: Features,
     labels: NDArray[np.int64] | None,
     centroids: Float,
     votes: Votes,
     options: CosegmentOptions,
 ) -> Mask:
-    """The mask of one image from its cells' clusters; None makes the empty mask of an outlier."""
+    """The mask of one image from its cells' clusters ``(cells,)``; None makes the empty mask of an outlier."""
+    salient = votes.salient_labels
+
+    def nearest() -> Float:
+        return nearest_of_groups(normalise(features[options.facet]), centroids, salient)
+
+    all_or_none = len(salient) in (0, len(centroids))
+    return mask_of_labels(features, labels, salient, options.refine, None if all_or_none else nearest)
+
+
+def nearest_of_groups(rows: Float, centroids: Float, salient: NDArray[np.int64]) -> Float:
+    """Squared distances of unit ``rows (cells, C)`` to the nearest salient and other centroid, ``(2, cells)``."""
+    groups = (centroids[salient], np.delete(centroids, salient, axis=0))
+    return np.stack([found.squared_distances for found in assign_each(rows, groups)])
+
+
+def mask_of_labels(
+    features: Features,
+    labels: NDArray[np.int64] | None,
+    salient: NDArray[np.int64],
+    refine: Refinement,
+    nearest: Callable[[], Float] | None,
+) -> Mask:
+    """The mask that an image's clusters make.
+
+    Args:
+        labels: cluster of each cell, ``(cells,)``; None makes the empty mask of an outlier.
+        salient: the clusters that are foreground.
+        nearest: gives squared distances to the nearest salient and other centroid, ``(2, cells)``, which a CRF weighs
+            against each other; None if there are not both.
+    """
     grid = features.grid
     grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
-    cells = np.isin(grid_labels, votes.salient_labels)
+    cells = np.isin(grid_labels, salient)
     loaded, refinement = enlarge_mask(cells, features.image_size), Refinement.NONE
-    refined = None if labels is None else _refine(features, loaded, centroids, votes.salient_labels, options)
+    refined = None if labels is None else _refine(features, loaded, refine, nearest)
     if refined is not None:
-        loaded, refinement = refined, options.refine
+        loaded, refinement = refined, refine
     return Mask(
         cells=cells,
         labels=grid_labels,
         loaded_mask=loaded,
-        salient_labels=votes.salient_labels,
+        salient_labels=salient,
         refinement=refinement,
         inlier=labels is not None,
         geometry=features.geometry,
@@ -281,20 +315,15 @@ def _mask(
 
 
 def _refine(
-    features: Features, mask: NDArray[np.bool_], centroids: Float, salient: NDArray[np.int64], options: CosegmentOptions
+    features: Features, mask: NDArray[np.bool_], refine: Refinement, nearest: Callable[[], Float] | None
 ) -> NDArray[np.bool_] | None:
-    """The mask refined as the options say, or None where there is nothing to refine by.
-
-    A CRF weighs a cell's squared distance to the nearest salient centroid against that to the nearest other one.
-    """
-    if options.refine is Refinement.NONE:
+    """The mask refined as asked, or None where there is nothing to refine by."""
+    if refine is Refinement.NONE:
         return None
-    if options.refine is Refinement.GRABCUT:
+    if refine is Refinement.GRABCUT:
         return grabcut(features.pixels, mask)
-    if len(salient) in (0, len(centroids)):
+    if nearest is None:
         return None
-    rows = normalise(features[options.facet])
-    groups = (centroids[salient], np.delete(centroids, salient, axis=0))
-    nearest = np.stack([found.squared_distances for found in assign_each(rows, groups)])
-    energy = (nearest - nearest.max(axis=0)).reshape(2, *features.grid)
-    return np.asarray(refine_labels(features.pixels, energy, options.refine) == 0)
+    distances = nearest()
+    energy = (distances - distances.max(axis=0)).reshape(2, *features.grid)
+    return np.asarray(refine_labels(features.pixels, energy, refine) == 0)

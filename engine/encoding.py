@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import Backend
-from facetrt.engine.backends.options import Hint
+from facetrt.engine.backends.options import DeviceName, Hint
 from facetrt.engine.bundle import CLS_ATTENTION, ENCODER, Bundle
 from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
@@ -29,6 +29,7 @@ OnBroken = Callable[[ImageLike, FacetrtError], None]  # (image that cannot be en
 
 LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
 BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
+GPU_BATCH_CELLS = 48_400  # on a GPU: sixteen images of 55 × 55
 WINDOW = 32  # images held at a time while looking for equal shapes, unless their features exceed
 WINDOW_BYTES = 256 << 20  # so many bytes
 
@@ -134,7 +135,7 @@ class Encoder:
         An image that cannot be encoded raises after everything before it, or goes to ``on_broken``. What ``images``
         raises comes after everything before it as well.
         """
-        self._check_options(options)
+        self.check_options(options)
         window = _Window()
         with closing(read_ahead(images, partial(self._load, options=options))) as items:
             while True:
@@ -178,25 +179,32 @@ class Encoder:
 
     def _batch_size(self, cells: int) -> int:
         """How many images of one shape are encoded at once."""
-        if self.backend.options.hint is Hint.THROUGHPUT:
-            self.backend.activate()  # only then is the number of streams known
-        return self.backend.streams * max(1, BATCH_CELLS // cells)
+        on_cpu = self.backend.options.device is DeviceName.CPU
+        if not on_cpu or self.backend.options.hint is Hint.THROUGHPUT:
+            self.backend.activate()  # only then is the number of streams known, and the largest batch
+        count = max(1, (BATCH_CELLS if on_cpu else GPU_BATCH_CELLS) // cells)
+        return self.backend.streams * min(count, self.backend.max_batch or count)
 
     @property
     def _cell_bytes(self) -> int:
         return self.manifest.architecture.dim * 4 * len(self.manifest.facets)
 
     def _load(self, number: int, image: ImageLike, options: EncodeOptions) -> LoadedImage:
+        return self.load(image, options, name=f"image {number}")
+
+    def load(self, image: ImageLike, options: EncodeOptions, *, name: str) -> LoadedImage:
+        """Read and resize one image, and check that it can be encoded; ``name`` is how messages call an array."""
         halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
-        loaded = load_image(image, options.load_size, name=f"image {number}", half=halve)
-        self._check_size(loaded, options.stride or self.manifest.stride)
+        loaded = load_image(image, options.load_size, name=name, half=halve)
+        half = None if loaded.half is None else loaded.half.shape[:2]
+        self.check_size(loaded.name, loaded.image_size, half, options.stride or self.manifest.stride)
         return loaded
 
     def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
         grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, options.stride or self.manifest.stride)
         return grid_h * grid_w
 
-    def _check_options(self, options: EncodeOptions) -> None:
+    def check_options(self, options: EncodeOptions) -> None:
         """What is wrong with the options is said once, not of every image."""
         self._check_stride(options.stride)
         if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
@@ -219,34 +227,38 @@ class Encoder:
                 "--dynamic and a stride that divides 8"
             )
 
-    def _check_size(self, image: LoadedImage, stride: int) -> None:
-        """Raise :class:`InputError` if the image cannot be encoded."""
-        expected, shape, name = self.manifest.size, image.image_size, image.name
+    def check_size(self, name: str, shape: tuple[int, int], half: tuple[int, ...] | None, stride: int) -> None:
+        """Raise :class:`InputError` if an image of ``shape``, and of ``half`` its size if given, cannot be encoded."""
+        expected = self.manifest.size
         if expected is not None and list(shape) != expected:
             raise InputError(
                 f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
                 f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
             )
-        self._check_patch(image, stride)
+        self._check_patch(name, shape, half, stride)
         grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
         cells = grid_h * grid_w
         model = self.manifest.architecture
         needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=self.manifest.precision == "fp32")
-        if not fits(needed):
+        if self.backend.options.device is DeviceName.CPU and not fits(needed):  # a GPU's allocator says it by itself
             raise InputError(
                 f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {too_much(needed, cells, stride)}: use a "
                 "smaller size or a larger stride"
             )
 
-    def _check_patch(self, image: LoadedImage, stride: int) -> None:
+    def _check_patch(self, name: str, shape: tuple[int, int], half: tuple[int, ...] | None, stride: int) -> None:
         patch, context = self.manifest.architecture.patch, ""
         try:
-            grid_size(image.image_size, patch, stride)
-            if image.half is not None:
+            grid_size(shape, patch, stride)
+            if half is not None:
                 context = "low-resolution saliency halves the image: "
-                grid_size(image.half.shape[:2], patch, LOW_RESOLUTION_STRIDE)
+                grid_size((half[0], half[1]), patch, LOW_RESOLUTION_STRIDE)
         except InputError as error:
-            raise InputError(f"{image.name}: {context}{error}{', or full saliency' if context else ''}") from error
+            raise InputError(f"{name}: {context}{error}{', or full saliency' if context else ''}") from error
+
+    def encode_loaded(self, image: LoadedImage, options: EncodeOptions) -> Features:
+        """Features of one image from :meth:`load`."""
+        return self._encode_batch([image], options)[0]
 
     def _encode_in_streams(self, images: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
         """Encode images of one shape, an equal part of them in each of the backend's streams."""
@@ -291,20 +303,29 @@ class Encoder:
 
     def _run(self, images: Sequence[Pixels], *, step: int) -> dict[str, Float]:
         """One pass over images of one shape; ``step`` keeps every step-th cell of the patch convolution."""
-        if not self.manifest.dynamic:
-            return self.backend.run({"images": _stack(images)})
-        patch, stride = self.manifest.architecture.patch, self.manifest.stride
         size = images[0].shape[:2]
-        conv_h, conv_w = grid_size(size, patch, stride)
-        grid = grid_size(size, patch, stride * step)
-        used_h, used_w = (stride * (cells - 1) + patch for cells in (conv_h, conv_w))
-        inputs: dict[str, NDArray[Any]] = {
-            "images": _stack([image[:used_h, :used_w] for image in images]),
+        used_h, used_w = self.used_size(size)
+        pixels = _stack([image[:used_h, :used_w] for image in images])
+        return self.backend.run({"images": pixels, **self.grid_inputs(size, step=step)})
+
+    def used_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The upper-left part of an image that the encoder takes: all of it, or what whole patches cover."""
+        if not self.manifest.dynamic:
+            return size
+        patch, stride = self.manifest.architecture.patch, self.manifest.stride
+        used_h, used_w = (stride * (cells - 1) + patch for cells in grid_size(size, patch, stride))
+        return used_h, used_w
+
+    def grid_inputs(self, size: tuple[int, int], *, step: int) -> dict[str, NDArray[Any]]:
+        """What the encoder takes beside images of ``size``: nothing if static, else table, rows and columns."""
+        if not self.manifest.dynamic:
+            return {}
+        grid = grid_size(size, self.manifest.architecture.patch, self.manifest.stride * step)
+        return {
             "positional": self._table(grid, size)[None],
             "rows": np.arange(grid[0], dtype=np.int64) * step,
             "cols": np.arange(grid[1], dtype=np.int64) * step,
         }
-        return self.backend.run(inputs)
 
 
 def _stack(images: Sequence[Pixels]) -> NDArray[np.uint8]:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from facetrt.engine.augmentation import augment
-from facetrt.engine.backends import RunOptions, make_backend
+from facetrt.engine.backends import Kernels, RunOptions, make_backend
+from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.bundle import Bundle, Manifest
 from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
@@ -20,11 +21,15 @@ from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress
 from facetrt.engine.extraction import extract_features
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import ImageLike, LoadSize
-from facetrt.engine.matching import Matches, match_features
+from facetrt.engine.matching import Matches, MatchOptions, match_features
 from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.store import FeatureStore
 from facetrt.kernels.errors import InputError
+
+if TYPE_CHECKING:
+    from facetrt.engine.device.encoding import DeviceFeatures
+    from facetrt.engine.device.tasks import DeviceTasks
 
 Item = TypeVar("Item")
 Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
@@ -42,6 +47,12 @@ class Engine:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self._device: DeviceTasks | None = None
+        backend = encoder.backend
+        if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE:
+            from facetrt.engine.device.tasks import DeviceTasks
+
+            self._device = DeviceTasks(encoder, backend)
 
     @classmethod
     def open(
@@ -54,20 +65,27 @@ class Engine:
         hint: str = "latency",
         threads: int | None = None,
         cache: str | Path | None = None,
+        streams: int = 1,
+        kernels: str = "auto",
     ) -> Self:
         """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
 
         ``auto`` is resolved here, once, and recorded in every result. The encoder is loaded by the first call.
 
         Args:
-            backend: ``onnxruntime``, ``openvino``, or ``auto``: OpenVINO for bf16, for throughput, or where it alone is
-                installed; otherwise ONNX Runtime.
+            device: ``cpu``, ``cuda``, or ``auto``: the CPU, unless the backend runs on GPUs only.
+            backend: ``onnxruntime``, ``openvino``, ``tensorrt``, or ``auto``. On a CPU that is OpenVINO for bf16, for
+                throughput, or where it alone is installed, and otherwise ONNX Runtime; on a GPU it is TensorRT if the
+                bundle has a plan for it, and otherwise ONNX Runtime.
             precision: ``auto`` (the bundle's own), ``fp32``, ``fp16``, ``bf16`` (OpenVINO, on processors that have it),
                 or ``fastest``: bf16 where that is possible, else the bundle's own.
             hint: ``latency``, or ``throughput``: batches side by side (OpenVINO).
             threads: of the processor; None for all cores.
             cache: a folder for compiled encoders, which makes opening faster the next time; only for backends that
                 compile (OpenVINO).
+            streams: of a GPU: so many calls, or batches of one call, overlap.
+            kernels: where ``match`` and ``cosegment`` do what follows the encoder: ``host``, ``device``, or ``auto``:
+                beside the encoder. On a GPU that takes a bundle with kernels for it (``facetrt export … --kernels``).
 
         Raises:
             MissingFileError, BundleError: no bundle there, or a damaged one.
@@ -75,7 +93,14 @@ class Engine:
             MissingDependencyError: the backend's library is not installed.
         """
         options = RunOptions.parse(
-            backend=backend, device=device, precision=precision, hint=hint, threads=threads, cache=cache
+            backend=backend,
+            device=device,
+            precision=precision,
+            hint=hint,
+            threads=threads,
+            cache=cache,
+            streams=streams,
+            kernels=kernels,
         )
         opened = Bundle.open(bundle)
         return cls(Encoder(opened, make_backend(opened, options)))
@@ -139,6 +164,39 @@ class Engine:
         options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
         return self._encoder.encode(_as_images(images), options, progress, on_broken)
 
+    def encode_on_device(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        facet: str | None = None,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[DeviceFeatures]:
+        """Like :meth:`encode`, but the descriptors of one facet stay on the GPU, for programs that go on there.
+
+        The arrays of the result offer DLPack and the CUDA array interface, so ``torch.from_dlpack(features.rows)``
+        copies nothing. The host does not wait.
+
+        Args:
+            images: also ``(height, width, 3)`` uint8 RGB arrays of other libraries in GPU memory (DLPack or CUDA array
+                interface); ``match`` and ``cosegment`` take those as well. They must not change before the results are
+                used or the device is synchronised.
+            facet: the bundle's default for matching if None.
+
+        Raises:
+            InputError: this engine's kernels are not on a GPU.
+        """
+        if self._device is None:
+            raise InputError(
+                f"this engine is on {self._encoder.backend.options.device}, its kernels on the host: open it with "
+                "device='cuda' and kernels='device'"
+            )
+        chosen = self.manifest.default_facet("match") if facet is None else facet
+        options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
+        return self._device.encode(_as_images(images), chosen, options, progress)
+
     def match(
         self,
         image_a: ImageLike | Features,
@@ -162,19 +220,17 @@ class Engine:
         Returns:
             Matches, empty if nothing corresponds.
         """
+        for item in (image_a, image_b):
+            if isinstance(item, Features):
+                self._check_origin(item, None)
+        chosen = self.manifest.default_facet("match") if facet is None else facet
+        options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
+        if self._device is not None:
+            return self._device.match(image_a, image_b, EncodeOptions(load_size), options)
         images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
         encoded = iter(self.encode(images, load_size=load_size, progress=progress))
         a, b = (item if isinstance(item, Features) else next(encoded) for item in (image_a, image_b))
-        for item in (a, b):
-            self._check_origin(item, None)
-        return match_features(
-            a,
-            b,
-            facet=self.manifest.default_facet("match") if facet is None else facet,
-            hierarchy=hierarchy,
-            saliency_threshold=saliency_threshold,
-            num_pairs=num_pairs,
-        )
+        return match_features(a, b, options)
 
     def cosegment(
         self,
@@ -226,7 +282,15 @@ class Engine:
         )
         if isinstance(images, Sized) and len(images) < 2:
             raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
+        if self._device is not None and not isinstance(images, LazySequence):
+            first, images = _peek(images)
+            if not isinstance(first, Features):
+                encoding = EncodeOptions(load_size, _saliency_of(low_resolution_saliency))
+                plain: Iterable[ImageLike] = images  # type: ignore[assignment]
+                return self._device.cosegment_images(plain, encoding, options, progress, on_broken)
         with self._collection(images, load_size, chosen, low_resolution_saliency, progress, on_broken) as features:
+            if self._device is not None:
+                return self._device.cosegment_features(features, options, progress)
             return cosegment_features(features, options, progress)
 
     def segment_parts(
@@ -382,25 +446,23 @@ class Engine:
         on_broken: OnBroken | None,
     ) -> Iterator[Sequence[Features]]:
         """``images`` as features, with low-resolution saliency unless ``low`` is False; features pass as they are."""
-        mode = SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
+        mode = _saliency_of(low)
         asked = None if low is None else mode
         if isinstance(images, LazySequence):
             self._check_collection(images, facet, asked)
             yield images.only([facet]) if isinstance(images, FeatureStore) else images
             return
-        source = iter(_as_images(images))
-        first = next(source, None)
+        first, images = _peek(images)
         if isinstance(first, Features):
-            features = [item for item in chain([first], source) if isinstance(item, Features)]
+            features = [item for item in images if isinstance(item, Features)]
             if isinstance(images, Sized) and len(features) < len(images):
                 raise InputError("images and features were given together: encode all images first, or none")
             for item in features:
                 self._check_origin(item, asked)
             yield features
             return
-        plain = images if isinstance(images, Sequence) else () if first is None else chain([first], source)
         collection = self.collect(
-            plain,  # type: ignore[arg-type]
+            images,  # type: ignore[arg-type]
             facets=[facet],
             load_size=load_size,
             saliency=mode,
@@ -450,6 +512,18 @@ def _as_images(images: Iterable[Item]) -> Iterable[Item]:
     if isinstance(images, (str, bytes, Path, Features)) or hasattr(images, "__array__") or hasattr(images, "tobitmap"):
         raise InputError("one image was given where a list was expected: write [image]")
     return images
+
+
+def _peek(images: Images) -> tuple[ImageLike | Features | None, Images]:
+    """The first item, or None, and all of them again."""
+    source: Iterator[Any] = iter(_as_images(images))
+    first = next(source, None)
+    return first, images if isinstance(images, Sequence) or first is None else chain([first], source)
+
+
+def _saliency_of(low: bool | None) -> SaliencyMode:
+    """The reference's default is low resolution."""
+    return SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
 
 
 def _saliency_mode(value: str) -> SaliencyMode:

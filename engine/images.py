@@ -44,6 +44,11 @@ class LoadedImage:
         """``(height, width)`` of :attr:`pixels`."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels held."""
+        return self.pixels.nbytes + (0 if self.half is None else self.half.nbytes)
+
 
 def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "image", half: bool = False) -> LoadedImage:
     """Read an image and resize it.

@@ -8,33 +8,43 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Generic, Protocol, TypeVar
 
-from facetrt.engine.images import ImageLike, LoadedImage
+from facetrt.engine.images import ImageLike
 from facetrt.kernels.errors import FacetrtError
 
 READ_AHEAD = 32  # files asked for ahead of the encoder
 READ_AHEAD_BYTES = 64 << 20  # decoded pixels waiting for it; the file that exceeds this is the last one
 
-Load = Callable[[int, ImageLike], LoadedImage]
 
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a stream: ``loaded``, or the error why it could not be."""
-
-    number: int
-    image: ImageLike
-    loaded: LoadedImage | FacetrtError
+class Decoded(Protocol):
+    """What loading an image gives."""
 
     @property
     def nbytes(self) -> int:
         """Of the pixels held."""
-        if isinstance(self.loaded, FacetrtError):
-            return 0
-        return self.loaded.pixels.nbytes + (0 if self.loaded.half is None else self.loaded.half.nbytes)
+        ...
 
 
-def read_ahead(images: Iterable[tuple[int, ImageLike]], load: Load) -> Generator[Item]:
+Loaded = TypeVar("Loaded", bound=Decoded)
+Load = Callable[[int, ImageLike], Loaded]
+
+
+@dataclass(frozen=True)
+class Item(Generic[Loaded]):
+    """One image of a stream: ``loaded``, or the error why it could not be."""
+
+    number: int
+    image: ImageLike
+    loaded: Loaded | FacetrtError
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels held."""
+        return 0 if isinstance(self.loaded, FacetrtError) else self.loaded.nbytes
+
+
+def read_ahead(images: Iterable[tuple[int, ImageLike]], load: Load[Loaded]) -> Generator[Item[Loaded]]:
     """Every numbered image loaded, in order. What ``images`` raises comes after everything before it.
 
     ``images`` is advanced by the caller's thread. Arrays and PIL images are loaded there, before the next one is asked
@@ -49,29 +59,29 @@ def read_ahead(images: Iterable[tuple[int, ImageLike]], load: Load) -> Generator
 
 
 @dataclass(frozen=True, eq=False)
-class _Pending:
+class _Pending(Generic[Loaded]):
     """An image of the stream that was not handed out; ``result`` is there once it is loaded."""
 
     number: int
     image: ImageLike
-    result: Future[Item] = field(default_factory=Future)
+    result: Future[Item[Loaded]] = field(default_factory=Future)
 
     @property
     def is_file(self) -> bool:
         return isinstance(self.image, (str, os.PathLike))
 
 
-class _Reader:
+class _Reader(Generic[Loaded]):
     """One thread decodes: its queue needs no order of its own, and more would take processors from the encoder.
 
     The thread never waits, or a script that ends with an unfinished iterator would wait for it: without room it stops
     reading, and ``next`` lets it go on.
     """
 
-    def __init__(self, images: Iterator[tuple[int, ImageLike]], load: Load) -> None:
+    def __init__(self, images: Iterator[tuple[int, ImageLike]], load: Load[Loaded]) -> None:
         self._images, self._load = images, load
-        self._waiting: deque[_Pending] = deque()
-        self._files: deque[_Pending] = deque()  # those that the thread has not begun
+        self._waiting: deque[_Pending[Loaded]] = deque()
+        self._files: deque[_Pending[Loaded]] = deque()  # those that the thread has not begun
         self._ended: Exception | None = None  # what ended ``images``
         self._lock = Lock()  # of the next two
         self._held = 0  # bytes read from files and not handed out
@@ -79,7 +89,7 @@ class _Reader:
         self._closed = False
         self._thread = ThreadPoolExecutor(1, "facetrt-reader")  # starts with the first file
 
-    def next(self) -> Item | None:
+    def next(self) -> Item[Loaded] | None:
         """The next image, or None after the last."""
         self._fill()
         if self._waiting:
@@ -102,7 +112,7 @@ class _Reader:
             if self._waiting and not self._waiting[-1].is_file:
                 return  # an array: there is nothing to overlap
             try:
-                pending = _Pending(*next(self._images))
+                pending = _Pending[Loaded](*next(self._images))
             except Exception as error:  # noqa: BLE001  (raised again by ``next``, in its turn)
                 self._ended = error
                 return
@@ -133,11 +143,11 @@ class _Reader:
     def _may_read(self) -> bool:
         return bool(self._files) and self._held < READ_AHEAD_BYTES and not self._closed
 
-    def _read(self, pending: _Pending) -> None:
+    def _read(self, pending: _Pending[Loaded]) -> None:
         """Load one image; whatever that raises is kept for its turn."""
         number, image = pending.number, pending.image
         try:
-            item = Item(number, image, self._load(number, image))
+            item = Item[Loaded](number, image, self._load(number, image))
         except FacetrtError as error:
             item = Item(number, image, error)
         except Exception as error:  # noqa: BLE001  (raised again by ``next``, in its turn)

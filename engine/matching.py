@@ -16,7 +16,7 @@ from facetrt.engine.geometry import Geometry
 from facetrt.kernels.best_buddies import BestBuddies, best_buddies
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import diverse_clusters
-from facetrt.kernels.log_bin import log_bin
+from facetrt.kernels.log_bin import check_hierarchy, log_bin
 
 Cells = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -63,28 +63,34 @@ class Matches:
         return len(self.selected)
 
 
-def match_features(
-    a: Features,
-    b: Features,
-    *,
-    facet: str,
-    hierarchy: int = 2,
-    saliency_threshold: float = 0.05,
-    num_pairs: int = 10,
-) -> Matches:
+@dataclass(frozen=True)
+class MatchOptions:
+    """Options of matching, with the reference's defaults; ``Engine.match`` documents them."""
+
+    facet: str
+    num_pairs: int = 10
+    hierarchy: int = 2
+    saliency_threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.num_pairs < 1:
+            raise InputError(f"num_pairs={self.num_pairs}: expected at least 1")
+        check_finite("saliency_threshold", self.saliency_threshold)
+        check_hierarchy(self.hierarchy)
+
+
+def match_features(a: Features, b: Features, options: MatchOptions) -> Matches:
     """Up to ``num_pairs`` diverse corresponding points between two encoded images; see ``Engine.match``."""
-    if num_pairs < 1:
-        raise InputError(f"num_pairs={num_pairs}: expected at least 1")
-    check_finite("saliency_threshold", saliency_threshold)
+    facet, hierarchy = options.facet, options.hierarchy
     map_a, map_b = a.map(facet), b.map(facet)
     buddies = best_buddies(map_a, map_b, hierarchy)
     saliency_a, saliency_b = a.saliency.ravel(), b.saliency.ravel()
-    cells_a = keep_salient(buddies, saliency_a, saliency_b, saliency_threshold)
+    cells_a = keep_salient(buddies, saliency_a, saliency_b, options.saliency_threshold)
     cells_b = buddies.nn_ab[cells_a]
     joined = np.concatenate(
         [log_bin(map_a, hierarchy, cells=cells_a), log_bin(map_b, hierarchy, cells=cells_b)], axis=1
     )
-    clusters, selected = pick_diverse(joined, saliency_a[cells_a] + saliency_b[cells_b], num_pairs)
+    clusters, selected = pick_diverse(joined, saliency_a[cells_a] + saliency_b[cells_b], options.num_pairs)
     return Matches(cells_a, cells_b, buddies.sim_ab[cells_a], clusters, selected, a.geometry, b.geometry, facet)
 
 

@@ -198,15 +198,15 @@ def part_energy(item: Features, rows: Float, centroids: Float, background: Float
 
     The cell's maximum is subtracted, so all are at most 0. Returns ``(labels, grid_h, grid_w)`` float32.
     """
-    groups = [_squared_distances(rows, centroids)]
+    groups = [squared_distances(rows, centroids)]
     if len(background):
-        groups.append(_squared_distances(rows, background).min(axis=1, keepdims=True))
+        groups.append(squared_distances(rows, background).min(axis=1, keepdims=True))
     energy = np.concatenate(groups, axis=1)  # (cells, labels)
     energy -= energy.max(axis=1, keepdims=True)
     return np.ascontiguousarray(energy.T.reshape(-1, *item.grid), np.float32)
 
 
-def _squared_distances(rows: Float, centroids: Float) -> Float:
+def squared_distances(rows: Float, centroids: Float) -> Float:
     """``(n, k)``, by products: no (n, k, C) array."""
     squares = np.einsum("nc,nc->n", rows, rows)[:, None] + np.einsum("kc,kc->k", centroids, centroids)
     return np.asarray(np.maximum(squares - 2 * (rows @ centroids.T), 0), np.float32)
@@ -220,12 +220,17 @@ def _refine(
     def refine(number: int) -> PartMap:
         item = items[number]
         energy = part_energy(item, normalise(item[options.facet]), centroids, background)
-        labels, cells = refine_labels(item.pixels, energy, options.refine), energy.argmin(axis=0)
-        for found in (labels, cells):
-            found[found == len(centroids)] = BACKGROUND
-        return PartMap(labels.astype(np.int16), cells, options.refine, item.geometry, item.name)
+        return map_of_energy(item, energy, len(centroids), options.refine)
 
     return map_threads(refine, range(len(items)), progress, threads=options.refine.threads)
+
+
+def map_of_energy(item: Features, energy: Float, num_parts: int, refine: Refinement) -> PartMap:
+    """The parts of smallest ``energy (labels, grid_h, grid_w)``; a label beyond ``num_parts`` is background."""
+    labels, cells = refine_labels(item.pixels, energy, refine), energy.argmin(axis=0)
+    for found in (labels, cells):
+        found[found == num_parts] = BACKGROUND
+    return PartMap(labels.astype(np.int16), cells, refine, item.geometry, item.name)
 
 
 def _common_parts(refined: Sequence[PartMap], count: int) -> Labels:

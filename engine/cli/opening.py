@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from facetrt.engine.backends import BackendName, DeviceName, Hint, Precision
+from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision
 from facetrt.engine.engine import Engine
 
 PANEL = "Running the encoder"
@@ -33,6 +33,10 @@ class Opening:
     hint: Annotated[Hint, _option("--hint", "One batch at a time, or several side by side.")] = Hint.LATENCY
     threads: Annotated[int | None, _option("--threads", "Of the processor; all cores by default.", min=1)] = None
     cache: Annotated[Path | None, _option("--cache", "Folder for compiled encoders (openvino).")] = None
+    streams: Annotated[int, _option("--streams", "Of a GPU: batches that overlap.", min=1)] = 1
+    kernels: Annotated[
+        Kernels, _option("--kernels", "Where match and cosegment do the rest; auto is beside the encoder.")
+    ] = Kernels.AUTO
 
     def engine(self, bundle: str | Path) -> Engine:
         """Open a bundle."""

@@ -1,0 +1,127 @@
+"""Co-segmentation on the device: the steps of :mod:`facetrt.engine.cosegmentation`, with one download at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+
+import numpy as np
+
+from facetrt.engine.cosegmentation import (
+    MAX_CLUSTERS,
+    Clustering,
+    CosegmentOptions,
+    Mask,
+    Masks,
+    find_inliers,
+    make_mask,
+    similarity_to_mean,
+    too_few_descriptors,
+)
+from facetrt.engine.device.encoding import DeviceFeatures
+from facetrt.engine.refinement import Progress
+from facetrt.kernels.device import kmeans, select, vote
+from facetrt.kernels.device.base import Device, DeviceArray
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.parallel import map_threads
+from facetrt.kernels.vote import Votes
+
+RESTARTS = 10
+ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Unit descriptors of all images that take part, one after the other; image i has rows ``bounds[i:i + 2]``."""
+
+    rows: DeviceArray = field(repr=False)  # (n, C) float32
+    saliency: DeviceArray = field(repr=False)  # (n,) float32
+    bounds: list[int]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What came down: the sweep, each cell's cluster ``(n,)``, and the votes."""
+
+    clustering: Clustering
+    votes: Votes
+
+
+def cosegment_on_device(
+    device: Device, features: Sequence[DeviceFeatures], options: CosegmentOptions, progress: Progress | None = None
+) -> Masks:
+    """Masks of the objects that the images share; see ``Engine.cosegment``.
+
+    Outlier removal decides on the host which images take part, and waits once for that. GrabCut and the CRFs are the
+    host's as well: they get the loaded pixels after everything else has come down.
+
+    Raises:
+        InputError: fewer than two images, or too few descriptors for the clusters.
+    """
+    if len(features) < 2:
+        raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
+    similarity = None
+    if options.remove_outliers:
+        similarity = similarity_to_mean(np.concatenate([device.download(item.cls) for item in features]))
+    inliers = find_inliers(similarity, len(features), options.outlier_threshold)
+    chosen = np.flatnonzero(inliers).tolist()
+    found = _cluster(device, _gather(device, [features[i] for i in chosen]), options)
+    labels = dict(zip(chosen, found.clustering.labels, strict=True))
+
+    one_at_a_time = Lock()
+
+    def mask(number: int) -> Mask:
+        with one_at_a_time:
+            item = features[number].to_host(device, options.facet, options.refine)
+        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options)
+
+    masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
+    return Masks(masks, found.clustering, found.votes, similarity)
+
+
+def _gather(device: Device, features: Sequence[DeviceFeatures]) -> _Rows:
+    bounds = np.cumsum([0] + [len(item.rows) for item in features]).tolist()
+    channels = features[0].rows.shape[1]
+    rows = device.empty((bounds[-1], channels), np.float32)
+    saliency = device.empty((bounds[-1],), np.float32)
+    for low, high, item in zip(bounds, bounds[1:], features, strict=False):
+        device.copy(item.rows, rows.rows(low, high))
+        device.copy(item.saliency, saliency.rows(low, high))
+    return _Rows(select.normalise_rows(device, rows), saliency, bounds)
+
+
+def _cluster(device: Device, rows: _Rows, options: CosegmentOptions) -> _Found:
+    """The elbow sweep and the vote. Every k is tried, and the device chooses: waiting to stop early costs more."""
+    steps = options.sample_interval
+    sampled = np.concatenate(
+        [np.arange(low, high, steps, dtype=np.int32) for low, high in zip(rows.bounds, rows.bounds[1:], strict=False)]
+    )
+    samples = select.gather_rows(device, rows.rows, device.upload(sampled))
+    counts = range(1, min(MAX_CLUSTERS, len(sampled)) + 1)
+    fits = kmeans.kmeans_each(device, samples, counts, iterations=ITERATIONS, restarts=RESTARTS)
+    assigned = kmeans.assign_each(device, rows.rows, [fit.centroids for fit in fits])
+    chosen = kmeans.elbow(device, assigned.objectives, rows.bounds[-1], options.elbow)
+    winning = kmeans.select_labels(device, assigned.labels, chosen)
+    votes = vote.vote(
+        device,
+        winning,
+        rows.saliency,
+        rows.bounds,
+        len(counts),
+        threshold=options.saliency_threshold,
+        percentage=options.votes_percentage,
+    )
+    number = int(device.download(chosen)[0])  # the wait; the rest has been computed by now
+    objectives = (device.download(assigned.objectives)[: number + 1] / rows.bounds[-1]).tolist()
+    if len(counts) < MAX_CLUSTERS and not (number and objectives[-1] > options.elbow * objectives[-2]):
+        raise InputError(too_few_descriptors(len(sampled), steps))
+    cells = device.download(winning).astype(np.int64)
+    clustering = Clustering(
+        list(counts[: number + 1]),
+        objectives,
+        device.download(fits[number].centroids),
+        np.split(cells, rows.bounds[1:-1]),
+    )
+    mean = device.download(votes.mean_saliency)[:, : number + 1]
+    return _Found(clustering, Votes(mean, device.download(votes.counts)[: number + 1].astype(np.int64), votes.needed))

@@ -1,0 +1,290 @@
+"""Images in, descriptors out, all of it on the device: upload, resize, encode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from facetrt.engine.bundle import CLS_ATTENTION
+from facetrt.engine.encoding import GPU_BATCH_CELLS, LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
+from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.geometry import Geometry, grid_size
+from facetrt.engine.images import load_image, loaded_size
+from facetrt.engine.refinement import Refinement
+from facetrt.engine.resampling import pillow_nearest
+from facetrt.kernels.device import convert, preprocess, select
+from facetrt.kernels.device.base import Device, DeviceArray
+from facetrt.kernels.device.exchange import CUDA, from_external
+from facetrt.kernels.device.program import ALIGNMENT
+from facetrt.kernels.errors import InputError
+
+GRIDS = 8  # whose tables and index maps stay on the device
+
+
+class Lane(Protocol):
+    """One stream of a GPU backend."""
+
+    @property
+    def device(self) -> Device: ...
+    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]: ...
+
+
+@dataclass(frozen=True)
+class DeviceFeatures:
+    """One image's descriptors in device memory, for tasks that stay there.
+
+    Attributes:
+        rows: ``(cells, C)`` float32 of one facet.
+        cls: ``(1, C)`` float32, its [CLS] row.
+        saliency: ``(cells,)`` float32 in [0, 1].
+        pixels: ``(height, width, 3)`` uint8 at the loaded size, or None for features that came from the host.
+        host: what is known on the host: all of the features if they came from there, else only geometry and name.
+    """
+
+    rows: DeviceArray = field(repr=False)
+    cls: DeviceArray = field(repr=False)
+    saliency: DeviceArray = field(repr=False)
+    pixels: DeviceArray | None = field(repr=False)
+    host: Features = field(repr=False)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the cells lie on the image."""
+        return self.host.geometry
+
+    @property
+    def map(self) -> DeviceArray:
+        """``(grid_h, grid_w, C)``."""
+        return self.rows.reshape(*self.geometry.grid, -1)
+
+    def adopt(self, device: Device) -> DeviceFeatures:
+        """For use on another stream, ordered after everything so far on its own."""
+        pixels = None if self.pixels is None else device.adopt(self.pixels)
+        return replace(
+            self,
+            rows=device.adopt(self.rows),
+            cls=device.adopt(self.cls),
+            saliency=device.adopt(self.saliency),
+            pixels=pixels,
+        )
+
+    def to_host(self, device: Device, facet: str, refinement: Refinement) -> Features:
+        """As much as refining a mask takes: nothing more for ``none``, pixels, or for a CRF descriptors as well."""
+        if self.pixels is None or refinement is Refinement.NONE:
+            return self.host
+        tokens = {}
+        if refinement is not Refinement.GRABCUT:
+            tokens[facet] = np.concatenate([device.download(self.cls), device.download(self.rows)])
+        return replace(self.host, tokens=tokens, pixels=device.download(self.pixels))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded image and the sizes that it is resized to.
+
+    ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, or another library's array on the GPU.
+    """
+
+    pixels: Any = field(repr=False)
+    name: str
+    original_size: tuple[int, int]
+    size: tuple[int, int]
+    half: tuple[int, int] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of host memory held."""
+        return self.pixels.nbytes if isinstance(self.pixels, np.ndarray) else 0
+
+
+def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) -> Frame:
+    """Decode an image and check that it can be encoded; resizing is left to the device.
+
+    Raises:
+        MissingFileError, InputError: as for ``Engine.encode``.
+    """
+    name, pixels = f"image {number}", image
+    if is_on_device(image):
+        original = _device_image_size(image, name)
+    else:
+        loaded = load_image(image, None, name=name)
+        name, pixels, original = loaded.name, loaded.pixels, loaded.original_size
+    size = loaded_size(original, options.load_size, name)
+    halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
+    half = (max(size[0] // 2, 1), max(size[1] // 2, 1)) if halve else None
+    encoder.check_size(name, size, half, options.stride or encoder.manifest.stride)
+    return Frame(pixels, name, original, size, half)
+
+
+def is_on_device(image: object) -> bool:
+    """Whether another library's array lies in a GPU's memory."""
+    if isinstance(image, np.ndarray):
+        return False
+    located = getattr(image, "__dlpack_device__", None)
+    return bool(located and int(located()[0]) == CUDA) or hasattr(image, "__cuda_array_interface__")
+
+
+def _device_image_size(image: Any, name: str) -> tuple[int, int]:
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or not str(image.dtype).endswith("uint8"):
+        raise InputError(
+            f"{name} is an array on the GPU of shape {shape} and type {image.dtype}: expected (height, width, 3) uint8 "
+            "RGB"
+        )
+    return shape[0], shape[1]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A frame on the device, resized: ``loaded (1, h, w, 3)`` and, where saliency wants it, ``half`` its size."""
+
+    frame: Frame
+    loaded: DeviceArray
+    half: DeviceArray | None
+
+
+class DeviceEncoder:
+    """Encodes on one lane. What depends on the grid alone stays on the device; one thread uses it at a time."""
+
+    def __init__(self, encoder: Encoder, lane: Lane, max_batch: int | None = None) -> None:
+        self._encoder, self._lane, self._device, self._max_batch = encoder, lane, lane.device, max_batch
+        self._kept: OrderedDict[object, dict[str, DeviceArray]] = OrderedDict()
+
+    def encode(self, frames: Iterable[Frame], facet: str, options: EncodeOptions) -> Iterator[DeviceFeatures]:
+        """Features of each frame, in order; neighbours of one loaded size are run together.
+
+        A frame is uploaded before the next one is asked for: its memory may be used again.
+        """
+        batch: list[_Ready] = []
+        for frame in frames:
+            if batch and (batch[0].frame.size != frame.size or len(batch) == self.batch_size(frame, options)):
+                yield from self._encode_batch(batch, facet, options)
+                batch = []
+            batch.append(self._prepare(frame, options))
+        if batch:
+            yield from self._encode_batch(batch, facet, options)
+
+    def _prepare(self, frame: Frame, options: EncodeOptions) -> _Ready:
+        pixels = self._on_device(frame)
+        loaded = preprocess.resize(self._device, pixels, frame.size)
+        low = options.saliency is SaliencyMode.LOW_RESOLUTION
+        return _Ready(frame, loaded, preprocess.resize(self._device, pixels, frame.half or frame.size) if low else None)
+
+    def _on_device(self, frame: Frame) -> DeviceArray:
+        """``(1, H, W, 3)``; what lies on the device already is used where it is, if kernels can take it there."""
+        if isinstance(frame.pixels, np.ndarray):
+            return self._device.upload(frame.pixels[None])
+        given = from_external(self._device, frame.pixels)
+        if given.pointer % ALIGNMENT:
+            aligned = self._device.empty(given.shape, given.dtype)
+            self._device.copy(given, aligned)
+            given = aligned
+        return given.reshape(1, *given.shape)
+
+    def batch_size(self, frame: Frame, options: EncodeOptions) -> int:
+        """How many frames of this one's size are encoded at once."""
+        grid_h, grid_w = self._grid(frame.size, options)
+        count = max(1, GPU_BATCH_CELLS // (grid_h * grid_w))
+        return count if self._max_batch is None else min(count, self._max_batch)
+
+    def upload(self, features: Features, facet: str) -> DeviceFeatures:
+        """Features that were encoded before, onto the device."""
+        device = self._device
+        tokens = device.upload(features.tokens[facet])
+        return DeviceFeatures(
+            rows=tokens.rows(1, len(tokens)),
+            cls=tokens.rows(0, 1),
+            saliency=device.upload(features.saliency.ravel()),
+            pixels=None,
+            host=features,
+        )
+
+    def _grid(self, size: tuple[int, int], options: EncodeOptions) -> tuple[int, int]:
+        manifest = self._encoder.manifest
+        return grid_size(size, manifest.architecture.patch, options.stride or manifest.stride)
+
+    def _encode_batch(self, batch: Sequence[_Ready], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
+        manifest, size = self._encoder.manifest, batch[0].frame.size
+        stride = options.stride or manifest.stride
+        outputs = self._run([item.loaded for item in batch], size, step=stride // manifest.stride)
+        attention = outputs[CLS_ATTENTION]
+        halves = [item.half for item in batch if item.half is not None]
+        if halves:
+            attention = self._low_resolution_attention(halves, batch[0].frame.half or size, self._grid(size, options))
+        saliency = select.normalise_saliency(self._device, attention)
+        tokens = outputs[facet]  # (B, 1 + cells, C)
+        found = []
+        for i, item in enumerate(batch):
+            rows = tokens.rows(i, i + 1).reshape(*tokens.shape[1:])
+            found.append(
+                DeviceFeatures(
+                    rows=rows.rows(1, len(rows)),
+                    cls=rows.rows(0, 1),
+                    saliency=self._own(saliency, i),
+                    pixels=item.loaded.reshape(*size, 3),
+                    host=self._host_part(item.frame, stride, options),
+                )
+            )
+        return found
+
+    def _host_part(self, frame: Frame, stride: int, options: EncodeOptions) -> Features:
+        return Features(
+            tokens={},
+            attention=None,
+            saliency_mode=options.saliency,
+            geometry=Geometry(frame.original_size, frame.size, self._encoder.manifest.architecture.patch, stride),
+            pixels=np.empty((0, 0, 3), np.uint8),
+            name=frame.name,
+            provenance=self._encoder.provenance,
+            load_size=options.load_size,
+        )
+
+    def _own(self, values: DeviceArray, row: int) -> DeviceArray:
+        """One row as an array of its own: inside ``values`` it need not begin where kernels can take it."""
+        out = self._device.empty(values.shape[1:], values.dtype)
+        self._device.copy(values.rows(row, row + 1), out)
+        return out
+
+    def _low_resolution_attention(
+        self, halves: Sequence[DeviceArray], size: tuple[int, int], grid: tuple[int, int]
+    ) -> DeviceArray:
+        """[CLS] attention of images of ``size`` at stride 8, enlarged to ``grid``, ``(B, cells)``; see Encoder."""
+        manifest, count = self._encoder.manifest, len(halves)
+        small = self._run(halves, size, step=LOW_RESOLUTION_STRIDE // manifest.stride)[CLS_ATTENTION]
+        small_grid = grid_size(size, manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
+        indices = self._keep((small_grid, grid, count), lambda: _enlarging(small_grid, grid, count))
+        return convert.take(self._device, small.reshape(-1), indices["indices"]).reshape(count, -1)
+
+    def _run(self, images: Sequence[DeviceArray], size: tuple[int, int], *, step: int) -> dict[str, DeviceArray]:
+        """One pass over loaded images ``(1, h, w, 3)`` of one size."""
+        used_h, used_w = self._encoder.used_size(size)
+        batch = self._device.empty((len(images), used_h, used_w, 3), np.uint8)
+        for number, image in enumerate(images):
+            convert.place(self._device, image.reshape(*size, 3), batch, number)
+        grid = self._keep((size, step), lambda: self._encoder.grid_inputs(size, step=step))
+        return self._lane.run({"images": batch, **grid})
+
+    def _keep(self, key: object, make: _Make) -> dict[str, DeviceArray]:
+        if key not in self._kept:
+            self._kept[key] = {name: self._device.upload(values) for name, values in make().items()}
+            if len(self._kept) > GRIDS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+class _Make(Protocol):
+    def __call__(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]: ...
+
+
+def _enlarging(
+    small: tuple[int, int], large: tuple[int, int], batch: int
+) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    """Which entry of a batch of ``small`` grids each cell of the ``large`` ones takes: Pillow's nearest neighbour."""
+    own = pillow_nearest(np.arange(small[0] * small[1], dtype=np.float32).reshape(small), large).astype(np.int32)
+    first = np.arange(batch, dtype=np.int32) * (small[0] * small[1])
+    return {"indices": (first[:, None] + own.ravel()).ravel()}

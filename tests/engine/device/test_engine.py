@@ -1,0 +1,93 @@
+"""The engine on a GPU from end to end, on a fake one: real launches and copies, kernels in the interpreter."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import photo
+from helpers_gpu import FakeGpu, add_kernels
+
+from facetrt.engine import Engine, cosegmentation
+from facetrt.engine.device import cosegmentation as on_device
+from facetrt.kernels import InputError
+from facetrt.kernels.errors import BackendError
+from facetrt.kernels.kmeans import kmeans_each
+
+MATCH = {"facet": "key@1", "load_size": 24, "num_pairs": 2, "hierarchy": 1}
+
+
+@pytest.fixture
+def bundle(planned_bundle: Path, tmp_path: Path, fake_gpu: FakeGpu) -> Path:
+    """With a plan and kernels for the fake GPU."""
+    return add_kernels(Path(shutil.copytree(planned_bundle, tmp_path / "bundle")), fake_gpu)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_match_gives_the_cpus_pairs(tiny_engine: Engine, bundle: Path, fake_gpu: FakeGpu, backend: str) -> None:
+    a, b = photo(40, 40), photo(44, 40, seed=1)
+    expected = tiny_engine.match(a, b, **MATCH)
+    with Engine.open(bundle, device="cuda", backend=backend) as engine:
+        found = engine.match(a, b, **MATCH)
+        mixed = engine.match(engine.encode([a], load_size=24)[0], b, **MATCH)
+        assert (engine.backend, engine.precision) == (backend, "fp32")
+    for result in (found, mixed):
+        np.testing.assert_array_equal(result.cells_a, expected.cells_a)
+        np.testing.assert_array_equal(result.cells_b, expected.cells_b)
+        np.testing.assert_allclose(result.points_b_xy, expected.points_b_xy)
+    launched = {name for name, _, _ in fake_gpu.gpu.launches}
+    assert any(name.startswith("best_buddies") for name in launched) and "kmeans_lloyd" in launched
+
+
+def test_cosegment_on_two_streams_gives_the_cpus_masks(
+    tiny_engine: Engine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cosegmentation, "cluster_elbow", partial(cosegmentation.cluster_elbow, max_clusters=2))
+    monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=1, iterations=3))
+    for name, value in (("MAX_CLUSTERS", 2), ("RESTARTS", 1), ("ITERATIONS", 3)):
+        monkeypatch.setattr(on_device, name, value)
+    images = [photo(24, 28, seed=i) for i in range(3)] + [photo(26, 24, seed=5)]
+    options = {"facet": "key@1", "load_size": 24, "sample_interval": 5, "refine": "none"}
+    options |= {"low_resolution_saliency": False}
+    expected = tiny_engine.cosegment(images, **options)
+    with Engine.open(bundle, device="cuda", backend="tensorrt", streams=2) as engine:
+        masks = engine.cosegment(images, **options)
+        again = engine.cosegment(iter(images), **options)
+    for mine, repeated, theirs in zip(masks, again, expected, strict=True):
+        np.testing.assert_array_equal(mine.labels, theirs.labels)
+        np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
+        np.testing.assert_array_equal(mine.labels, repeated.labels)
+
+
+def test_descriptors_stay_on_the_device(tiny_engine: Engine, bundle: Path) -> None:
+    image = photo(40, 52)
+    with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
+        features = engine.encode_on_device([image], facet="key@1", load_size=24)[0]
+        assert features.rows.__dlpack_device__() == (2, 0)
+        assert features.rows.__cuda_array_interface__["shape"] == features.rows.shape
+        rows = features.rows.device.download(features.rows)
+    np.testing.assert_allclose(rows, tiny_engine.encode([image], load_size=24)[0]["key@1"], atol=1e-5)
+
+
+def test_kernels_on_the_host_beside_an_encoder_on_the_gpu(
+    tiny_engine: Engine, planned_bundle: Path, fake_gpu: FakeGpu
+) -> None:
+    a, b = photo(40, 40), photo(44, 40, seed=1)
+    with Engine.open(planned_bundle, device="cuda", backend="tensorrt", kernels="host") as engine:
+        np.testing.assert_array_equal(engine.match(a, b, **MATCH).cells_a, tiny_engine.match(a, b, **MATCH).cells_a)
+        with pytest.raises(InputError, match="kernels on the host"):
+            engine.encode_on_device([a])
+    assert not fake_gpu.gpu.launches
+
+
+def test_a_bundle_without_kernels_says_both_remedies(planned_bundle: Path, fake_gpu: FakeGpu) -> None:
+    with pytest.raises(BackendError, match=r"--kernels sm_90.*kernels host"):
+        Engine.open(planned_bundle, device="cuda", backend="tensorrt")
+
+
+def test_kernels_need_a_gpu(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="needs a GPU"):
+        Engine.open(tiny_bundle, kernels="device")

@@ -1,0 +1,209 @@
+"""The tasks on a device against those on the host: kernels in the interpreter, the encoder on ONNX Runtime's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import photo
+
+from facetrt.engine import Engine, cosegmentation
+from facetrt.engine.backends import Precision
+from facetrt.engine.cosegmentation import CosegmentOptions
+from facetrt.engine.device import cosegmentation as on_device
+from facetrt.engine.device.tasks import DeviceTasks
+from facetrt.engine.encoding import EncodeOptions
+from facetrt.engine.features import SaliencyMode
+from facetrt.engine.matching import MatchOptions
+from facetrt.engine.refinement import Refinement
+from facetrt.kernels import InputError
+from facetrt.kernels.device import Device, DeviceArray
+from facetrt.kernels.kmeans import kmeans_each
+
+MATCH = "key@1"
+OPTIONS = CosegmentOptions("key@1", sample_interval=5, refine=Refinement.NONE)
+
+
+class HostLane:
+    """Runs the encoder on the host, behind the interface of a lane."""
+
+    def __init__(self, engine: Engine, device: Device) -> None:
+        self.device, self._backend = device, engine._encoder.backend
+        self.batches: list[int] = []
+
+    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        self.batches.append(inputs["images"].shape[0])
+        outputs = self._backend.run({name: self.device.download(array) for name, array in inputs.items()})
+        return {name: self.device.upload(array) for name, array in outputs.items()}
+
+
+class HostBackend:
+    """Hands out lanes, as many as ``streams``."""
+
+    def __init__(self, engine: Engine, device: Device, streams: int = 1) -> None:
+        self.lanes = [HostLane(engine, device) for _ in range(streams)]
+        self._free = list(self.lanes)
+        self.options = SimpleNamespace(streams=streams, precision=Precision.FP32)
+        self.max_batch: int | None = None
+
+    @contextmanager
+    def lane(self) -> Iterator[HostLane]:
+        lane = self._free.pop()
+        try:
+            yield lane
+        finally:
+            self._free.append(lane)
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusterings small enough for an interpreter, on both sides alike."""
+    monkeypatch.setattr(cosegmentation, "cluster_elbow", partial(cosegmentation.cluster_elbow, max_clusters=3))
+    monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=2, iterations=6))
+    monkeypatch.setattr(on_device, "MAX_CLUSTERS", 3)
+    monkeypatch.setattr(on_device, "RESTARTS", 2)
+    monkeypatch.setattr(on_device, "ITERATIONS", 6)
+
+
+@pytest.fixture
+def tasks(tiny_engine: Engine, device: Device) -> DeviceTasks:
+    return DeviceTasks(tiny_engine._encoder, HostBackend(tiny_engine, device))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hierarchy", [0, 2])
+@pytest.mark.parametrize("sizes", [((90, 120), (90, 120)), ((70, 64), (64, 101))])
+def test_match_gives_the_hosts_pairs(
+    tiny_engine: Engine, tasks: DeviceTasks, sizes: tuple[tuple[int, int], ...], hierarchy: int
+) -> None:
+    a, b = (photo(*size, seed=i) for i, size in enumerate(sizes))
+    expected = tiny_engine.match(a, b, facet=MATCH, load_size=24, hierarchy=hierarchy, num_pairs=3)
+    found = tasks.match(a, b, EncodeOptions(24), MatchOptions(MATCH, 3, hierarchy))
+    np.testing.assert_array_equal(found.cells_a, expected.cells_a)
+    np.testing.assert_array_equal(found.cells_b, expected.cells_b)
+    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
+    np.testing.assert_array_equal(found.clusters, expected.clusters)
+    np.testing.assert_allclose(found.points_b_xy, expected.points_b_xy)
+
+
+def test_match_takes_features_and_images_alike(tiny_engine: Engine, tasks: DeviceTasks) -> None:
+    a, b = photo(60, 60), photo(60, 64, seed=1)
+    features = tiny_engine.encode([a], load_size=24)[0]
+    mixed = tasks.match(features, b, EncodeOptions(24), MatchOptions(MATCH, 2))
+    plain = tasks.match(a, b, EncodeOptions(24), MatchOptions(MATCH, 2))
+    np.testing.assert_array_equal(mixed.cells_a, plain.cells_a)
+    np.testing.assert_array_equal(mixed.points_b_xy, plain.points_b_xy)
+
+
+def test_nothing_salient_gives_no_pairs(tasks: DeviceTasks) -> None:
+    found = tasks.match(photo(60, 60), photo(60, 64), EncodeOptions(24), MatchOptions(MATCH, 3, saliency_threshold=1.5))
+    assert len(found) == 0 and found.cells_a.size == 0 and found.points_a_xy.shape == (0, 2)
+
+
+@pytest.mark.parametrize("mode", list(SaliencyMode))
+def test_cosegment_gives_the_hosts_masks(tiny_engine: Engine, tasks: DeviceTasks, mode: SaliencyMode) -> None:
+    images = [photo(64, 80, seed=i) for i in range(3)] + [photo(70, 64, seed=9)]
+    expected = tiny_engine.cosegment(
+        images,
+        load_size=32,
+        facet="key@1",
+        sample_interval=5,
+        refine="none",
+        low_resolution_saliency=mode is SaliencyMode.LOW_RESOLUTION,
+    )
+    found = tasks.cosegment_images(images, EncodeOptions(32, mode), OPTIONS, None, None)
+    assert found.clustering.tried_k == expected.clustering.tried_k
+    np.testing.assert_allclose(found.clustering.objectives, expected.clustering.objectives, rtol=1e-5)
+    np.testing.assert_allclose(found.clustering.centroids, expected.clustering.centroids, atol=1e-5)
+    np.testing.assert_array_equal(found.votes.salient_labels, expected.votes.salient_labels)
+    np.testing.assert_allclose(found.votes.mean_saliency, expected.votes.mean_saliency, atol=1e-6)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.labels == theirs.labels).mean() > 0.999
+        np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
+
+
+def test_cosegment_on_two_streams_equals_one(tiny_engine: Engine, device: Device) -> None:
+    images = [photo(24, 28, seed=i) for i in range(4)]
+    encoding = EncodeOptions(24)
+    one, two = (
+        DeviceTasks(tiny_engine._encoder, HostBackend(tiny_engine, device, streams)).cosegment_images(  # type: ignore[arg-type]
+            images, encoding, OPTIONS, None, None
+        )
+        for streams in (1, 2)
+    )
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_array_equal(first.labels, second.labels)
+
+
+@pytest.mark.parametrize(("most", "batches"), [(None, [3]), (2, [2, 1])])
+def test_images_of_one_size_share_a_batch(
+    tiny_engine: Engine, device: Device, most: int | None, batches: list[int]
+) -> None:
+    backend = HostBackend(tiny_engine, device)
+    backend.max_batch = most
+    tasks = DeviceTasks(tiny_engine._encoder, backend)  # type: ignore[arg-type]
+    tasks.encode([photo(24, 28, seed=i) for i in range(3)], MATCH, EncodeOptions(24), None)
+    assert backend.lanes[0].batches == batches
+
+
+def test_too_few_descriptors_is_the_hosts_message(tasks: DeviceTasks) -> None:
+    options = CosegmentOptions("key@1", elbow=5, sample_interval=1000, refine=Refinement.NONE)
+    with pytest.raises(InputError, match="too few"):
+        tasks.cosegment_images([photo(48, 48), photo(48, 48)], EncodeOptions(24), options, None, None)
+
+
+def test_broken_images_are_left_out_or_raise(tasks: DeviceTasks, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    images = [photo(48, 48), str(broken), photo(48, 48, seed=1)]
+    seen: list[object] = []
+    masks = tasks.cosegment_images(images, EncodeOptions(24), OPTIONS, None, lambda image, error: seen.append(image))
+    assert len(masks) == 2 and seen == [str(broken)]
+    with pytest.raises(InputError, match="broken"):
+        tasks.cosegment_images(images, EncodeOptions(24), OPTIONS, None, None)
+
+
+def test_grabcut_gets_the_loaded_pixels(tiny_engine: Engine, tasks: DeviceTasks) -> None:
+    images = [photo(64, 80, seed=i) for i in range(2)]
+    options = CosegmentOptions("key@1", sample_interval=5, refine=Refinement.GRABCUT)
+    expected = tiny_engine.cosegment(
+        images, load_size=32, facet="key@1", sample_interval=5, low_resolution_saliency=False
+    )
+    found = tasks.cosegment_images(images, EncodeOptions(32), options, None, None)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.refinement == theirs.refinement
+        np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
+
+
+class OnDevice:
+    """An array as another library would give it: DLPack for sharing, the CUDA array interface to say where it lies."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.__cuda_array_interface__ = {"shape": array.shape, "version": 3}
+
+    def __dlpack__(self, **options: object) -> object:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def test_frames_that_lie_on_the_device_are_encoded_as_they_lie(device: Device, tasks: DeviceTasks) -> None:
+    if device.exchange_device[0] != 1:
+        pytest.skip("the stand-in lies in host memory; tests/gpu passes torch tensors")
+    image = photo(40, 52)
+    there, here = tasks.encode([OnDevice(image), image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+    np.testing.assert_array_equal(device.download(there.rows), device.download(here.rows))
+    shared = np.from_dlpack(there.rows)  # and out again
+    np.testing.assert_array_equal(shared, device.download(here.rows))
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)])
+def test_frames_on_the_device_that_are_no_images(tasks: DeviceTasks, array: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
+        tasks.encode([OnDevice(array)], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
