@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors
 from facetrt.engine.files import atomic_folder, check_replaceable
 from facetrt.export.models import import_export_libraries
+from facetrt.kernels.errors import InputError
+
+if TYPE_CHECKING:
+    from facetrt.benchmarks.suite import Report
 
 LIBRARIES = ("matplotlib", "jsonschema", "sklearn", "faiss")
 
@@ -21,6 +26,7 @@ class Suite(StrEnum):
     """Which suite to run."""
 
     CPU = "cpu"
+    GPU = "gpu"
 
 
 @app.command()
@@ -44,41 +50,91 @@ def bench(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes."""
+    """Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes.
+
+    The GPU suite needs an NVIDIA GPU and takes longer: torch compiles its baseline first.
+    """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     check_replaceable(out, force=force)
-    with errors.status("importing libraries") as status:
-        _import_all()
-        from facetrt.benchmarks.against import check_checkout
+    run = _run_cpu if suite is Suite.CPU else _run_gpu
+    report = run(_Request(bundle, weights, rounds, quick, against))
+    with atomic_folder(out, force=force) as target:
         from facetrt.benchmarks.plots import draw
         from facetrt.benchmarks.report import bar_table, write_report
-        from facetrt.benchmarks.suite import run_cpu
-        from facetrt.benchmarks.workbench import QUICK, UNTRAINED, Sizes, Workbench, prepare
 
-        if against is not None:
-            check_checkout(against)
-        with tempfile.TemporaryDirectory(prefix="facetrt-bench-") as scratch:
-            folder = Path(scratch)
-            status.update("preparing the model")
-            opened, spec, state = prepare(bundle, weights, folder)
-            notes = [UNTRAINED] if bundle is None and weights is None else []
-            with Workbench(
-                opened,
-                spec,
-                state,
-                folder / "work",
-                sizes=QUICK if quick else Sizes(),
-                rounds=rounds,
-                report=status.update,
-            ) as workbench:
-                report = run_cpu(workbench, against=against, notes=notes)
-    with atomic_folder(out, force=force) as target:
         write_report(target, report)
         draw(target, report)
     console.print(bar_table(report))
     for note in report.notes:
         console.print(note)
     console.print(f"{len(report.rows)} rows in {report.facts['seconds']:.0f} s: {out}")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked, apart from where it goes."""
+
+    bundle: str | None
+    weights: Path | None
+    rounds: int
+    quick: bool
+    against: Path | None
+
+    @property
+    def untrained(self) -> bool:
+        return self.bundle is None and self.weights is None
+
+
+def _run_cpu(asked: _Request) -> Report:
+    with errors.status("importing libraries") as status:
+        _import_all()
+        from facetrt.benchmarks.against import check_checkout
+        from facetrt.benchmarks.suite import run_cpu
+        from facetrt.benchmarks.workbench import QUICK, UNTRAINED, Sizes, Workbench, prepare
+
+        if asked.against is not None:
+            check_checkout(asked.against)
+        with tempfile.TemporaryDirectory(prefix="facetrt-bench-") as scratch:
+            folder = Path(scratch)
+            status.update("preparing the model")
+            opened, spec, state = prepare(asked.bundle, asked.weights, folder)
+            with Workbench(
+                opened,
+                spec,
+                state,
+                folder / "work",
+                sizes=QUICK if asked.quick else Sizes(),
+                rounds=asked.rounds,
+                report=status.update,
+            ) as workbench:
+                return run_cpu(workbench, against=asked.against, notes=[UNTRAINED] if asked.untrained else [])
+
+
+def _run_gpu(asked: _Request) -> Report:
+    from facetrt.benchmarks.gpu_facts import find_gpu
+
+    if asked.against is not None:
+        raise InputError("--against is timed by the CPU suite: leave it out, or use --suite cpu")
+    gpu = find_gpu()
+    with errors.status("importing libraries") as status:
+        _import_all()
+        from facetrt.benchmarks.gpu import run_gpu
+        from facetrt.benchmarks.gpu_workbench import QUICK_GPU, GpuSizes, GpuWorkbench, prepare_gpu
+        from facetrt.benchmarks.workbench import UNTRAINED
+
+        with tempfile.TemporaryDirectory(prefix="facetrt-bench-") as scratch:
+            folder = Path(scratch)
+            opened, spec, state = prepare_gpu(asked.bundle, asked.weights, folder, gpu["arch"], status.update)
+            with GpuWorkbench(
+                opened,
+                spec,
+                state,
+                folder / "work",
+                sizes=QUICK_GPU if asked.quick else GpuSizes(),
+                rounds=asked.rounds,
+                report=status.update,
+            ) as workbench:
+                return run_gpu(workbench, gpu, notes=[UNTRAINED] if asked.untrained else [])
 
 
 def _import_all() -> None:

@@ -111,7 +111,7 @@ def _elbow(bench: Workbench, rows: Sequence[Float]) -> list[Row]:
 
 def _dense_crf(bench: Workbench) -> list[Row]:
     image = resize(next(iter(sample_images().values())), bench.size).copy()  # pydensecrf wants it writable
-    energy = _energy(image, LABELS)
+    energy = crf_energy(image, LABELS)
     contestants = [
         Contestant("dense_crf", lambda clock: dense_crf(image, energy)),
         Contestant("dense_crf, pydensecrf", lambda clock: _pydensecrf(image, energy)),
@@ -127,7 +127,7 @@ def _dense_crf(bench: Workbench) -> list[Row]:
     return rows_of(SECTION, timings, [contestants[1].name], quality=quality, details=lambda n, r: {"labels": LABELS})
 
 
-def _energy(image: NDArray[np.uint8], labels: int) -> Float:
+def crf_energy(image: NDArray[np.uint8], labels: int) -> Float:
     """``(labels, H, W)`` in [-1.5, 0]: colour distances to a few pixels at stride 4, enlarged."""
     height, width = image.shape[:2]
     grid = cv2.resize(image, (width // 4, height // 4), interpolation=cv2.INTER_AREA).astype(np.float32) / 255

@@ -14,8 +14,8 @@ from facetrt.kernels.parallel import processors
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")
 PACKAGES = (
-    "facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "faiss-cpu", "scikit-learn",
-    "torch", "timm", "pydensecrf2",
+    "facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "pycuda",
+    "openvino", "faiss-cpu", "scikit-learn", "torch", "triton", "timm", "pydensecrf2",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facetrt.benchmarks.missing import import_library
-from facetrt.benchmarks.report import title
+from facetrt.benchmarks.report import bar_cells, title
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.scaling import NUMBERS, SIZES, STRIDES
 from facetrt.benchmarks.suite import Report
@@ -17,10 +17,14 @@ CURVES = ((SIZES, "side", "side of the image, pixels"), (STRIDES, "cells", "cell
 
 
 def draw(folder: Path, report: Report) -> None:
-    """``bars.png`` and ``scaling.png``."""
+    """``bars.png``, and ``scaling.png`` where a suite measured how time grows."""
     import_library("matplotlib").use("Agg")
     plt = import_library("matplotlib.pyplot")
-    for name, figure in (("bars.png", _bars(plt, report)), ("scaling.png", _scaling(plt, report))):
+    drawings = {"bars.png": _bars}
+    if {SIZES, STRIDES, NUMBERS} & set(report.sections):
+        drawings["scaling.png"] = _scaling
+    for name, drawing in drawings.items():
+        figure = drawing(plt, report)
         figure.savefig(folder / name, dpi=120)
         plt.close(figure)
 
@@ -35,7 +39,8 @@ def _bars(plt: Any, report: Report) -> Any:
             share = 1 / share if verdict.bar.at_most else share
         colour = {True: MET, False: MISSED, None: UNKNOWN}[verdict.met]
         axes.barh(place, share - 1, left=1, color=colour)
-        text = "not run" if verdict.measured is None else f"{verdict.measured.median:.3g} × of {verdict.bar.wanted:g} ×"
+        _, _, wanted, found, _ = bar_cells(verdict)
+        text = found if verdict.measured is None else f"{found} ({wanted})"
         axes.annotate(f" {text} ", (share, place), va="center", ha="left" if share >= 1 else "right", fontsize=8)
     axes.set_yticks(range(len(report.verdicts)), [f"{v.bar.what} {v.mark}" for v in report.verdicts])
     axes.set(xscale="log", xlabel="measured / wanted (1 = met)", title=title(report))

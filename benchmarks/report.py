@@ -63,12 +63,12 @@ def validate(data: Mapping[str, Any]) -> None:
 def bar_cells(verdict: Verdict) -> list[str]:
     """One line of the table of bars, in the order of :data:`BAR_COLUMNS`."""
     bar, measured = verdict.bar, verdict.measured
-    wanted = f"{'≤' if bar.at_most else '≥'} {bar.wanted:g} ×"
+    wanted = f"{'≤' if bar.at_most else '≥'} {_figure(bar.wanted, bar.unit)}"
     if measured is None:
         return [verdict.mark, bar.what, wanted, "not run", verdict.reason or ""]
     note = " (extrapolated)" if verdict.extrapolated else ""
-    spread = _spread(measured, "×")
-    return [verdict.mark, bar.what, wanted, f"{measured.median:.3g} ×{note}", verdict.reason or spread]
+    spread = _spread(measured, bar.unit)
+    return [verdict.mark, bar.what, wanted, _figure(measured.median, bar.unit) + note, verdict.reason or spread]
 
 
 def bar_table(report: Report) -> Table:
@@ -85,10 +85,8 @@ def title(report: Report) -> str:
     """What was measured, on what and when."""
     facts = report.facts
     system = facts["machine"]
-    return (
-        f"{facts['model']}, stride {facts['stride']}, {facts['sizes']['side']} pixels; {system['cores']} cores of "
-        f"{system['cpu']}; {facts['date'][:10]}"
-    )
+    where = system["gpu"]["name"] if "gpu" in system else f"{system['cores']} cores of {system['cpu']}"
+    return f"{facts['model']}, stride {facts['stride']}, {facts['sizes']['side']} pixels; {where}; {facts['date'][:10]}"
 
 
 def markdown(report: Report) -> str:
@@ -97,7 +95,8 @@ def markdown(report: Report) -> str:
     system = facts["machine"]
     parts = [
         "# facetrt bench",
-        f"{title(report)}. {system['memory_gib']} GiB, {', '.join(system['flags'])}. Commit {facts['commit'] or '–'}; "
+        f"{title(report)}. {_gpu(system)}{system['memory_gib']} GiB, {', '.join(system['flags'])}. "
+        f"Commit {facts['commit'] or '–'}; "
         f"{', '.join(f'{name} {version}' for name, version in facts['versions'].items())}.",
         "Ratios are medians over rounds in which all contestants of a section ran in turn; the spread is the "
         "interquartile range.",
@@ -109,6 +108,17 @@ def markdown(report: Report) -> str:
         parts += [f"## {section[0].upper()}{section[1:]}", _table(ROW_COLUMNS, [row_cells(row) for row in rows])]
         parts += [f"\\* {row.name}: extrapolated ({row.extrapolated})." for row in rows if row.extrapolated]
     return "\n\n".join(parts) + "\n"
+
+
+def _gpu(system: Mapping[str, Any]) -> str:
+    """What the title leaves out about a machine with a GPU."""
+    if "gpu" not in system:
+        return ""
+    gpu = system["gpu"]
+    return (
+        f"{gpu['arch']}, {gpu['memory_gib']} GiB, driver {gpu['driver'] or 'unknown'}, CUDA up to {gpu['cuda']}; "
+        f"{system['cores']} cores of {system['cpu']}, "
+    )
 
 
 def row_cells(row: Row) -> list[str]:
@@ -125,6 +135,11 @@ def row_cells(row: Row) -> list[str]:
         _pairs(row.quality),
         _pairs(row.details),
     ]
+
+
+def _figure(value: float, unit: str) -> str:
+    """Of a bar: a ratio, or an amount."""
+    return f"{value:.3g} ×" if unit == "×" else _amount(value, unit)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -50,14 +50,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that is wanted of a row: its ratio to ``baseline``, at least (or at most) ``wanted``."""
+    """A figure that is wanted of a row, at least (or at most) ``wanted``.
+
+    It is the row's ratio to ``baseline``, in ``×``, or without a baseline its value, in the row's unit.
+    """
 
     what: str
     section: str
     row: str
-    baseline: str
+    baseline: str | None
     wanted: float
     at_most: bool = False
+    unit: str = "×"
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,15 @@ class Verdict:
 def judge(bar: Bar, rows: Sequence[Row], *, comparable: bool = True) -> Verdict:
     """Hold a bar against the rows. ``comparable`` is False for runs at other sizes than the bar's."""
     found = {row.name: row for row in rows if row.section == bar.section}
-    for name in (bar.row, bar.baseline):
+    for name in (bar.row, bar.baseline or bar.row):
         if name in found and found[name].reason is not None:
             return Verdict(bar, None, None, f"{name} was not run: {found[name].reason}")
     row = found.get(bar.row)
-    measured = None if row is None else row.ratios.get(bar.baseline)
-    if row is None or measured is None:
-        return Verdict(bar, None, None, f"{bar.row} was not compared with {bar.baseline}")
-    baseline = found.get(bar.baseline)
+    measured = None if row is None else row.value if bar.baseline is None else row.ratios.get(bar.baseline)
+    if measured is None:
+        missing = f"{bar.row} was not compared with {bar.baseline}" if bar.baseline else f"{bar.row} was not measured"
+        return Verdict(bar, None, None, missing)
+    baseline = found.get(bar.baseline or bar.row)
     extrapolated = None if baseline is None else baseline.extrapolated
     if not comparable:
         return Verdict(bar, measured, None, "other sizes than the bar's", extrapolated)

@@ -16,7 +16,7 @@ from facetrt.benchmarks.machine import commit, machine, versions
 from facetrt.benchmarks.results import Bar, Row, Verdict, judge
 from facetrt.benchmarks.workbench import Sizes, Workbench
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,38 @@ class Report:
         return {name: [row for row in self.rows if row.section == name] for name in names}
 
 
+class Opening:
+    """What is noted when a suite begins; :meth:`close` makes the report when it ends."""
+
+    def __init__(self, **more: Any) -> None:
+        """``more``: facts about the machine that only some suites know."""
+        self._started, self._start = datetime.now(UTC), time.perf_counter()
+        self._facts = {"machine": machine() | more, "versions": versions(), "commit": commit()}
+
+    def close(
+        self,
+        suite: str,
+        bench: Workbench,
+        rows: Sequence[Row],
+        bars: Sequence[Bar],
+        *,
+        comparable: bool,
+        notes: Sequence[str],
+    ) -> Report:
+        """The rows, held against the bars where the sizes are theirs."""
+        verdicts = [judge(bar, rows, comparable=comparable) for bar in bars]
+        facts = self._facts | {
+            "suite": suite,
+            "date": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._start, 1),
+            "model": bench.spec.name,
+            "stride": bench.stride,
+            "sizes": asdict(bench.sizes),
+            "rounds": bench.rounds,
+        }
+        return Report(rows, verdicts, facts, notes)
+
+
 def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[str] = ()) -> Report:
     """Measure all sections; a row that this machine cannot run says why.
 
@@ -42,8 +74,7 @@ def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[st
         against: a checkout of the original research code, to be timed as well.
         notes: what a reader must know about the model.
     """
-    started, start = datetime.now(UTC), time.perf_counter()
-    facts: dict[str, Any] = {"machine": machine(), "versions": versions(), "commit": commit()}
+    opening = Opening()
     rows = [*encoder.measure(bench), *tasks.measure_match(bench)]
     found, features = tasks.measure_cosegment(bench)
     facet = str(bench.cosegment_facet)
@@ -54,18 +85,7 @@ def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[st
         from facetrt.benchmarks.against import measure
 
         rows += measure(bench, against)
-    comparable = bench.sizes == Sizes()
-    verdicts = [judge(bar, rows, comparable=comparable) for bar in bars(bench.sizes)]
-    facts |= {
-        "suite": "cpu",
-        "date": started.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - start, 1),
-        "model": bench.spec.name,
-        "stride": bench.stride,
-        "sizes": asdict(bench.sizes),
-        "rounds": bench.rounds,
-    }
-    return Report(rows, verdicts, facts, notes)
+    return opening.close("cpu", bench, rows, bars(bench.sizes), comparable=bench.sizes == Sizes(), notes=notes)
 
 
 def bars(sizes: Sizes) -> list[Bar]:

@@ -61,7 +61,7 @@ def measure_match(bench: Workbench) -> list[Row]:
         "match",
         timings,
         [GLUE, RESEARCH],
-        quality=lambda name, result: {} if name == GLUE else _pair_agreement(result, expected),
+        quality=lambda name, result: {} if name == GLUE else pair_agreement(result, expected),
         details=lambda name, result: {"best buddies kept": len(result.cells_a)},
     )
 
@@ -72,7 +72,7 @@ def _write_pairs(folder: Path, pairs: Pairs) -> Pairs:
     return pairs
 
 
-def _pair_agreement(got: Pairs, expected: Pairs) -> dict[str, float]:
+def pair_agreement(got: Pairs, expected: Pairs) -> dict[str, float]:
     """Kept best buddies and selected points in common, as share of all that either has."""
     kept = [set(zip(p.cells_a.tolist(), p.cells_b.tolist(), strict=True)) for p in (got, expected)]
     points = [set(p.cells_a[p.selected].tolist()) for p in (got, expected)]
@@ -126,7 +126,7 @@ def measure_cosegment(bench: Workbench) -> tuple[list[Row], list[Features]]:
         "cosegment",
         timings,
         [GLUE, RESEARCH],
-        quality=lambda name, result: {} if name == GLUE else _mask_agreement(result, expected),
+        quality=lambda name, result: {} if name == GLUE else mask_agreement(result, expected),
         details=_describe_masks,
     )
     return rows, kept
@@ -157,7 +157,7 @@ def _write_masks(folder: Path, found: Cosegmented) -> Cosegmented:
     return found
 
 
-def _mask_agreement(got: Cosegmented, expected: Cosegmented) -> dict[str, float]:
+def mask_agreement(got: Cosegmented, expected: Cosegmented) -> dict[str, float]:
     shares = [float((a == b).mean()) for a, b in zip(got.labels, expected.labels, strict=True)]
     return {"mask IoU": mean_iou(got.masks, expected.masks), "equal clusters": float(np.mean(shares))}
 

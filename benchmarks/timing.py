@@ -15,6 +15,8 @@ from facetrt.kernels.errors import FacetrtError
 
 Item = TypeVar("Item")
 
+MAX_QUEUED = 2000  # calls
+WARM_UPS = 3
 PAUSE = 0.1  # seconds before each timed run, so that worker threads of the run before it have gone to sleep
 
 
@@ -147,6 +149,68 @@ def _run(contestant: Contestant, timing: Timing) -> None:
     timing.seconds.append(clock.seconds)
     timing.wall = time.perf_counter() - start
     timing.extrapolated = "; ".join(dict.fromkeys(clock.extrapolated)) or None
+
+
+def queued(clock: Clock, work: Callable[[], Any], synchronize: Callable[[], object], *, seconds: float) -> Any:
+    """Charge one call of ``work`` with the mean of as many as fill ``seconds``; the device is waited for at the end.
+
+    For work on a device whose call returns before it is done: what it costs where the device never runs dry. A call
+    that fills the time alone is timed alone.
+    """
+    synchronize()
+    start = time.perf_counter()
+    result = work()
+    synchronize()
+    once = time.perf_counter() - start
+    count = min(MAX_QUEUED, int(seconds / once))
+    if count < 2:
+        clock.charge(once)
+        return result
+    start = time.perf_counter()
+    for _ in range(count):
+        result = work()
+    synchronize()
+    clock.charge((time.perf_counter() - start) / count)
+    return result
+
+
+class Latencies:
+    """Calls of ``work``, each waited for: a round is charged their median, and its 99th percentile is kept.
+
+    Attributes:
+        p99: seconds, one for each round.
+    """
+
+    def __init__(self, work: Callable[[], Any], synchronize: Callable[[], object], count: int) -> None:
+        self.p99: list[float] = []
+        self._work, self._synchronize, self._count = work, synchronize, count
+
+    def prepare(self) -> None:
+        """Warm up, without a trace in the figures."""
+        for _ in range(min(WARM_UPS, self._count)):
+            self._work()
+        self._synchronize()
+
+    def run(self, clock: Clock) -> Any:
+        """One round."""
+        seconds = []
+        for _ in range(self._count):
+            start = time.perf_counter()
+            result = self._work()
+            self._synchronize()
+            seconds.append(time.perf_counter() - start)
+        median, p99 = np.percentile(seconds, (50, 99))
+        self.p99.append(float(p99))
+        clock.charge(float(median))
+        return result
+
+    def contestant(self, name: str, *, rounds: int | None = None) -> Contestant:
+        """To be timed beside others."""
+        return Contestant(name, self.run, rounds=rounds, prepare=self.prepare)
+
+    def row(self, section: str, name: str) -> list[Row]:
+        """The 99th percentiles as a row, if there are any."""
+        return [Row(section, f"{name}, p99", Spread.of(self.p99))] if self.p99 else []
 
 
 def ratio(timings: Timings, slow: str, fast: str) -> Spread | None:

@@ -19,7 +19,7 @@ from facetrt.engine.bundle import BUILTIN, Bundle
 from facetrt.engine.engine import Engine
 from facetrt.engine.samples import sample_images
 from facetrt.export.models import ModelSpec, find_model, import_export_libraries
-from facetrt.export.options import Facet, FacetKind
+from facetrt.export.options import ExportOptions, Facet, FacetKind
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import processors
 
@@ -137,22 +137,22 @@ class Workbench:
         def make() -> Engine:
             return self._stack.enter_context(Engine.open(self.bundle, backend=backend, precision=precision))
 
-        return self._once(("engine", precision, backend), make)
+        return self.once(("engine", precision, backend), make)
 
     def glue(self, *, bf16: bool = False) -> Model:
         """The strong glue's model."""
         from facetrt.benchmarks.baselines.strong_glue import Model
 
-        return self._once(("glue", bf16), lambda: Model(self.spec, self.state, self.stride, bf16=bf16))
+        return self.once(("glue", bf16), lambda: Model(self.spec, self.state, self.stride, bf16=bf16))
 
     def extractor(self, stride: int | None = None) -> Extractor:
         """The research style's model at the bundle's stride or another."""
         from facetrt.benchmarks.baselines.research_style import Extractor
 
         chosen = stride or self.stride
-        return self._once(("extractor", chosen), lambda: Extractor(self.spec, self.state, chosen))
+        return self.once(("extractor", chosen), lambda: Extractor(self.spec, self.state, chosen))
 
-    def _once(self, key: object, make: Callable[[], Opened]) -> Opened:
+    def once(self, key: object, make: Callable[[], Opened]) -> Opened:
         if key not in self._opened:
             self._opened[key] = make()
         opened: Opened = self._opened[key]
@@ -168,7 +168,9 @@ class Workbench:
         self._stack.close()
 
 
-def prepare(bundle: Path | str | None, weights: Path | None, folder: Path) -> tuple[Path | str, ModelSpec, Any]:
+def prepare(
+    bundle: Path | str | None, weights: Path | None, folder: Path, options: ExportOptions | None = None
+) -> tuple[Path | str, ModelSpec, Any]:
     """Bundle, model and weights: as given, or exported to ``folder``.
 
     Without weights they are deterministic and untrained: they do not matter for time.
@@ -194,7 +196,7 @@ def prepare(bundle: Path | str | None, weights: Path | None, folder: Path) -> tu
     if weights is None:
         weights = folder / "untrained.npz"
         np.savez(weights, **deterministic_weights(spec))  # type: ignore[arg-type]
-    export_bundle(MODEL, folder / "bundle", weights=weights)
+    export_bundle(MODEL, folder / "bundle", options or ExportOptions(), weights=weights)
     return folder / "bundle", spec, load_weights(spec, weights)[0]
 
 

@@ -18,6 +18,7 @@ from facetrt.export.options import FacetKind
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Source = Path | str | Pixels  # of an image: a file, or decoded
 
 THIRDS = {FacetKind.QUERY: 0, FacetKind.KEY: 1, FacetKind.VALUE: 2}  # of the fused projection
 
@@ -48,9 +49,9 @@ class Cosegmented:
     labels: list[NDArray[np.int64]]
 
 
-def load_pixels(path: Path | str, size: tuple[int, int]) -> Pixels:
-    """``(height, width, 3)`` uint8 RGB, resized by Lanczos."""
-    image = Image.open(path).convert("RGB")
+def load_pixels(source: Source, size: tuple[int, int]) -> Pixels:
+    """``(height, width, 3)`` uint8 RGB, resized by Lanczos, of a file or of a decoded image."""
+    image = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source).convert("RGB")
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
@@ -131,6 +132,11 @@ def salient_clusters(
             inside = values[labels == k]
             votes[k] += inside.size > 0 and inside.mean() > threshold
     return np.flatnonzero(votes >= np.ceil(len(saliency) * percentage / 100))
+
+
+def fill(pixels: Pixels, cells: Mask) -> Mask:
+    """A mask of cells enlarged to the image, without refinement."""
+    return enlarge(cells.astype(np.uint8), (pixels.shape[0], pixels.shape[1])) > 0
 
 
 def cut(pixels: Pixels, cells: Mask) -> Mask:

@@ -12,7 +12,6 @@ The slow loops take minutes, so that a :class:`Clock` may run them on a sample a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,10 @@ from facetrt.benchmarks.baselines.common import (
     THIRDS,
     Cosegmented,
     Float,
+    Mask,
     Pairs,
     Pixels,
+    Source,
     cut,
     elbow_sweep,
     enlarge,
@@ -47,11 +48,11 @@ Binned = Callable[[Float], Float]  # (grid_h, grid_w, C) → (cells, bins·C)
 
 
 class Extractor:
-    """One model at one stride."""
+    """One model at one stride, on ``device`` by torch's name."""
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Any], stride: int) -> None:
-        self.spec, self.stride = spec, stride
-        self.model = PlainViT(spec, stride).eval()
+    def __init__(self, spec: ModelSpec, state: Mapping[str, Any], stride: int, device: str = "cpu") -> None:
+        self.spec, self.stride, self.device = spec, stride, device
+        self.model = PlainViT(spec, stride).eval().to(device)
         self.model.load_state_dict(dict(state))
 
     def descriptors(self, pixels: Pixels, facet: Facet) -> Tensor:
@@ -73,7 +74,7 @@ class Extractor:
 
         self._forward(pixels, self._attention(-1).attn_drop, keep)
         heads = list(self.spec.saliency_heads or range(self.spec.heads))
-        return min_max(found[0][0, heads, 0, 1:].mean(dim=0).numpy()).reshape(self.grid(pixels))
+        return min_max(found[0][0, heads, 0, 1:].mean(dim=0).cpu().numpy()).reshape(self.grid(pixels))
 
     def grid(self, pixels: Pixels) -> tuple[int, int]:
         """``(grid_h, grid_w)`` of an image."""
@@ -87,7 +88,8 @@ class Extractor:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.spec.normalisation)
         handle = hooked.register_forward_hook(hook)
         with torch.inference_mode():
-            self.model(((torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std)[None])
+            images = ((torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std)[None]
+            self.model(images.to(self.device))
         handle.remove()
 
 
@@ -100,7 +102,7 @@ def log_bin(key_map: Tensor, clock: Clock, whole: Binned, hierarchy: int = 2) ->
         for level in range(hierarchy)
     ]
     bins = list(enumerate(bin_offsets(hierarchy)))
-    binned = torch.zeros(len(bins) * channels, grid_h, grid_w)
+    binned = torch.zeros(len(bins) * channels, grid_h, grid_w, device=key_map.device)
     for cell in clock.loop("cells binned", range(grid_h * grid_w), SAMPLED_CELLS):
         y, x = divmod(cell, grid_w)
         for number, (level, dy, dx) in bins:
@@ -109,12 +111,12 @@ def log_bin(key_map: Tensor, clock: Clock, whole: Binned, hierarchy: int = 2) ->
     if not clock.sampling:
         return binned.flatten(1).T
     with clock.free():  # in the memory layout of the loop's result: it decides what the similarity costs
-        return torch.from_numpy(whole(key_map.numpy())).T.contiguous().T
+        return torch.from_numpy(whole(key_map.cpu().numpy())).to(key_map.device).T.contiguous().T
 
 
 def similarity(a: Tensor, b: Tensor, clock: Clock) -> Tensor:
     """Cosines ``(cells of A, cells of B)``, row by row."""
-    cosines = torch.zeros(len(a), len(b))
+    cosines = torch.zeros(len(a), len(b), device=a.device)
     for row in clock.loop("rows of the similarity", range(len(a)), SAMPLED_ROWS):
         cosines[row] = nn.functional.cosine_similarity(a[row : row + 1], b, dim=1)
     if not clock.sampling:
@@ -124,9 +126,9 @@ def similarity(a: Tensor, b: Tensor, clock: Clock) -> Tensor:
 
 
 def match(
-    extractor: Extractor, paths: Sequence[Path], size: tuple[int, int], facet: Facet, clock: Clock, whole: Binned
+    extractor: Extractor, paths: Sequence[Source], size: tuple[int, int], facet: Facet, clock: Clock, whole: Binned
 ) -> Pairs:
-    """Point pairs of two image files."""
+    """Point pairs of two images."""
     binned, saliency = [], []
     for path in paths:
         pixels = load_pixels(path, size)
@@ -134,10 +136,10 @@ def match(
         binned.append(log_bin(rows.reshape(*extractor.grid(pixels), -1), clock, whole))
         saliency.append(extractor.saliency(pixels).ravel())
     cosines = similarity(binned[0], binned[1], clock)
-    nn_ab, nn_ba = cosines.argmax(dim=1).numpy(), cosines.argmax(dim=0).numpy()
+    nn_ab, nn_ba = cosines.argmax(dim=1).cpu().numpy(), cosines.argmax(dim=0).cpu().numpy()
     cells_a = keep_salient(nn_ab, nn_ba, saliency[0], saliency[1])
     cells_b = nn_ab[cells_a]
-    joined = torch.cat([binned[0][cells_a], binned[1][cells_b]], dim=1).numpy()
+    joined = torch.cat([binned[0][cells_a], binned[1][cells_b]], dim=1).cpu().numpy()
     selected = pick_diverse(joined, saliency[0][cells_a] + saliency[1][cells_b], 10)
     return Pairs(cells_a, cells_b, selected)
 
@@ -145,18 +147,20 @@ def match(
 def cosegment(
     extractor: Extractor,
     coarse: Extractor,
-    paths: Sequence[Path],
+    paths: Sequence[Source],
     size: tuple[int, int],
     facet: Facet,
     clock: Clock,
     known: Sequence[tuple[Float, Float]] = (),
+    finish: Callable[[Pixels, Mask], Mask] = cut,
 ) -> Cosegmented:
-    """Masks of image files at the loaded size.
+    """Masks of images at the loaded size.
 
     Args:
         coarse: the same model at stride 8, for saliency at half the size.
         known: descriptors ``(cells, C)`` and saliency ``(grid_h, grid_w)`` of each image, for those that a sampling
             clock leaves out.
+        finish: makes the mask of an image from that of its cells.
     """
     encoded = {
         number: _encode(extractor, coarse, paths[number], size, facet)
@@ -169,14 +173,14 @@ def cosegment(
     sweep = elbow_sweep(rows, all_rounds=True)
     chosen = salient_clusters(sweep, [values.ravel() for values in saliency])
     masks = [np.isin(labels, chosen).reshape(extractor.grid(p)) for labels, p in zip(sweep.labels, pixels, strict=True)]
-    return Cosegmented([cut(p, mask) for p, mask in zip(pixels, masks, strict=True)], sweep.labels)
+    return Cosegmented([finish(p, mask) for p, mask in zip(pixels, masks, strict=True)], sweep.labels)
 
 
 def _encode(
-    extractor: Extractor, coarse: Extractor, path: Path, size: tuple[int, int], facet: Facet
+    extractor: Extractor, coarse: Extractor, path: Source, size: tuple[int, int], facet: Facet
 ) -> tuple[Pixels, Float, Float]:
     """Pixels, descriptors, and saliency from half the size enlarged to the grid."""
     pixels = load_pixels(path, size)
-    rows = extractor.descriptors(pixels, facet).numpy()
+    rows = extractor.descriptors(pixels, facet).cpu().numpy()
     half = load_pixels(path, (size[0] // 2, size[1] // 2))
     return pixels, rows, enlarge(coarse.saliency(half), extractor.grid(pixels))

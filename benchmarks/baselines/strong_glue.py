@@ -122,7 +122,7 @@ def log_bin(key_map: Tensor, hierarchy: int = 2) -> Tensor:
     """``(grid_h, grid_w, C)`` → ``(cells, bins·C)``: pooled planes, padded once per level, copied in whole windows."""
     grid_h, grid_w, channels = key_map.shape
     offsets = bin_offsets(hierarchy)
-    binned = torch.empty(grid_h, grid_w, len(offsets), channels)
+    binned = key_map.new_empty(grid_h, grid_w, len(offsets), channels)
     padded = []
     for level in range(hierarchy):
         step = 3**level
