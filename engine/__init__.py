@@ -6,13 +6,19 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.matching import Matches
+from facetrt.engine.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts, load_model
 from facetrt.engine.parts import PartMap, Parts
 from facetrt.engine.pca import Pca, fit_pca
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
+from facetrt.engine.propagation import MaskPropagator
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.self_similarity import self_similarity, self_similarity_blocks
 from facetrt.engine.similarity import SimilarityMap, similarity_map
+from facetrt.engine.smoothing import Smoother
+from facetrt.engine.sources import Frame, Source, open_source
 from facetrt.engine.store import FeatureStore
+from facetrt.engine.stream import Policy, Stream, StreamReport, StreamResult
+from facetrt.engine.tracking import Tracker, Tracks, grid_points
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,
@@ -22,6 +28,7 @@ from facetrt.kernels.errors import (
     MissingFileError,
     OutputError,
     ParityError,
+    SourceError,
 )
 
 __all__ = [
@@ -35,9 +42,11 @@ __all__ = [
     "FeatureCollection",
     "FeatureStore",
     "Features",
+    "Frame",
     "Geometry",
     "InputError",
     "Mask",
+    "MaskPropagator",
     "Masks",
     "Matches",
     "MissingDependencyError",
@@ -46,13 +55,29 @@ __all__ = [
     "ParityError",
     "PartMap",
     "Parts",
+    "PartsModel",
     "Pca",
+    "Policy",
     "Provenance",
     "Refinement",
     "SaliencyMode",
+    "SegmentationModel",
     "SimilarityMap",
+    "Smoother",
+    "Source",
+    "SourceError",
+    "Stream",
+    "StreamReport",
+    "StreamResult",
+    "Tracker",
+    "Tracks",
     "cluster_elbow",
     "fit_pca",
+    "grid_points",
+    "learn_cosegmentation",
+    "learn_parts",
+    "load_model",
+    "open_source",
     "self_similarity",
     "self_similarity_blocks",
     "similarity_map",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -16,15 +16,20 @@ from facetrt.engine.backends import Kernels, RunOptions, make_backend
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.bundle import Bundle, Manifest
 from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
-from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
+from facetrt.engine.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_features
 from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress
 from facetrt.engine.extraction import extract_features
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.matching import Matches, MatchOptions, match_features
-from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
-from facetrt.engine.refinement import Refinement
+from facetrt.engine.models import PartsModel, SegmentationModel
+from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
+from facetrt.engine.propagation import MaskPropagator
+from facetrt.engine.refinement import Refinement, check_available
+from facetrt.engine.smoothing import Smoother
 from facetrt.engine.store import FeatureStore
+from facetrt.engine.stream import Policy, Stream, StreamOptions
+from facetrt.engine.tracking import MIN_CONFIDENCE, SEARCH_RADIUS, Tracker
 from facetrt.kernels.errors import InputError
 
 if TYPE_CHECKING:
@@ -163,6 +168,47 @@ class Engine:
         """
         options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
         return self._encoder.encode(_as_images(images), options, progress, on_broken)
+
+    def stream(
+        self,
+        source: Any = None,
+        *,
+        load_size: LoadSize = 224,
+        saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
+        policy: str = Policy.AUTO,
+        latency_budget: float | None = None,
+        stall_timeout: float = 10.0,
+    ) -> Stream:
+        """Frames in, their features out, in order, for hours: use it in a ``with`` block and iterate.
+
+        Args:
+            source: what :func:`open_source` takes: a video file, a folder of images, the number of a camera, an
+                ``rtsp://`` address or an iterable of images. None: frames are handed over by :meth:`Stream.put`.
+            load_size: as in :meth:`encode`, and so are ``saliency`` and ``stride``.
+            policy: ``block``, ``latest`` or ``auto``; see :class:`Policy`.
+            latency_budget: seconds from a frame's arrival to its features; results over it count as late.
+            stall_timeout: seconds without a frame after which a live source, or a stream that is put into, fails.
+
+        Raises:
+            InputError, MissingFileError, SourceError: as :func:`open_source`, or an option that cannot be.
+        """
+        encoding = EncodeOptions(load_size, _saliency_mode(saliency), stride)
+        options = StreamOptions(encoding, Policy.parse(policy), latency_budget, stall_timeout)
+        return Stream(self._encoder, source, options)
+
+    def tracker(
+        self, facet: str | None = None, *, search_radius: float = SEARCH_RADIUS, min_confidence: float = MIN_CONFIDENCE
+    ) -> Tracker:
+        """A :class:`Tracker` for this bundle's features: points followed through a video.
+
+        Args:
+            facet: the bundle's default for tracking if None.
+            search_radius: cells that a visible point may move from frame to frame before it is searched for everywhere.
+            min_confidence: below it a point counts as not visible.
+        """
+        chosen = self.manifest.default_facet("track") if facet is None else facet
+        return Tracker(chosen, search_radius=search_radius, min_confidence=min_confidence)
 
     def encode_on_device(
         self,
@@ -361,6 +407,82 @@ class Engine:
             load_size = item.load_size if self.manifest.dynamic else item.image_size
             for view in self.encode_iter(views, load_size=load_size, stride=item.stride):
                 augmented.append(view)
+
+    @overload
+    def apply(
+        self,
+        model: SegmentationModel,
+        image: ImageLike | Features,
+        *,
+        load_size: LoadSize = None,
+        refine: str = Refinement.NONE,
+        smoother: Smoother | None = None,
+    ) -> Mask: ...
+    @overload
+    def apply(
+        self,
+        model: PartsModel,
+        image: ImageLike | Features,
+        *,
+        load_size: LoadSize = None,
+        refine: str = Refinement.NONE,
+        smoother: Smoother | None = None,
+    ) -> PartMap: ...
+    def apply(
+        self,
+        model: SegmentationModel | PartsModel,
+        image: ImageLike | Features,
+        *,
+        load_size: LoadSize = None,
+        refine: str = Refinement.NONE,
+        smoother: Smoother | None = None,
+    ) -> Mask | PartMap:
+        """What a model that was learned from other images finds in this one; each call takes one image or frame.
+
+        On the images that it was learned from, the labels are those of :meth:`cosegment` or :meth:`segment_parts`.
+
+        Args:
+            model: from :func:`learn_cosegmentation`, :func:`learn_parts` or a file.
+            image: an image, or its features from :meth:`encode` or :meth:`stream`.
+            load_size: of an image; that of the images the model was learned from if None.
+            refine: ``none``, ``crf``, ``pydensecrf``, and ``grabcut`` for masks; see :class:`Refinement`.
+            smoother: averages over the frames of a video that it is given to, one after the other.
+
+        Raises:
+            InputError: a model, or features, of another encoder.
+        """
+        own = self._encoder.provenance
+        if model.encoder_sha256 != own.encoder_sha256:
+            raise InputError(
+                f"the model was learned with another encoder ({model.encoder}, {model.encoder_sha256[:12]}…) than this "
+                f"bundle's ({own.model}, {own.encoder_sha256[:12]}…): open the bundle it was learned with, or learn it "
+                "again with this one"
+            )
+        chosen = Refinement.parse(refine)
+        check_available(chosen)
+        if isinstance(image, Features):
+            self._check_origin(image, None)
+            return model.apply(image, chosen, smoother)
+        size = model.load_size if load_size is None else load_size
+        return model.apply(self.encode([image], load_size=size, stride=model.stride)[0], chosen, smoother)
+
+    def propagator(
+        self,
+        *,
+        facet: str | None = None,
+        queue: int = 7,
+        radius: int = 12,
+        topk: int = 5,
+        temperature: float = 0.1,
+    ) -> MaskPropagator:
+        """A new :class:`MaskPropagator`: masks of a video's frames from that of the first one.
+
+        Args:
+            facet: the bundle's default for propagation (the last block's normed output for DINO) if None.
+            queue: as for :class:`MaskPropagator`, and so are ``radius``, ``topk`` and ``temperature``.
+        """
+        chosen = self.manifest.default_facet("propagate") if facet is None else facet
+        return MaskPropagator(chosen, queue=queue, radius=radius, topk=topk, temperature=temperature)
 
     def collect(
         self,

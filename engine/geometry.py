@@ -63,6 +63,14 @@ class Geometry:
         """Centres of row-major ``cells (n,)`` in the original image, ``(n, 2)``."""
         return self.loaded_points_xy(cells) * self.scale_xy
 
+    def positions_at(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Points ``(…, 2)`` of the original image as fractional (column, row): a cell's centre is a whole number."""
+        return np.asarray((points_xy / self.scale_xy - self.patch / 2) / self.stride, np.float64)
+
+    def points_at(self, positions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The inverse of :meth:`positions_at`: fractional (column, row) ``(…, 2)`` as points of the original image."""
+        return np.asarray((positions * self.stride + self.patch / 2) * self.scale_xy, np.float64)
+
     def cells_at(self, points_xy: NDArray[np.floating]) -> NDArray[np.int64]:
         """The cell whose centre is nearest to each point ``(n, 2)`` of the original image, ``(n,)``.
 
@@ -75,6 +83,6 @@ class Geometry:
             x, y = points_xy[outside][0]
             raise InputError(f"point ({x:g}, {y:g}) lies outside the image of {limits[0]}×{limits[1]} (width × height)")
         grid = np.array(self.grid[::-1])
-        columns_rows = np.rint((points_xy / self.scale_xy - self.patch / 2) / self.stride)
+        columns_rows = np.rint(self.positions_at(points_xy))
         clipped = np.clip(columns_rows, 0, grid - 1).astype(np.int64)
         return np.asarray(clipped[..., 1] * grid[0] + clipped[..., 0], np.int64)

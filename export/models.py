@@ -24,7 +24,8 @@ class ModelSpec:
         url: where an official DINO checkpoint is published. timm's models have none: timm downloads them.
         published_bytes, published_sha256: of that file, where known; a download that differs is refused.
         dropped: classifier tensors that the checkpoint has beyond the backbone.
-        match_facet, cosegment_facet, propagate_facet: the facet that each task uses.
+        match_facet, cosegment_facet, propagate_facet: the facet that each task uses; ``track_facet`` is that for
+            matching if None.
         default_facets: what is exported unless facets are named.
     """
 
@@ -46,12 +47,18 @@ class ModelSpec:
     match_facet: str = "key@9"
     cosegment_facet: str = "key@11"
     propagate_facet: str = "normed@11"
+    track_facet: str | None = None
     default_facets: tuple[str, ...] = ("key@9", "key@11")
 
     @property
     def defaults(self) -> dict[str, str]:
         """The facet that each task uses."""
-        return {"match": self.match_facet, "cosegment": self.cosegment_facet, "propagate": self.propagate_facet}
+        return {
+            "match": self.match_facet,
+            "cosegment": self.cosegment_facet,
+            "propagate": self.propagate_facet,
+            "track": self.track_facet or self.match_facet,
+        }
 
     def build(self) -> Any:
         """An untrained ``timm.models.VisionTransformer`` of this shape, without classifier."""
@@ -138,6 +145,7 @@ def _builtin() -> ModelSpec:
         match_facet=builtin.MATCH_FACET,
         cosegment_facet=builtin.COSEGMENT_FACET,
         propagate_facet=builtin.TRACK_FACET,
+        track_facet=f"{builtin.MATCH_FACET}+2*{builtin.TRACK_FACET}",
         default_facets=(builtin.MATCH_FACET, builtin.COSEGMENT_FACET, builtin.TRACK_FACET),
     )
 

@@ -39,6 +39,10 @@ class MissingDependencyError(FacetrtError, ImportError):
     exit_code = 2
 
 
+class SourceError(FacetrtError, OSError):
+    """A camera or network stream that gives no frames any more; restarting the stream may bring it back."""
+
+
 class BackendError(FacetrtError, RuntimeError):
     """The encoder could not be loaded or run."""
 

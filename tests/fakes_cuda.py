@@ -22,6 +22,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from facetrt.kernels.device.cubins import INDEX, SCHEMA, KernelSet, program_digest, source_digest
 from facetrt.kernels.device.program import POINTERS, Program
@@ -30,7 +32,7 @@ FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
 HIDDEN = 2
 
 
-if "triton" not in sys.modules:
+if "triton" not in sys.modules and not torch.cuda.is_available():  # a real GPU is tested by compiled kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")  # fake memory is host memory, where only the interpreter runs
 
 
@@ -114,10 +116,16 @@ class Event:
     """pycuda.driver.Event."""
 
     def __init__(self, flags: int = 0) -> None:
-        _gpu().current("Event")
+        self._gpu = _gpu()
+        self._gpu.current("Event")
         self.recorded = False
         self.flags = flags
         self._done = False
+
+    def __del__(self) -> None:
+        """pycuda destroys it where the context is current or was made; elsewhere it warns, and the event is lost."""
+        if not self._gpu.stack() and threading.get_ident() != self._gpu.context_thread:
+            self._gpu.lost_events += 1
 
     def record(self, stream: Stream | None = None) -> Event:
         _gpu().current("Event.record")
@@ -203,6 +211,7 @@ class Device:
         return _gpu().total
 
     def retain_primary_context(self) -> Context:
+        _gpu().context_thread = threading.get_ident()
         return _gpu().primary
 
 
@@ -396,6 +405,7 @@ class Gpu:
         self.programs: dict[str, Program] = {}
         self.launches: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
         self.initialised = False
+        self.context_thread, self.lost_events = 0, 0
         self.driver_version, self.built_version = 13000, (13, 0, 0)
         self._local = threading.local()
         self.primary, self.other = Context(self, 0xC0DE), Context(self, 0xBAD)
@@ -513,6 +523,8 @@ def _gpu() -> Gpu:
 
 def install(monkeypatch: Any, **options: Any) -> Gpu:
     """Put a fresh fake GPU in place of pycuda and cuda.bindings for one test."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is there: a fake one needs Triton's interpreter")
     for name in ("torch", "triton"):  # they look for the real cuda.bindings when they are imported
         import_module(name)
     gpu = Gpu(**options)

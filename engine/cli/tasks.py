@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +34,7 @@ from facetrt.engine.cli.extract import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
-from facetrt.engine.cosegmentation import Clustering, Masks
+from facetrt.engine.cosegmentation import Clustering, CosegmentOptions, Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.files import (
@@ -46,11 +47,13 @@ from facetrt.engine.files import (
 )
 from facetrt.engine.images import Pixels, load_image
 from facetrt.engine.matching import Matches
-from facetrt.engine.parts import Parts
+from facetrt.engine.model_files import check_model_path
+from facetrt.engine.models import Model, parts_model, segmentation_model
+from facetrt.engine.parts import Parts, PartsOptions
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.samples import sample_paths, second_view
-from facetrt.kernels.errors import InputError
+from facetrt.kernels.errors import InputError, OutputError
 from facetrt.kernels.vote import Votes
 
 
@@ -65,6 +68,9 @@ PresetOption = Annotated[
     Preset, typer.Option("--preset", help="Defaults: of the published code, or those quoted in the paper.")
 ]
 FacetOption = Annotated[str | None, typer.Option("--facet", help="Like key@9; the bundle's own choice by default.")]
+SaveModelOption = Annotated[
+    Path | None, typer.Option("--save-model", help="File for what was learned, to be applied to further images.")
+]
 
 
 @app.command()
@@ -157,6 +163,7 @@ def cosegment(
     preset: PresetOption = Preset.REFERENCE,
     features: FeaturesOption = None,
     skip_broken: SkipOption = False,
+    save_model: SaveModelOption = None,
     save_intermediate: IntermediateOption = False,
     force: ForceOption = False,
     *,
@@ -178,6 +185,7 @@ def cosegment(
     skipped, keep = Skipped(skip_broken), {"load_size": size, "saliency": saliency, "store": features}
     check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
     check_apart(out, features)
+    check_model_place(save_model, out, bundle, force=force)
     with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         if len(paths) < 2:
             raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
@@ -188,12 +196,16 @@ def cosegment(
             record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
                 write_masks(folder, without_descriptors(encoded), masks, record, intermediate=save_intermediate)
+                if save_model is not None and masks.votes.salient_labels.size:
+                    model = segmentation_model(masks, encoded, CosegmentOptions(chosen, **options))  # type: ignore[arg-type]
+                    keep_model(model, save_model, out, folder, force=force)
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
         f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
     )
     if not found:
         console.print("no cluster was salient in enough images: try a lower --saliency-threshold or --votes-percentage")
+    report_model(save_model, "cosegment", learned=bool(masks.votes.salient_labels.size))
 
 
 def write_masks(
@@ -262,6 +274,7 @@ def parts(
     facet: FacetOption = None,
     features: FeaturesOption = None,
     skip_broken: SkipOption = False,
+    save_model: SaveModelOption = None,
     force: ForceOption = False,
     *,
     opening: Opening,
@@ -285,6 +298,7 @@ def parts(
     skipped = Skipped(skip_broken)
     check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
     check_apart(out, features)
+    check_model_place(save_model, out, bundle, force=force)
     with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
         with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
@@ -293,10 +307,15 @@ def parts(
             record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
             with atomic_folder(out, force=force) as folder:
                 write_parts(folder, without_descriptors(encoded), found, record)
+                if save_model is not None and found.num_parts:
+                    known = {f.name: options[f.name] for f in dataclasses.fields(PartsOptions) if f.name in options}
+                    model = parts_model(found, encoded, PartsOptions(chosen, **known))  # type: ignore[arg-type]
+                    keep_model(model, save_model, out, folder, force=force)
     console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
     if not found.num_parts:
         cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"
         console.print(f"{cause}, so everything is background: try a lower --saliency-threshold or --votes-percentage")
+    report_model(save_model, "parts", learned=bool(found.num_parts))
 
 
 def write_parts(folder: Path, features: Sequence[Features], found: Parts, record: dict[str, Any]) -> None:
@@ -320,6 +339,45 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, record
     summary = {"command": "parts", **record, **_clustering(found.foreground, found.votes)}
     summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
     write_results(folder, summary | {"images": records})
+
+
+def check_model_place(path: Path | None, out: Path, bundle: str, *, force: bool) -> None:
+    """Raise :class:`OutputError` now if a model cannot be saved there later. In ``out``, everything is made anew."""
+    if path is None:
+        return
+    place, results, opened = path.resolve(), out.resolve(), Path(bundle).resolve()
+    if results.is_relative_to(place):
+        raise OutputError(f"--save-model {path} is a folder: name a file, for example {out / 'model.npz'}")
+    if opened.is_dir() and place.is_relative_to(opened):
+        raise OutputError(
+            f"--save-model {path} lies in the bundle, which holds its own files only: choose another place"
+        )
+    if not place.is_relative_to(results):
+        check_model_path(path, force=force)
+
+
+def keep_model(model: Model, path: Path, out: Path, folder: Path, *, force: bool) -> None:
+    """Save a model; a path in ``out`` means the same place in ``folder``, which becomes ``out``."""
+    place, results = path.resolve(), out.resolve()
+    if place.is_relative_to(results):
+        model.save(folder / place.relative_to(results))
+    else:
+        model.save(path, force=force)
+
+
+def report_model(path: Path | None, task: str, *, learned: bool) -> None:
+    """Say where the model is and what it is for.
+
+    Raises:
+        InputError: one was asked for, and there was nothing to learn.
+    """
+    if path is None:
+        return
+    if not learned:
+        raise InputError(f"{path} was not written: everything is background, so there is no model to keep")
+    console.print(f"model: {path}; apply it to further images and videos:", soft_wrap=True)
+    console.print(f"  facetrt video IN --task {task} --model {path} --out OUT.mp4", soft_wrap=True)
+    console.print(f"  engine.apply(load_model({str(path)!r}), image)", soft_wrap=True)
 
 
 @app.command()

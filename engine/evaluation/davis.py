@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from facetrt.engine.draw import palette
@@ -29,11 +27,10 @@ from facetrt.engine.evaluation.protocol import (
 from facetrt.engine.evaluation.reading import Labels, digest
 from facetrt.engine.evaluation.scores import boundary_similarity, mean_of, region_similarity
 from facetrt.engine.evaluation.video_sets import Video, read_davis
+from facetrt.engine.features import Features
 from facetrt.engine.images import Pixels, load_image
+from facetrt.engine.propagation import MaskPropagator
 from facetrt.kernels.errors import InputError, OutputError
-from facetrt.kernels.propagate import propagate
-
-Float = NDArray[np.float32]
 
 METRICS = ["J&F", "J", "F"]
 MULTIPLE = 64  # of pixels, that the longer side is truncated to
@@ -109,6 +106,7 @@ class Davis(Evaluation):
             Choice(
                 "soft labels → frame", "bilinear with half-pixel centres to the resized frame (the protocol: by patch)"
             ),
+            Choice("a label that fills the frame", "wins everywhere; the protocol's scaling divides by zero there"),
             Choice(
                 "an annotation whose only label is 255", "object 1, as in DAVIS-2016; beside other labels it is void"
             ),
@@ -162,28 +160,25 @@ class Davis(Evaluation):
 
 def propagate_video(engine: Engine, video: Video, first: Labels, facet: str, options: DavisOptions) -> Iterator[Labels]:
     """Labels of every frame at its own size, the first as given; one frame is held beside the context."""
-    start: tuple[Float, Float] | None = None
-    queue: deque[tuple[Float, Float]] = deque(maxlen=options.queue)
-    for path in video.frames:
-        frame = load_image(path)
-        size = frame_size(frame.original_size, options.load_size)
-        stride = options.stride or engine.manifest.architecture.patch
-        features = engine.encode([resize_frame(frame.pixels, size)], load_size=None, stride=stride)[0].map(facet)
-        if start is None:
-            start = features, one_hot(reduce_labels(first, features.shape[:2]))
+    propagator = MaskPropagator(
+        facet, queue=options.queue, radius=options.radius, topk=options.topk, temperature=options.temperature
+    )
+    for index, path in enumerate(video.frames):
+        features = _encode_frame(engine, path, options)
+        if index == 0:
+            propagator.start(features, first)
             yield first
-            continue
-        context = [start, *queue]
-        soft = propagate(
-            features,
-            [item[0] for item in context],
-            [item[1] for item in context],
-            radius=options.radius,
-            topk=options.topk,
-            temperature=options.temperature,
-        )
-        queue.append((features, soft))
-        yield enlarge_labels(soft, size, frame.original_size)
+        else:
+            yield propagator.step(features)
+
+
+def _encode_frame(engine: Engine, path: Path, options: DavisOptions) -> Features:
+    """Features of a frame resized as the protocol says, which are told its original size."""
+    frame = load_image(path)
+    pixels = resize_frame(frame.pixels, frame_size(frame.original_size, options.load_size))
+    stride = options.stride or engine.manifest.architecture.patch
+    features = engine.encode([pixels], load_size=None, stride=stride)[0]
+    return replace(features, geometry=replace(features.geometry, original_size=frame.original_size), name=frame.name)
 
 
 def frame_size(original: tuple[int, int], side: int) -> tuple[int, int]:
@@ -197,38 +192,6 @@ def frame_size(original: tuple[int, int], side: int) -> tuple[int, int]:
 def resize_frame(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """OpenCV's bilinear resizing (no antialiasing) to ``(height, width)``, rounded to bytes."""
     return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def reduce_labels(labels: Labels, grid: tuple[int, ...]) -> Labels:
-    """Labels ``(H, W)`` of a grid's cells by nearest neighbour, Pillow's rule."""
-    image = Image.fromarray(labels.astype(np.int32)).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
-    return np.asarray(image).astype(np.int64)
-
-
-def one_hot(labels: Labels) -> Float:
-    """``(grid_h, grid_w, max label + 1)`` float32; an object that the reduction lost has no channel, as published."""
-    return np.eye(int(labels.max(initial=0)) + 1, dtype=np.float32)[labels]
-
-
-def enlarge_labels(soft: Float, size: tuple[int, int], original: tuple[int, int]) -> Labels:
-    """Labels ``(H, W)`` at the ``original`` size from soft ones ``(grid_h, grid_w, labels)``.
-
-    Bilinear to the resized frame, each channel min–max scaled on its own, the largest wins; then nearest (Pillow).
-    """
-    channels = [
-        cv2.resize(np.ascontiguousarray(soft[..., i]), size[::-1], interpolation=cv2.INTER_LINEAR)
-        for i in range(soft.shape[2])
-    ]
-    scaled = np.stack([_min_max(np.asarray(channel, np.float32)) for channel in channels])
-    return reduce_labels(scaled.argmax(axis=0), original)
-
-
-def _min_max(channel: Float) -> Float:
-    """Scaled to 0..1 if anything in it is positive; a constant channel becomes 0."""
-    low, high = channel.min(), channel.max()
-    if high <= 0:
-        return channel
-    return np.asarray((channel - low) / max(high - low, np.finfo(np.float32).tiny), np.float32)
 
 
 def _score(predicted: Labels, annotated: Labels, first: Labels) -> dict[str, list[float]]:

@@ -187,8 +187,10 @@ def test_throughput_gives_the_same_features_in_order(tiny_bundle: Path, tiny_eng
 def test_opening_options(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="backend 'tpu' is not available"):
         Engine.open(tiny_bundle, backend="tpu")
-    with pytest.raises(InputError, match="device 'cuda' is not available"):
-        Engine.open(tiny_bundle, device="cuda")
+    with pytest.raises(InputError, match="device 'npu' is not available"):
+        Engine.open(tiny_bundle, device="npu")
+    with pytest.raises(InputError, match="streams=2 are parallel lanes of a GPU"):
+        Engine.open(tiny_bundle, streams=2)
     with pytest.raises(InputError, match="threads=0"):
         Engine.open(tiny_bundle, threads=0)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from facetrt.engine import InputError, MissingFileError
 from facetrt.engine.evaluation import evaluate, open_evaluation
-from facetrt.engine.evaluation.davis import enlarge_labels, frame_size, one_hot, reduce_labels, resize_frame
+from facetrt.engine.evaluation.davis import frame_size, resize_frame
 from facetrt.engine.evaluation.video_sets import read_davis
 
 QUICK = {"load_size": "64", "radius": "4", "queue": "2"}
@@ -84,22 +84,6 @@ def test_frames_are_resized_without_antialiasing():
     stripes[:, ::4] = 255
     assert resize_frame(stripes, (8, 16)).max() == 0  # samples between columns 1 and 2 of every four
     assert resize_frame(stripes, (4, 64)).shape == (4, 64, 3)
-
-
-def test_labels_are_reduced_by_pillows_rule_and_encoded():
-    labels = np.arange(23 * 6).reshape(23, 6) % 3
-    expected = Image.fromarray(labels.astype(np.uint8)).resize((6, 11), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(reduce_labels(labels, (11, 6)), expected)
-    np.testing.assert_array_equal(one_hot(np.array([[0, 2]])), [[[1, 0, 0], [0, 0, 1]]])
-
-
-def test_soft_labels_are_scaled_per_channel_before_the_largest_wins():
-    soft = np.zeros((2, 4, 2), np.float32)
-    soft[..., 0] = [[1, 1, 0.9, 0.9]] * 2
-    soft[..., 1] = [[0, 0, 0.1, 0.1]] * 2
-    np.testing.assert_array_equal(enlarge_labels(soft, (2, 4), (2, 4)), [[0, 0, 1, 1]] * 2)
-    assert enlarge_labels(soft, (16, 32), (10, 21)).shape == (10, 21)
-    assert (enlarge_labels(np.ones((2, 2, 1), np.float32), (4, 4), (4, 4)) == 0).all()
 
 
 def test_moving_squares_are_followed(davis, make_engine, tmp_path):

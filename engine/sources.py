@@ -1,0 +1,479 @@
+"""Frames in: video files, folders of images, cameras, network streams and anything that can be iterated."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from facetrt.engine.files import IMAGE_SUFFIXES, find_images
+from facetrt.engine.images import Pixels, load_image
+from facetrt.kernels.errors import InputError, MissingFileError, SourceError
+
+LIVE_SCHEMES = ("rtsp://", "rtsps://")
+NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
+PATIENCE = 1.0  # seconds that a camera may fail to give a frame before that is taken for its end
+CPU_DEVICES = (1, 3)  # of DLPack: memory of the processor, plain and pinned
+TEXT_SUFFIXES = frozenset({".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"})  # FFmpeg would draw them
+EXPECTED = (
+    "expected a video file, a folder of images, the number of a camera, an rtsp:// address, or an iterable of "
+    "(height, width, 3) uint8 RGB arrays, image paths or frames"
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 RGB, contiguous; nothing writes into it after it was handed out.
+        index: number in the source, from 0; frames that were dropped or skipped are counted.
+        timestamp: seconds; of files since their beginning, of cameras since they were opened.
+    """
+
+    pixels: Pixels = field(repr=False)
+    index: int
+    timestamp: float
+
+    def __post_init__(self) -> None:
+        check_pixels(self.pixels, f"frame {self.index}")
+        if self.index < 0 or not math.isfinite(self.timestamp):
+            raise InputError(f"frame {self.index} at {self.timestamp} s: expected an index from 0 and a finite time")
+        if not self.pixels.flags.c_contiguous:
+            object.__setattr__(self, "pixels", np.ascontiguousarray(self.pixels))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(height, width)``."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+class Source(ABC):
+    """Iterator of :class:`Frame`, once through; a context manager. Only one thread may use it, save for :meth:`stop`.
+
+    Attributes:
+        name: of the file, folder or camera, for messages.
+        decoder: what reads it: ``pyav``, ``opencv``, ``pillow`` or ``given``.
+        live: whether frames come at their own time, whether anyone takes them or not.
+        fps: frames per second, on average, or None if that is not known.
+        frame_count: frames in all as the file says, or None if that is not known.
+        skipped: corrupt frames so far.
+    """
+
+    decoder: ClassVar[str]
+    live: ClassVar[bool] = False
+
+    def __init__(self, given: Any, name: str) -> None:
+        self._given = given
+        self.name = name
+        self.fps: float | None = None
+        self.frame_count: int | None = None
+        self.skipped = 0
+        self._iterator: Generator[Frame] | None = None
+        self._closed = False
+
+    def reopen(self) -> Source:
+        """The same source from its beginning; this one is closed.
+
+        Raises:
+            InputError: an iterator, which can be read only once.
+            MissingFileError, SourceError: it is not there any more.
+        """
+        self.close()
+        return open_source(self._given)
+
+    def stop(self) -> None:
+        """Ask for the end of the iteration; unlike :meth:`close`, another thread than the one that iterates may."""
+        self._closed = True
+
+    def close(self) -> None:
+        """Give file or camera back; closing twice is allowed, and iteration is over."""
+        self.stop()
+        if self._iterator is not None:
+            self._iterator.close()
+        self._release()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        if self._closed:
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = self._frames()
+        return next(self._iterator)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _frames(self) -> Generator[Frame]: ...
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Close what was opened in ``__init__``; may be called twice."""
+
+
+def open_source(source: Any) -> Source:
+    """Open whatever gives frames.
+
+    Args:
+        source: path of a video file (read by PyAV where the extra ``video`` is installed, else by OpenCV), folder of
+            images in natural order, number of a camera, ``rtsp://`` address, or an iterable: of ``(H, W, 3)`` uint8 RGB
+            arrays, DLPack objects, PIL images, image paths or :class:`Frame`. Arrays are copied, frames are not.
+
+    Raises:
+        MissingFileError: no such file or folder.
+        InputError: a file that is no video, an empty one, a folder without images, or nothing of the above.
+        SourceError: a camera or address that cannot be opened.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        return CameraSource(int(source))
+    if isinstance(source, str) and "://" in source:
+        return CameraSource(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source))
+    if isinstance(source, Iterable) and not isinstance(source, (bytes, Frame)) and getattr(source, "ndim", 4) == 4:
+        return IterableSource(source)
+    raise InputError(f"{_kind(source)} was given: {EXPECTED}")
+
+
+def _kind(source: Any) -> str:
+    shape = getattr(source, "shape", None)
+    return f"a {type(source).__name__}" if shape is None else f"a {type(source).__name__} of shape {tuple(shape)}"
+
+
+def _open_path(path: Path) -> Source:
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist: {EXPECTED}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a plain file: {EXPECTED}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes): expected a video")
+    if path.suffix.lower() in IMAGE_SUFFIXES - {".gif"}:
+        raise InputError(f"{path} is one image: give the folder of images, or a list of paths")
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        raise InputError(f"{path} is not a video but text")
+    return PyavSource(path) if find_spec("av") else OpencvSource(path)
+
+
+class PyavSource(Source):
+    """A video file read by PyAV: packets that cannot be decoded are skipped and counted."""
+
+    decoder = "pyav"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, str(path))
+        import av
+
+        try:
+            self._container = av.open(str(path), metadata_errors="ignore")
+        except (av.FFmpegError, ValueError) as error:
+            raise InputError(f"{path} is not a video that can be read ({_said(error)})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise InputError(f"{path} has no video in it")
+        self._stream = self._container.streams.video[0]
+        rate = self._stream.average_rate
+        self.fps = float(rate) if rate else None
+        self.frame_count = self._stream.frames or None
+
+    def _frames(self) -> Generator[Frame]:
+        index = 0
+        for decoded in self._decoded():
+            if decoded is None or decoded.is_corrupt:
+                self.skipped += 1
+            else:
+                yield Frame(_upright(decoded), index, self._seconds(decoded, index))
+            index += 1
+        _check_any(self, index)
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames, and None for each packet that is corrupt."""
+        import av
+
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                frames = next(packets).decode()
+            except (StopIteration, av.EOFError):
+                return
+            except av.FFmpegError:
+                yield None
+                continue
+            yield from frames
+
+    def _seconds(self, decoded: Any, index: int) -> float:
+        if decoded.pts is None or decoded.time_base is None:
+            return index / self.fps if self.fps else float(index)
+        base = Fraction(decoded.time_base)
+        return float((decoded.pts - (self._stream.start_time or 0)) * base)
+
+    def _release(self) -> None:
+        self._container.close()
+
+
+def _upright(decoded: Any) -> Pixels:
+    """RGB pixels, turned as the file says; quarter turns are all that players know."""
+    pixels = decoded.to_ndarray(format="rgb24")
+    turns = round(decoded.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns))
+
+
+class _CaptureSource(Source):
+    """What OpenCV reads. Packets that cannot be decoded are skipped, and counted once frames follow them."""
+
+    decoder = "opencv"
+    _capture: cv2.VideoCapture
+
+    def _frames(self) -> Generator[Frame]:
+        index = failed = 0
+        while (fine := self._capture.grab()) or self._goes_on(index + failed):
+            if not fine:
+                failed += 1
+                continue
+            index, self.skipped, failed = index + failed, self.skipped + failed, 0
+            seconds = self._seconds()
+            _, pixels = self._capture.retrieve()
+            yield Frame(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8), index, seconds)
+            index += 1
+        self._end(index)
+
+    def _release(self) -> None:
+        self._capture.release()
+
+    @abstractmethod
+    def _goes_on(self, count: int) -> bool:
+        """Whether frames may follow one that could not be read, after ``count`` in all."""
+
+    @abstractmethod
+    def _seconds(self) -> float:
+        """Time of the frame that was just grabbed."""
+
+    @abstractmethod
+    def _end(self, count: int) -> None:
+        """Raise unless a source may end like this."""
+
+
+class OpencvSource(_CaptureSource):
+    """A video file read by OpenCV."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, str(path))
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise InputError(f"{path} is not a video that can be read")
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+        fps, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.fps = fps if fps > 0 else None
+        self.frame_count = int(count) if count > 0 else None
+
+    def _goes_on(self, count: int) -> bool:
+        return self.frame_count is not None and count < self.frame_count
+
+    def _seconds(self) -> float:
+        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+
+    def _end(self, count: int) -> None:
+        _check_any(self, count)
+
+
+class CameraSource(_CaptureSource):
+    """A camera by its number or an ``rtsp://`` address. It ends only by an error."""
+
+    live = True
+
+    def __init__(self, address: int | str) -> None:
+        super().__init__(address, _camera_name(address))
+        if isinstance(address, str) and not address.startswith(LIVE_SCHEMES):
+            raise InputError(f"{self.name}: expected an address that begins with {' or '.join(LIVE_SCHEMES)}")
+        if isinstance(address, int) and address < 0:
+            raise InputError(f"camera {address}: expected a number from 0")
+        self._capture = _open_camera(address)
+        if not self._capture.isOpened():
+            raise SourceError(
+                f"{self.name} cannot be opened: expected one that is connected, may be read, and is used by no other "
+                "program"
+            )
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver knows it: less to be late by
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if fps > 0 else None
+        self._opened = self._last = time.monotonic()
+
+    def _goes_on(self, count: int) -> bool:
+        """A packet lost on the way is not the end."""
+        time.sleep(0.01)  # a camera that was unplugged fails at once, again and again
+        return time.monotonic() - self._last < PATIENCE and not self._closed
+
+    def _seconds(self) -> float:
+        """Of our own clock: drivers differ in what theirs mean."""
+        self._last = time.monotonic()
+        return self._last - self._opened
+
+    def _end(self, count: int) -> None:
+        if not self._closed:
+            raise SourceError(f"{self.name} gives no frames any more, after {count}: was it unplugged or switched off?")
+
+
+def _camera_name(address: int | str) -> str:
+    """For messages: without the password that an address may contain."""
+    return f"camera {address}" if isinstance(address, int) else re.sub(r"//[^/]*@", "//", address)
+
+
+def _open_camera(address: int | str) -> cv2.VideoCapture:
+    if isinstance(address, int):
+        return cv2.VideoCapture(address)
+    limit = round(NETWORK_TIMEOUT * 1000)
+    parameters = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, parameters)
+
+
+class FolderSource(Source):
+    """The images of a folder in natural order (2 before 10); a frame's time is its index. Damaged ones are skipped."""
+
+    decoder = "pillow"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, str(folder))
+        self._paths = sorted(find_images([folder]), key=natural_order)
+        self.frame_count = len(self._paths)
+
+    def _frames(self) -> Generator[Frame]:
+        for index, path in enumerate(self._paths):
+            try:
+                pixels = load_image(path).pixels
+            except InputError:
+                self.skipped += 1
+                continue
+            yield Frame(pixels, index, float(index))
+        _check_any(self, len(self._paths))
+
+    def _release(self) -> None:
+        pass  # no file stays open between frames
+
+
+class IterableSource(Source):
+    """What an iterable gives; a frame's time is its index, unless it is a :class:`Frame` and says both."""
+
+    decoder = "given"
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        super().__init__(items, f"the given {type(items).__name__}")
+        self._iterable = items
+        self.frame_count = len(items) if isinstance(items, Sized) else None
+
+    def reopen(self) -> Source:
+        if iter(self._iterable) is self._iterable:
+            self.close()
+            raise InputError(f"{self.name} can be read only once: give a list, or open a new stream")
+        return super().reopen()
+
+    def _frames(self) -> Generator[Frame]:
+        index = 0
+        for item in self._iterable:
+            frame = as_frame(item, index)
+            yield frame
+            index = frame.index + 1
+
+    def _release(self) -> None:
+        pass  # the iterable is the caller's
+
+
+def as_frame(item: Any, index: int, timestamp: float | None = None) -> Frame:
+    """One picture that a program hands over, as a frame that shares no memory with it; frames pass as they are.
+
+    Args:
+        item: ``(H, W, 3)`` uint8 RGB array, DLPack object (also on a GPU, if it can copy itself to the processor as
+            those of PyTorch and CuPy do), PIL image, path of an image, or frame.
+        index: its number.
+        timestamp: seconds; the index if None.
+
+    Raises:
+        InputError, MissingFileError: none of these, another shape or type, or an image that cannot be read.
+    """
+    if isinstance(item, Frame):
+        return item
+    name = f"frame {index}"
+    if isinstance(item, (str, os.PathLike, Image.Image)):
+        pixels = load_image(item, name=name).pixels
+    else:
+        given = _on_cpu(item, name)
+        check_pixels(given, name)
+        pixels = np.array(given, order="C")  # whoever gave it may use its memory again
+    return Frame(pixels, index, float(index) if timestamp is None else float(timestamp))
+
+
+def check_pixels(pixels: NDArray[Any], name: str) -> None:
+    """Raise :class:`InputError` unless ``pixels`` are ``(H, W, 3)`` uint8."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise InputError(
+            f"{name} is an array of shape {pixels.shape} and type {pixels.dtype}: expected a (height, width, "
+            "3) uint8 RGB one"
+        )
+
+
+def _on_cpu(item: Any, name: str) -> NDArray[Any]:
+    """A NumPy array of what an array library holds."""
+    if isinstance(item, np.ndarray):
+        return item
+    if not hasattr(item, "__dlpack__") or not hasattr(item, "__dlpack_device__"):
+        raise InputError(f"{name} is a {type(item).__name__}: expected a (height, width, 3) uint8 RGB array or a path")
+    device = int(item.__dlpack_device__()[0])
+    if device not in CPU_DEVICES:
+        item = _copied_to_cpu(item, device, name)
+    if isinstance(item, np.ndarray):
+        return item
+    try:
+        return np.from_dlpack(item)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{name}, a {type(item).__name__}, cannot be read through DLPack: {error}") from error
+
+
+def _copied_to_cpu(item: Any, device: int, name: str) -> Any:
+    """Array libraries say differently how: PyTorch ``cpu()``, CuPy ``get()``."""
+    for method in ("cpu", "get"):
+        if callable(copy := getattr(item, method, None)):
+            return copy()
+    raise InputError(
+        f"{name} is a {type(item).__name__} on a device (DLPack type {device}) without cpu() or get(): copy it "
+        "to the processor first"
+    )
+
+
+def natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key by which ``frame2`` comes before ``frame10``."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _check_any(source: Source, count: int) -> None:
+    """Called at the end, after ``count`` frames, those that were skipped included."""
+    if source.skipped == count:
+        raise InputError(f"{source.name} holds no frame that can be decoded")
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
