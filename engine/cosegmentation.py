@@ -17,7 +17,15 @@ from facetrt.engine.checks import check_finite, check_voting
 from facetrt.engine.collection import LazySequence, map_features, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.refinement import Progress, Refinement, check_available, enlarge_mask, grabcut, refine_labels
+from facetrt.engine.refinement import (
+    Progress,
+    Refinement,
+    Refiner,
+    check_available,
+    enlarge_mask,
+    grabcut,
+    refine_labels,
+)
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign_each, kmeans_each
 from facetrt.kernels.parallel import map_threads
@@ -263,6 +271,7 @@ def make_mask(
     centroids: Float,
     votes: Votes,
     options: CosegmentOptions,
+    refiner: Refiner = refine_labels,
 ) -> Mask:
     """The mask of one image from its cells' clusters ``(cells,)``; None makes the empty mask of an outlier."""
     salient = votes.salient_labels
@@ -271,7 +280,7 @@ def make_mask(
         return nearest_of_groups(normalise(features[options.facet]), centroids, salient)
 
     all_or_none = len(salient) in (0, len(centroids))
-    return mask_of_labels(features, labels, salient, options.refine, None if all_or_none else nearest)
+    return mask_of_labels(features, labels, salient, options.refine, None if all_or_none else nearest, refiner)
 
 
 def nearest_of_groups(rows: Float, centroids: Float, salient: NDArray[np.int64]) -> Float:
@@ -286,6 +295,7 @@ def mask_of_labels(
     salient: NDArray[np.int64],
     refine: Refinement,
     nearest: Callable[[], Float] | None,
+    refiner: Refiner = refine_labels,
 ) -> Mask:
     """The mask that an image's clusters make.
 
@@ -294,12 +304,13 @@ def mask_of_labels(
         salient: the clusters that are foreground.
         nearest: gives squared distances to the nearest salient and other centroid, ``(2, cells)``, which a CRF weighs
             against each other; None if there are not both.
+        refiner: runs the CRF.
     """
     grid = features.grid
     grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
     cells = np.isin(grid_labels, salient)
     loaded, refinement = enlarge_mask(cells, features.image_size), Refinement.NONE
-    refined = None if labels is None else _refine(features, loaded, refine, nearest)
+    refined = None if labels is None else _refine(features, loaded, refine, nearest, refiner)
     if refined is not None:
         loaded, refinement = refined, refine
     return Mask(
@@ -315,7 +326,11 @@ def mask_of_labels(
 
 
 def _refine(
-    features: Features, mask: NDArray[np.bool_], refine: Refinement, nearest: Callable[[], Float] | None
+    features: Features,
+    mask: NDArray[np.bool_],
+    refine: Refinement,
+    nearest: Callable[[], Float] | None,
+    refiner: Refiner,
 ) -> NDArray[np.bool_] | None:
     """The mask refined as asked, or None where there is nothing to refine by."""
     if refine is Refinement.NONE:
@@ -326,4 +341,4 @@ def _refine(
         return None
     distances = nearest()
     energy = (distances - distances.max(axis=0)).reshape(2, *features.grid)
-    return np.asarray(refine_labels(features.pixels, energy, refine) == 0)
+    return np.asarray(refiner(features.pixels, energy, refine) == 0)

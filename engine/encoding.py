@@ -179,11 +179,18 @@ class Encoder:
 
     def _batch_size(self, cells: int) -> int:
         """How many images of one shape are encoded at once."""
-        on_cpu = self.backend.options.device is DeviceName.CPU
-        if not on_cpu or self.backend.options.hint is Hint.THROUGHPUT:
+        if self.backend.options.device is not DeviceName.CPU or self.backend.options.hint is Hint.THROUGHPUT:
             self.backend.activate()  # only then is the number of streams known, and the largest batch
+        return self.backend.streams * self._stream_batch(cells)
+
+    def _stream_batch(self, cells: int) -> int:
+        on_cpu = self.backend.options.device is DeviceName.CPU
         count = max(1, (BATCH_CELLS if on_cpu else GPU_BATCH_CELLS) // cells)
-        return self.backend.streams * min(count, self.backend.max_batch or count)
+        return min(count, self.backend.max_batch or count)
+
+    def lane_batch(self, size: tuple[int, int], options: EncodeOptions) -> int:
+        """How many images of a loaded ``size`` one stream of the active backend encodes at once."""
+        return self._stream_batch(self._cells(size, options))
 
     @property
     def _cell_bytes(self) -> int:

@@ -25,7 +25,7 @@ from facetrt.engine.matching import Matches, MatchOptions, match_features
 from facetrt.engine.models import PartsModel, SegmentationModel
 from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
 from facetrt.engine.propagation import MaskPropagator
-from facetrt.engine.refinement import Refinement, check_available
+from facetrt.engine.refinement import Refinement, Refiner, check_available, refine_labels
 from facetrt.engine.smoothing import Smoother
 from facetrt.engine.store import FeatureStore
 from facetrt.engine.stream import Policy, Stream, StreamOptions
@@ -272,7 +272,7 @@ class Engine:
         chosen = self.manifest.default_facet("match") if facet is None else facet
         options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
         if self._device is not None:
-            return self._device.match(image_a, image_b, EncodeOptions(load_size), options)
+            return self._device.match(image_a, image_b, EncodeOptions(load_size), options, progress)
         images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
         encoded = iter(self.encode(images, load_size=load_size, progress=progress))
         a, b = (item if isinstance(item, Features) else next(encoded) for item in (image_a, image_b))
@@ -395,7 +395,17 @@ class Engine:
         ):
             if num_crop_augmentations or flip_augmentation:
                 self._augment(augmented, features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
-            return segment_parts_features(features, options, augmented, progress)
+            with self._refiner() as refiner:
+                return segment_parts_features(features, options, augmented, progress, refiner)
+
+    @contextmanager
+    def _refiner(self) -> Iterator[Refiner]:
+        """Where the CRF runs."""
+        if self._device is None:
+            yield refine_labels
+            return
+        with self._device.refiner() as refiner:
+            yield refiner
 
     def _augment(
         self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
@@ -617,6 +627,8 @@ class Engine:
 
     def close(self) -> None:
         """Give the device back. Features and results stay valid."""
+        if self._device is not None:
+            self._device.close()
         self._encoder.backend.close()
 
     def __enter__(self) -> Self:

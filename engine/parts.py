@@ -23,7 +23,7 @@ from facetrt.engine.collection import LazySequence, join, map_features
 from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
-from facetrt.engine.refinement import Progress, Refinement, check_available, refine_labels
+from facetrt.engine.refinement import Progress, Refinement, Refiner, check_available, refine_labels
 from facetrt.engine.resampling import pillow_nearest, torch_nearest
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign, kmeans
@@ -126,12 +126,14 @@ def segment_parts_features(
     options: PartsOptions,
     augmented: Sequence[Features] = (),
     progress: Progress | None = None,
+    refiner: Refiner = refine_labels,
 ) -> Parts:
     """Parts that the images share; see ``Engine.segment_parts``.
 
     Args:
         augmented: features of augmented views, which take part in clustering only.
         progress: called with (maps refined, maps to refine); with three stages that runs twice.
+        refiner: runs the CRF.
 
     Raises:
         InputError: no image, or fewer descriptors than clusters.
@@ -149,14 +151,14 @@ def segment_parts_features(
     second = _second_stage(rows, masks, options)
     centroids, common = second.centroids, None
     if options.three_stages:
-        refined = _refine(everything, centroids, background, options, progress)
+        refined = _refine(everything, centroids, background, options, progress, refiner)
         common = _common_parts(refined[: len(features)], len(centroids))
         masks = [np.isin(_smoothed_cells(item), common) for item in refined]
         background = np.concatenate([background, np.delete(centroids, common, axis=0)])
         if not common.size:
             return Parts(_all_background(features), foreground, votes, centroids[:0], background, second, common)
         centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
-    maps = _refine(features, centroids, background, options, progress)
+    maps = _refine(features, centroids, background, options, progress, refiner)
     return Parts(maps, foreground, votes, centroids, background, second, common)
 
 
@@ -213,21 +215,28 @@ def squared_distances(rows: Float, centroids: Float) -> Float:
 
 
 def _refine(
-    items: Sequence[Features], centroids: Float, background: Float, options: PartsOptions, progress: Progress | None
+    items: Sequence[Features],
+    centroids: Float,
+    background: Float,
+    options: PartsOptions,
+    progress: Progress | None,
+    refiner: Refiner,
 ) -> list[PartMap]:
     """Parts of each image, several images at a time."""
 
     def refine(number: int) -> PartMap:
         item = items[number]
         energy = part_energy(item, normalise(item[options.facet]), centroids, background)
-        return map_of_energy(item, energy, len(centroids), options.refine)
+        return map_of_energy(item, energy, len(centroids), options.refine, refiner)
 
     return map_threads(refine, range(len(items)), progress, threads=options.refine.threads)
 
 
-def map_of_energy(item: Features, energy: Float, num_parts: int, refine: Refinement) -> PartMap:
+def map_of_energy(
+    item: Features, energy: Float, num_parts: int, refine: Refinement, refiner: Refiner = refine_labels
+) -> PartMap:
     """The parts of smallest ``energy (labels, grid_h, grid_w)``; a label beyond ``num_parts`` is background."""
-    labels, cells = refine_labels(item.pixels, energy, refine), energy.argmin(axis=0)
+    labels, cells = refiner(item.pixels, energy, refine), energy.argmin(axis=0)
     for found in (labels, cells):
         found[found == num_parts] = BACKGROUND
     return PartMap(labels.astype(np.int16), cells, refine, item.geometry, item.name)

@@ -17,6 +17,7 @@ from facetrt.kernels.errors import InputError, MissingDependencyError
 Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (images refined, images in all)
+Refiner = Callable[[Pixels, Float, "Refinement"], NDArray[np.int64]]  # as refine_labels, which is the host's
 
 GRABCUT_SEED = 0  # OpenCV's generator, one per thread, seeded per image: what ran before does not matter
 GRABCUT_ROUNDS = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -20,6 +20,8 @@ from facetrt.engine.cosegmentation import (
     too_few_descriptors,
 )
 from facetrt.engine.device.encoding import DeviceFeatures
+from facetrt.engine.device.refinement import device_refiner
+from facetrt.engine.features import Features
 from facetrt.engine.refinement import Progress
 from facetrt.kernels.device import kmeans, select, vote
 from facetrt.kernels.device.base import Device, DeviceArray
@@ -49,12 +51,20 @@ class _Found:
 
 
 def cosegment_on_device(
-    device: Device, features: Sequence[DeviceFeatures], options: CosegmentOptions, progress: Progress | None = None
+    device: Device,
+    features: list[DeviceFeatures],
+    options: CosegmentOptions,
+    progress: Progress | None = None,
+    originals: Sequence[Features] | None = None,
 ) -> Masks:
     """Masks of the objects that the images share; see ``Engine.cosegment``.
 
     Outlier removal decides on the host which images take part, and waits once for that. GrabCut and the CRFs are the
     host's as well: they get the loaded pixels after everything else has come down.
+
+    Args:
+        features: consumed: their descriptors make way for unit ones, or there would be two copies of all.
+        originals: what the features were uploaded from, if they were: read once more where masks are refined.
 
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
@@ -66,29 +76,37 @@ def cosegment_on_device(
         similarity = similarity_to_mean(np.concatenate([device.download(item.cls) for item in features]))
     inliers = find_inliers(similarity, len(features), options.outlier_threshold)
     chosen = np.flatnonzero(inliers).tolist()
-    found = _cluster(device, _gather(device, [features[i] for i in chosen]), options)
+    found = _cluster(device, _gather(device, features, chosen), options)
     labels = dict(zip(chosen, found.clustering.labels, strict=True))
 
     one_at_a_time = Lock()
+    refiner = device_refiner(device, one_at_a_time)
 
     def mask(number: int) -> Mask:
-        with one_at_a_time:
-            item = features[number].to_host(device, options.facet, options.refine)
-        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options)
+        if originals is not None:
+            item = originals[number]
+        else:
+            with one_at_a_time:
+                item = features[number].to_host(device, options.facet, options.refine)
+        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options, refiner)
 
     masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, found.clustering, found.votes, similarity)
 
 
-def _gather(device: Device, features: Sequence[DeviceFeatures]) -> _Rows:
-    bounds = np.cumsum([0] + [len(item.rows) for item in features]).tolist()
-    channels = features[0].rows.shape[1]
-    rows = device.empty((bounds[-1], channels), np.float32)
+def _gather(device: Device, features: list[DeviceFeatures], chosen: Sequence[int]) -> _Rows:
+    """Unit descriptors of the chosen images, which from now on refer to these instead of their own."""
+    bounds = np.cumsum([0] + [len(features[i].rows) for i in chosen]).tolist()
+    rows = device.empty((bounds[-1], features[0].rows.shape[1]), np.float32)
     saliency = device.empty((bounds[-1],), np.float32)
-    for low, high, item in zip(bounds, bounds[1:], features, strict=False):
-        device.copy(item.rows, rows.rows(low, high))
-        device.copy(item.saliency, saliency.rows(low, high))
-    return _Rows(select.normalise_rows(device, rows), saliency, bounds)
+    for low, high, i in zip(bounds, bounds[1:], chosen, strict=False):
+        own = rows.rows(low, high)
+        device.copy(select.normalise_rows(device, features[i].rows), own)
+        device.copy(features[i].saliency, saliency.rows(low, high))
+        cls = device.empty(features[i].cls.shape, np.float32)  # or it would keep all of the encoder's output
+        device.copy(features[i].cls, cls)
+        features[i] = replace(features[i], rows=own, cls=cls)
+    return _Rows(rows, saliency, bounds)
 
 
 def _cluster(device: Device, rows: _Rows, options: CosegmentOptions) -> _Found:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from facetrt.engine.bundle import CLS_ATTENTION
-from facetrt.engine.encoding import GPU_BATCH_CELLS, LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
+from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
-from facetrt.engine.images import load_image, loaded_size
+from facetrt.engine.images import MAX_PIXELS, load_image, loaded_size
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.resampling import pillow_nearest
 from facetrt.kernels.device import convert, preprocess, select
@@ -42,7 +42,7 @@ class DeviceFeatures:
         cls: ``(1, C)`` float32, its [CLS] row.
         saliency: ``(cells,)`` float32 in [0, 1].
         pixels: ``(height, width, 3)`` uint8 at the loaded size, or None for features that came from the host.
-        host: what is known on the host: all of the features if they came from there, else only geometry and name.
+        host: what is known on the host: all but tokens, attention and pixels.
     """
 
     rows: DeviceArray = field(repr=False)
@@ -120,6 +120,18 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
     return Frame(pixels, name, original, size, half)
 
 
+def batches(encoder: Encoder, frames: Iterable[Frame], options: EncodeOptions) -> Iterator[list[Frame]]:
+    """Neighbours of one loaded size, as many at a time as are encoded at once. The backend is active by now."""
+    batch: list[Frame] = []
+    for frame in frames:
+        if batch and (batch[0].size != frame.size or len(batch) == encoder.lane_batch(frame.size, options)):
+            yield batch
+            batch = []
+        batch.append(frame)
+    if batch:
+        yield batch
+
+
 def is_on_device(image: object) -> bool:
     """Whether another library's array lies in a GPU's memory."""
     if isinstance(image, np.ndarray):
@@ -135,6 +147,8 @@ def _device_image_size(image: Any, name: str) -> tuple[int, int]:
             f"{name} is an array on the GPU of shape {shape} and type {image.dtype}: expected (height, width, 3) uint8 "
             "RGB"
         )
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise InputError(f"{name} has {shape[0] * shape[1]:,} pixels: expected at most {MAX_PIXELS:,}")
     return shape[0], shape[1]
 
 
@@ -150,23 +164,28 @@ class _Ready:
 class DeviceEncoder:
     """Encodes on one lane. What depends on the grid alone stays on the device; one thread uses it at a time."""
 
-    def __init__(self, encoder: Encoder, lane: Lane, max_batch: int | None = None) -> None:
-        self._encoder, self._lane, self._device, self._max_batch = encoder, lane, lane.device, max_batch
+    def __init__(self, encoder: Encoder, lane: Lane) -> None:
+        self._encoder, self._lane, self._device = encoder, lane, lane.device
         self._kept: OrderedDict[object, dict[str, DeviceArray]] = OrderedDict()
 
-    def encode(self, frames: Iterable[Frame], facet: str, options: EncodeOptions) -> Iterator[DeviceFeatures]:
-        """Features of each frame, in order; neighbours of one loaded size are run together.
+    def encode(self, batch: Sequence[Frame], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
+        """Features of frames of one loaded size, in order; see :func:`batches`.
 
-        A frame is uploaded before the next one is asked for: its memory may be used again.
+        Raises:
+            InputError: the bundle has no such facet, or no saliency.
         """
-        batch: list[_Ready] = []
-        for frame in frames:
-            if batch and (batch[0].frame.size != frame.size or len(batch) == self.batch_size(frame, options)):
-                yield from self._encode_batch(batch, facet, options)
-                batch = []
-            batch.append(self._prepare(frame, options))
-        if batch:
-            yield from self._encode_batch(batch, facet, options)
+        self._check_outputs(facet)
+        return self._encode_batch([self._prepare(frame, options) for frame in batch], facet, options)
+
+    def _check_outputs(self, facet: str) -> None:
+        facets = self._encoder.manifest.facets
+        if facet not in facets:
+            raise InputError(
+                f"{facet} was not exported: this bundle has {', '.join(facets)}; add it with "
+                f"'facetrt export … --facets {','.join([*facets, facet])}'"
+            )
+        if self._encoder.manifest.saliency_heads is None:
+            raise InputError("this bundle has no saliency: export it with saliency (it is on by default)")
 
     def _prepare(self, frame: Frame, options: EncodeOptions) -> _Ready:
         pixels = self._on_device(frame)
@@ -185,22 +204,21 @@ class DeviceEncoder:
             given = aligned
         return given.reshape(1, *given.shape)
 
-    def batch_size(self, frame: Frame, options: EncodeOptions) -> int:
-        """How many frames of this one's size are encoded at once."""
-        grid_h, grid_w = self._grid(frame.size, options)
-        count = max(1, GPU_BATCH_CELLS // (grid_h * grid_w))
-        return count if self._max_batch is None else min(count, self._max_batch)
-
     def upload(self, features: Features, facet: str) -> DeviceFeatures:
-        """Features that were encoded before, onto the device."""
+        """Features that were encoded before, onto the device.
+
+        Raises:
+            InputError: they lack the facet, or saliency.
+        """
         device = self._device
+        features.cls(facet)  # raises where they lack it
         tokens = device.upload(features.tokens[facet])
         return DeviceFeatures(
             rows=tokens.rows(1, len(tokens)),
             cls=tokens.rows(0, 1),
             saliency=device.upload(features.saliency.ravel()),
             pixels=None,
-            host=features,
+            host=replace(features, tokens={}, attention=None, pixels=np.empty((0, 0, 3), np.uint8)),
         )
 
     def _grid(self, size: tuple[int, int], options: EncodeOptions) -> tuple[int, int]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
-from itertools import chain, islice
 from threading import Lock
 
 from facetrt.engine.backends import Precision
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks
 from facetrt.engine.device.cosegmentation import cosegment_on_device
-from facetrt.engine.device.encoding import DeviceEncoder, DeviceFeatures, Frame, Lane, decode
+from facetrt.engine.device.encoding import DeviceEncoder, DeviceFeatures, Frame, Lane, batches, decode
 from facetrt.engine.device.matching import match_on_device
+from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.features import Features
 from facetrt.engine.images import ImageLike
 from facetrt.engine.loading import read_ahead
 from facetrt.engine.matching import Matches, MatchOptions
+from facetrt.engine.refinement import Refiner
 from facetrt.kernels.errors import FacetrtError
 
 
@@ -28,18 +29,28 @@ class DeviceTasks:
     def __init__(self, encoder: Encoder, backend: CudaBackend) -> None:
         self._encoder, self._backend = encoder, backend
         self._encoders: dict[int, DeviceEncoder] = {}  # by lane, so that tables stay on the device between calls
-        self._several = Lock()  # of a call that takes more lanes than one
 
     def encode(
-        self, images: Iterable[ImageLike], facet: str, encoding: EncodeOptions, progress: Progress | None
+        self,
+        images: Iterable[ImageLike],
+        facet: str,
+        encoding: EncodeOptions,
+        progress: Progress | None,
+        on_broken: OnBroken | None = None,
     ) -> list[DeviceFeatures]:
-        """See ``Engine.encode_on_device``."""
+        """See ``Engine.encode_on_device``.
+
+        Batches take turns on the lanes: one is uploaded while another is computed. No lane is held while images are
+        asked for, which may use this engine themselves.
+        """
         self._encoder.check_options(encoding)
-        with (
-            self._backend.lane() as lane,
-            closing(self._frames(images, encoding, Tally(images, progress), None)) as frames,
-        ):
-            return list(self._encoder_of(lane).encode(frames, facet, encoding))
+        self._backend.activate()
+        features: list[DeviceFeatures] = []
+        with closing(self._frames(images, encoding, Tally(images, progress), on_broken)) as frames:
+            for batch in batches(self._encoder, frames, encoding):
+                with self._backend.lane() as lane:
+                    features += self._encoder_of(lane).encode(batch, facet, encoding)
+        return features
 
     def match(
         self,
@@ -47,16 +58,15 @@ class DeviceTasks:
         image_b: ImageLike | Features,
         encoding: EncodeOptions,
         options: MatchOptions,
+        progress: Progress | None = None,
     ) -> Matches:
         """See ``Engine.match``."""
-        self._encoder.check_options(encoding)
         images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
-        frames = [decode(self._encoder, number, image, encoding) for number, image in enumerate(images)]
+        encoded = iter(self.encode(images, options.facet, encoding, progress))
         with self._backend.lane() as lane:
             encoder = self._encoder_of(lane)
-            encoded = encoder.encode(frames, options.facet, encoding)
             a, b = (
-                encoder.upload(item, options.facet) if isinstance(item, Features) else next(encoded)
+                encoder.upload(item, options.facet) if isinstance(item, Features) else next(encoded).adopt(lane.device)
                 for item in (image_a, image_b)
             )
             return match_on_device(lane.device, a, b, options, half=self._half)
@@ -69,19 +79,12 @@ class DeviceTasks:
         progress: Progress | None,
         on_broken: OnBroken | None,
     ) -> Masks:
-        """See ``Engine.cosegment``. Batches take turns on the lanes: one is uploaded while another is computed."""
-        self._encoder.check_options(encoding)
-        tally = Tally(images, progress)
-        with self._lanes() as lanes, closing(self._frames(images, encoding, tally, on_broken)) as frames:
-            features: list[DeviceFeatures] = []
-            turn = 0
-            while batch := list(islice(frames, 1)):
-                encoder = self._encoder_of(lanes[turn % len(lanes)])
-                same = islice(frames, encoder.batch_size(batch[0], encoding) - 1)
-                features += encoder.encode(chain(batch, same), options.facet, encoding)
-                turn += 1
-            first = lanes[0].device
-            return cosegment_on_device(first, [item.adopt(first) for item in features], options, progress)
+        """See ``Engine.cosegment``."""
+        features = self.encode(images, options.facet, encoding, progress, on_broken)
+        with self._backend.lane() as lane:
+            for i, item in enumerate(features):
+                features[i] = item.adopt(lane.device)
+            return cosegment_on_device(lane.device, features, options, progress)
 
     def cosegment_features(
         self, features: Sequence[Features], options: CosegmentOptions, progress: Progress | None
@@ -90,7 +93,13 @@ class DeviceTasks:
         with self._backend.lane() as lane:
             encoder = self._encoder_of(lane)
             uploaded = [encoder.upload(item, options.facet) for item in features]
-            return cosegment_on_device(lane.device, uploaded, options, progress)
+            return cosegment_on_device(lane.device, uploaded, options, progress, features)
+
+    @contextmanager
+    def refiner(self) -> Iterator[Refiner]:
+        """The CRF on a lane that is taken for the while."""
+        with self._backend.lane() as lane:
+            yield device_refiner(lane.device, Lock())
 
     @property
     def _half(self) -> bool:
@@ -112,10 +121,8 @@ class DeviceTasks:
                 tally.add()
 
     def _encoder_of(self, lane: Lane) -> DeviceEncoder:
-        return self._encoders.setdefault(id(lane), DeviceEncoder(self._encoder, lane, self._backend.max_batch))
+        return self._encoders.setdefault(id(lane), DeviceEncoder(self._encoder, lane))
 
-    @contextmanager
-    def _lanes(self) -> Iterator[list[Lane]]:
-        """All lanes; calls that take them all wait for one another, or each might hold what the other wants."""
-        with self._several, ExitStack() as stack:
-            yield [stack.enter_context(self._backend.lane()) for _ in range(self._backend.options.streams)]
+    def close(self) -> None:
+        """Let go of what is kept on the device between calls."""
+        self._encoders.clear()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import photo
+from helpers import export_tiny, photo
 from helpers_gpu import FakeGpu, add_kernels
 
 from facetrt.engine import Engine, cosegmentation
@@ -70,6 +70,31 @@ def test_descriptors_stay_on_the_device(tiny_engine: Engine, bundle: Path) -> No
         assert features.rows.__cuda_array_interface__["shape"] == features.rows.shape
         rows = features.rows.device.download(features.rows)
     np.testing.assert_allclose(rows, tiny_engine.encode([image], load_size=24)[0]["key@1"], atol=1e-5)
+
+
+def test_a_facet_that_was_not_exported_is_named(bundle: Path) -> None:
+    images = [photo(40, 40), photo(44, 40, seed=1)]
+    options = {"facet": "key@7", "load_size": 24}
+    with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
+        features = engine.encode(images, load_size=24)
+        for call in (
+            lambda: engine.match(*images, **options),
+            lambda: engine.match(*features, facet="key@7"),
+            lambda: engine.cosegment(images, **options),
+            lambda: engine.encode_on_device(images, **options),
+        ):
+            with pytest.raises(InputError, match="key@7 was not exported"):
+                call()
+
+
+def test_a_bundle_without_saliency_is_named(tiny_weights: Path, tmp_path: Path, fake_gpu: FakeGpu) -> None:
+    bundle = add_kernels(export_tiny(tiny_weights, tmp_path / "plain", saliency=False), fake_gpu)
+    images = [photo(40, 40), photo(44, 40, seed=1)]
+    with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
+        with pytest.raises(InputError, match="no saliency"):
+            engine.match(*images, load_size=24)
+        with pytest.raises(InputError, match="no saliency"):
+            engine.match(*engine.encode(images, load_size=24))
 
 
 def test_kernels_on_the_host_beside_an_encoder_on_the_gpu(

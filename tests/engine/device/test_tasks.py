@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
+import torch
 from helpers import photo
 
-from facetrt.engine import Engine, cosegmentation
+from facetrt.engine import Engine, cosegmentation, refinement
 from facetrt.engine.backends import Precision
 from facetrt.engine.cosegmentation import CosegmentOptions
 from facetrt.engine.device import cosegmentation as on_device
 from facetrt.engine.device.tasks import DeviceTasks
 from facetrt.engine.encoding import EncodeOptions
-from facetrt.engine.features import SaliencyMode
+from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.matching import MatchOptions
 from facetrt.engine.refinement import Refinement
 from facetrt.kernels import InputError
-from facetrt.kernels.device import Device, DeviceArray
+from facetrt.kernels.device import Device, DeviceArray, refine
+from facetrt.kernels.device.exchange import HOST
 from facetrt.kernels.kmeans import kmeans_each
 
 MATCH = "key@1"
+FEW_VOTES = {"sample_interval": 5, "saliency_threshold": 0.25, "votes_percentage": 50}  # some clusters are salient
 OPTIONS = CosegmentOptions("key@1", sample_interval=5, refine=Refinement.NONE)
 
 
@@ -49,11 +55,13 @@ class HostBackend:
         self.lanes = [HostLane(engine, device) for _ in range(streams)]
         self._free = list(self.lanes)
         self.options = SimpleNamespace(streams=streams, precision=Precision.FP32)
-        self.max_batch: int | None = None
+
+    def activate(self) -> None:
+        """Nothing to open."""
 
     @contextmanager
     def lane(self) -> Iterator[HostLane]:
-        lane = self._free.pop()
+        lane = self._free.pop(0)
         try:
             yield lane
         finally:
@@ -68,6 +76,13 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_device, "MAX_CLUSTERS", 3)
     monkeypatch.setattr(on_device, "RESTARTS", 2)
     monkeypatch.setattr(on_device, "ITERATIONS", 6)
+
+
+@pytest.fixture
+def one_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the CRF, on both sides."""
+    monkeypatch.setattr(refinement, "dense_crf", partial(refinement.dense_crf, iterations=1))
+    monkeypatch.setattr(refine, "mean_field", partial(refine.mean_field, iterations=1))
 
 
 @pytest.fixture
@@ -141,10 +156,10 @@ def test_cosegment_on_two_streams_equals_one(tiny_engine: Engine, device: Device
 
 @pytest.mark.parametrize(("most", "batches"), [(None, [3]), (2, [2, 1])])
 def test_images_of_one_size_share_a_batch(
-    tiny_engine: Engine, device: Device, most: int | None, batches: list[int]
+    tiny_engine: Engine, device: Device, most: int | None, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tiny_engine._encoder.backend, "max_batch", most)
     backend = HostBackend(tiny_engine, device)
-    backend.max_batch = most
     tasks = DeviceTasks(tiny_engine._encoder, backend)  # type: ignore[arg-type]
     tasks.encode([photo(24, 28, seed=i) for i in range(3)], MATCH, EncodeOptions(24), None)
     assert backend.lanes[0].batches == batches
@@ -167,15 +182,40 @@ def test_broken_images_are_left_out_or_raise(tasks: DeviceTasks, tmp_path: Path)
         tasks.cosegment_images(images, EncodeOptions(24), OPTIONS, None, None)
 
 
-def test_grabcut_gets_the_loaded_pixels(tiny_engine: Engine, tasks: DeviceTasks) -> None:
-    images = [photo(64, 80, seed=i) for i in range(2)]
+def test_features_are_read_one_at_a_time(tiny_engine: Engine, tasks: DeviceTasks) -> None:
+    images = [photo(64, 80, seed=i) for i in range(3)]
+    features = tiny_engine.encode(images, load_size=32)
+    alive: list[ref[Features]] = []
+    most = 0
+
+    class Stored(Sequence[Features]):
+        def __len__(self) -> int:
+            return len(features)
+
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal most
+            alive.append(ref(item := replace(features[index])))
+            most = max(most, sum(known() is not None for known in alive))
+            return item
+
     options = CosegmentOptions("key@1", sample_interval=5, refine=Refinement.GRABCUT)
+    found = tasks.cosegment_features(Stored(), options, None)
+    assert most <= 2  # one that is dropped while the next is read
+    for mine, theirs in zip(found, tasks.cosegment_features(features, options, None), strict=True):
+        np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
+
+
+@pytest.mark.usefixtures("one_iteration")
+@pytest.mark.parametrize("how", [Refinement.GRABCUT, Refinement.CRF])
+def test_masks_are_refined_as_on_the_host(tiny_engine: Engine, tasks: DeviceTasks, how: Refinement) -> None:
+    images = [photo(64, 80, seed=i) for i in range(2)]
+    options = CosegmentOptions("key@1", **FEW_VOTES, refine=how)
     expected = tiny_engine.cosegment(
-        images, load_size=32, facet="key@1", sample_interval=5, low_resolution_saliency=False
+        images, load_size=32, facet="key@1", low_resolution_saliency=False, refine=how, **FEW_VOTES
     )
     found = tasks.cosegment_images(images, EncodeOptions(32), options, None, None)
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine.refinement == theirs.refinement
+        assert mine.refinement == theirs.refinement == how
         np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
 
 
@@ -194,16 +234,47 @@ class OnDevice:
 
 
 def test_frames_that_lie_on_the_device_are_encoded_as_they_lie(device: Device, tasks: DeviceTasks) -> None:
-    if device.exchange_device[0] != 1:
-        pytest.skip("the stand-in lies in host memory; tests/gpu passes torch tensors")
     image = photo(40, 52)
-    there, here = tasks.encode([OnDevice(image), image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+    lying = OnDevice(image) if device.exchange_device[0] == HOST else torch.from_numpy(image).cuda()
+    there, here = tasks.encode([lying, image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
     np.testing.assert_array_equal(device.download(there.rows), device.download(here.rows))
-    shared = np.from_dlpack(there.rows)  # and out again
-    np.testing.assert_array_equal(shared, device.download(here.rows))
+    shared = torch.from_dlpack(there.rows)  # and out again
+    np.testing.assert_array_equal(shared.cpu(), device.download(here.rows))
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)])
 def test_frames_on_the_device_that_are_no_images(tasks: DeviceTasks, array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
         tasks.encode([OnDevice(array)], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+
+
+@pytest.mark.usefixtures("one_iteration")
+def test_parts_are_refined_on_the_device(
+    tiny_engine: Engine, tasks: DeviceTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [photo(64, 80, seed=i) for i in range(2)]
+    options = {"load_size": 32, "facet": "key@1", "num_parts": 2, "low_resolution_saliency": False, **FEW_VOTES}
+    expected = tiny_engine.segment_parts(images, **options)
+    monkeypatch.setattr(tiny_engine, "_device", tasks)
+    for mine, theirs in zip(tiny_engine.segment_parts(images, **options), expected, strict=True):
+        assert mine.refinement == Refinement.CRF
+        np.testing.assert_array_equal(mine.loaded_labels, theirs.loaded_labels)
+
+
+def test_images_may_come_from_the_same_engine(tasks: DeviceTasks) -> None:
+    """No lane is held while they are asked for."""
+
+    def images() -> Iterator[np.ndarray]:
+        for seed in range(2):
+            image = photo(24, 28, seed=seed)
+            tasks.encode([image], MATCH, EncodeOptions(24), None)
+            yield image
+
+    assert len(tasks.encode(images(), MATCH, EncodeOptions(24), None)) == 2
+
+
+def test_progress_counts_images(tasks: DeviceTasks) -> None:
+    seen: list[tuple[int, int | None]] = []
+    images = [photo(24, 28), photo(24, 28, seed=1)]
+    tasks.match(*images, EncodeOptions(24), MatchOptions(MATCH, 2), lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]

@@ -1,0 +1,26 @@
+"""The CRF of ``--refine`` on the device; GrabCut's graph cuts are sequential and stay the host's."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.images import Pixels
+from facetrt.engine.refinement import Float, Refinement, Refiner, refine_labels
+from facetrt.kernels.device import refine
+from facetrt.kernels.device.base import Device
+
+
+def device_refiner(device: Device, lock: Lock) -> Refiner:
+    """As :func:`facetrt.engine.refinement.refine_labels`, with facetrt's CRF on ``device``, which ``lock`` guards."""
+
+    def refiner(pixels: Pixels, energy: Float, refinement: Refinement) -> NDArray[np.int64]:
+        if refinement is not Refinement.CRF:
+            return refine_labels(pixels, energy, refinement)
+        with lock:
+            cells = device.upload(np.ascontiguousarray(energy, np.float32))
+            return device.download(refine.refine_labels(device, pixels, cells)).astype(np.int64)
+
+    return refiner
