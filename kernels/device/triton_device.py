@@ -35,6 +35,8 @@ class TritonDevice(Device):
             ) from error
         if name == "cpu" and not self._triton.knobs.runtime.interpret:
             raise InputError("on a CPU kernels run in the interpreter only: set TRITON_INTERPRET=1 before the start")
+        if name != "cpu" and self._triton.knobs.runtime.interpret:
+            raise InputError("on a GPU kernels run compiled, not in the interpreter: unset TRITON_INTERPRET")
         self.name = name
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
