@@ -1,6 +1,7 @@
 """One job in a process of its own, so that its peak memory is its own: ``python -m facetrt.benchmarks.child JOB``.
 
-``JOB`` is JSON, ``{"job": "match", …}``; the answer is JSON on standard output: ``peak_mib`` and ``seconds``.
+``JOB`` is JSON, ``{"job": "match", …}``; the answer is JSON on standard output: ``peak_mib``, ``seconds``, and what the
+job itself found.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from facetrt.engine.engine import Engine
 from facetrt.kernels import best_buddies
@@ -22,7 +24,7 @@ from facetrt.kernels.errors import FacetrtError, InputError
 
 
 def run_job(job: str, **arguments: Any) -> dict[str, Any]:
-    """``peak_mib`` of the whole process and ``seconds`` of the job alone.
+    """``peak_mib`` of the whole process, ``seconds`` of the job alone, and what the job itself found.
 
     Raises:
         FacetrtError: the job cannot run here; with the child's message.
@@ -55,7 +57,36 @@ def _best_buddies(grid: int, channels: int) -> float:
     return _seconds(lambda: best_buddies(a, b))
 
 
-JOBS: dict[str, Callable[..., float]] = {"match": _match, "cosegment": _cosegment, "best_buddies": _best_buddies}
+def _stream(bundle: str, side: int, warm: int, frames: int) -> dict[str, float]:
+    """One stream over many small frames. Resident memory is the median of samples over ``warm`` frames, which begins
+    after the first ``warm``; over as many at the end again.
+    """
+    samples: list[float] = []
+    every = max(1, warm // 50)
+
+    def run() -> None:
+        with Engine.open(bundle) as engine, engine.stream(_small_frames(side, frames), load_size=side) as stream:
+            for number, _ in enumerate(stream):
+                if number % every == 0:
+                    samples.append(resident_mib())
+
+    seconds, count = _seconds(run), max(1, warm // every)
+    warmed, end = np.median(samples[count : 2 * count]), np.median(samples[-count:])
+    return {"seconds": seconds, "frames": frames, "warm_mib": float(warmed), "end_mib": float(end)}
+
+
+def _small_frames(side: int, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Noise that differs from frame to frame, ``(side, side, 3)``."""
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return (np.roll(noise, i, axis=1) for i in range(count))
+
+
+JOBS: dict[str, Callable[..., float | dict[str, float]]] = {
+    "match": _match,
+    "cosegment": _cosegment,
+    "best_buddies": _best_buddies,
+    "stream": _stream,
+}
 
 
 def _seconds(function: Callable[[], object]) -> float:
@@ -77,14 +108,27 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def resident_mib() -> float:
+    """Memory that this process holds now.
+
+    Raises:
+        FacetrtError: the system has no ``/proc`` to read it from.
+    """
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        raise FacetrtError("memory is read from /proc/self/statm, which this system does not have")
+    return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def main() -> None:
     """Run the job named on the command line."""
     arguments = json.loads(sys.argv[1])
     job = arguments.pop("job")
     if job not in JOBS:
         raise InputError(f"job {job!r}: expected one of {', '.join(JOBS)}")
-    seconds = JOBS[job](**arguments)
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
+    found = JOBS[job](**arguments)
+    result = found if isinstance(found, dict) else {"seconds": found}
+    print(json.dumps(result | {"peak_mib": peak_mib()}))
 
 
 if __name__ == "__main__":

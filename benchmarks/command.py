@@ -27,6 +27,7 @@ class Suite(StrEnum):
 
     CPU = "cpu"
     GPU = "gpu"
+    VIDEO = "video"
 
 
 @app.command()
@@ -52,12 +53,13 @@ def bench(
 ) -> None:
     """Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes.
 
-    The GPU suite needs an NVIDIA GPU and takes longer: torch compiles its baseline first.
+    The GPU suite needs an NVIDIA GPU and takes longer: torch compiles its baseline first. The video suite runs the
+    built-in model unless --bundle names another, and needs no torch.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     check_replaceable(out, force=force)
-    run = _run_cpu if suite is Suite.CPU else _run_gpu
-    report = run(_Request(bundle, weights, rounds, quick, against))
+    run = {Suite.CPU: _run_cpu, Suite.GPU: _run_gpu, Suite.VIDEO: _run_video}
+    report = run[suite](_Request(bundle, weights, rounds, quick, against))
     with atomic_folder(out, force=force) as target:
         from facetrt.benchmarks.plots import draw
         from facetrt.benchmarks.report import bar_table, write_report
@@ -135,6 +137,21 @@ def _run_gpu(asked: _Request) -> Report:
                 report=status.update,
             ) as workbench:
                 return run_gpu(workbench, gpu, notes=[UNTRAINED] if asked.untrained else [])
+
+
+def _run_video(asked: _Request) -> Report:
+    if asked.against is not None or asked.weights is not None:
+        raise InputError("--against and --weights are for baselines that the video suite does not have: leave them out")
+    with errors.status("importing libraries") as status:
+        from facetrt.benchmarks.missing import import_library
+        from facetrt.benchmarks.video import QUICK_VIDEO, VideoBench, VideoSizes, run_video
+        from facetrt.engine.bundle import BUILTIN
+
+        for name in ("matplotlib", "jsonschema"):
+            import_library(name)
+        sizes = QUICK_VIDEO if asked.quick else VideoSizes()
+        with VideoBench(asked.bundle or BUILTIN, sizes, asked.rounds, status.update) as bench:
+            return run_video(bench)
 
 
 def _import_all() -> None:

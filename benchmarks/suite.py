@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,19 @@ class Report:
         return {name: [row for row in self.rows if row.section == name] for name in names}
 
 
+class Measured(Protocol):
+    """What a report tells of the bench that a suite ran on; ``sizes`` is a dataclass and ``spec`` has a name."""
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def sizes(self) -> Any: ...
+    @property
+    def rounds(self) -> int: ...
+
+
 class Opening:
     """What is noted when a suite begins; :meth:`close` makes the report when it ends."""
 
@@ -46,7 +59,7 @@ class Opening:
     def close(
         self,
         suite: str,
-        bench: Workbench,
+        bench: Measured,
         rows: Sequence[Row],
         bars: Sequence[Bar],
         *,

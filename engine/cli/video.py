@@ -1,0 +1,469 @@
+"""``facetrt video``: frames in, an overlay video out. Parse, check, call, write, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from facetrt.engine.cli.app import BundleOption, ForceOption, app, console, errors, note, parse_size
+from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.records import describe
+from facetrt.engine.engine import Engine
+from facetrt.engine.files import (
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    write_json,
+    write_results,
+)
+from facetrt.engine.images import LoadSize, Pixels
+from facetrt.engine.models import PartsModel, SegmentationModel, load_model
+from facetrt.engine.sources import LIVE_SCHEMES, Source
+from facetrt.engine.stream import Policy, Stream
+from facetrt.engine.video import DEFAULT_FPS, VideoWriter, check_suffix
+from facetrt.engine.video_tasks import (
+    LOAD_SIZE,
+    Drawn,
+    MaskViewer,
+    ModelViewer,
+    PcaViewer,
+    TrackViewer,
+    VideoTask,
+    Viewer,
+    learn_from,
+    read_first_mask,
+)
+from facetrt.kernels.errors import BackendError, InputError, OutputError
+
+POINTS = 20
+WINDOW = "facetrt"
+STOP_KEYS = (27, ord("q"))  # 27 is Esc
+MAX_RECORD = 16 << 20  # bytes; a record has a few thousand
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked. ``source`` is a path, an address or the number of a camera."""
+
+    task: VideoTask
+    source: str | int
+    bundle: str
+    out: Path
+    load_size: str | None
+    points: int | None
+    point: tuple[str, ...]
+    first_mask: Path | None
+    model: Path | None
+    limit: int | None
+    policy: Policy
+    latency_budget: float | None
+    preview: bool
+    data: bool
+    force: bool
+
+    @property
+    def live(self) -> bool:
+        """Whether frames cannot be read twice."""
+        return isinstance(self.source, int) or self.source.startswith(LIVE_SCHEMES)
+
+    @property
+    def record_path(self) -> Path:
+        """Of the results record."""
+        return self.out.with_suffix(".json")
+
+    @property
+    def data_path(self) -> Path:
+        """Of the folder with an NPZ per frame."""
+        return self.out.with_suffix(".frames")
+
+    @property
+    def points_xy(self) -> np.ndarray[Any, np.dtype[np.float64]] | int:
+        """Points given, ``(N, 2)``, or how many to choose."""
+        if not self.point:
+            return POINTS if self.points is None else self.points
+        return np.array([_parse_point(text) for text in self.point])
+
+    def options(self) -> dict[str, Any]:
+        """For the record."""
+        left_out = ("task", "source", "bundle", "out", "preview", "data", "force")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+@app.command()
+@engine_options
+def video(
+    bundle: BundleOption,
+    task: Annotated[VideoTask, typer.Option("--task", help="What to show.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Video to write: .mp4, .mkv or .avi.")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="IN", help="Video file, folder of images or rtsp:// address.")
+    ] = None,
+    camera: Annotated[int | None, typer.Option("--camera", min=0, help="Number of a camera, instead of IN.")] = None,
+    load_size: Annotated[
+        str | None,
+        typer.Option("--load-size", help="Shorter side (224, or the model's), HEIGHTxWIDTH, none."),
+    ] = None,
+    points: Annotated[int | None, typer.Option("--points", min=1, help="track: how many to choose (20).")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option("--point", help="track: X,Y in pixels of the first frame; repeat for more.")
+    ] = None,
+    first_mask: Annotated[
+        Path | None, typer.Option("--first-mask", help="mask: label image of the first frame; 0 is background.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="cosegment, parts: from --save-model; learned from the video without it."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Stop after so many frames.")] = None,
+    policy: Annotated[Policy, typer.Option("--policy", help="For frames that come too fast.")] = Policy.AUTO,
+    latency_budget: Annotated[
+        float | None, typer.Option("--latency-budget", help="Milliseconds; frames over it are counted as late.")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show it in a window; q ends.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also write OUT.frames: an NPZ file for each frame.")] = False,
+    force: ForceOption = False,
+    *,
+    opening: Opening,
+) -> None:
+    """Follow points or masks through a video, segment it, or show its descriptors; an overlay video and a record.
+
+    Ctrl-C ends the video where it is, playable. OUT.json beside it tells how it was made.
+    """
+    request = Request(
+        task=task,
+        source=_source(source, camera),
+        bundle=bundle,
+        out=out,
+        load_size=load_size,
+        points=points,
+        point=tuple(point or ()),
+        first_mask=first_mask,
+        model=model,
+        limit=limit,
+        policy=policy,
+        latency_budget=latency_budget,
+        preview=preview,
+        data=data,
+        force=force,
+    )
+    check_request(request)
+    with opening.engine(bundle) as engine:
+        record = run_video(engine, request)
+    if lost := record["result"].get("lost"):
+        note(f"objects {', '.join(map(str, lost))} are too small to be followed: use a larger --load-size")
+    report = record["report"]
+    console.print(
+        f"{record['video']['frames']} frames, {report['fps']:.1f} a second, latency {1e3 * report['latency_p50']:.0f} "
+        f"ms (99 %: {1e3 * report['latency_p99']:.0f}), {report['dropped']} dropped, {report['skipped']} skipped, "
+        f"{report['late']} late: {out}",
+        soft_wrap=True,
+    )
+
+
+def _source(source: str | None, camera: int | None) -> str | int:
+    if (source is None) == (camera is None):
+        raise InputError("expected a video to read: either IN (a file, folder or rtsp:// address) or --camera NUMBER")
+    return source if source is not None else int(camera or 0)
+
+
+def check_request(request: Request) -> None:
+    """Find out what cannot work before anything is read or written.
+
+    Raises:
+        InputError, OutputError, BackendError: with one line that says what to change.
+    """
+    task = request.task
+    check_suffix(request.out)
+    for option, value, allowed in (
+        ("--points", request.points, task is VideoTask.TRACK),
+        ("--point", request.point or None, task is VideoTask.TRACK),
+        ("--first-mask", request.first_mask, task is VideoTask.MASK),
+        ("--model", request.model, task.clusters),
+    ):
+        if value is not None and not allowed:
+            raise InputError(f"{option} has no meaning for --task {task}: leave it out")
+    if request.points is not None and request.point:
+        raise InputError("--points chooses points and --point gives them: use one of the two")
+    if task is VideoTask.MASK and request.first_mask is None:
+        raise InputError("--task mask follows the objects of a first mask: add --first-mask PNG")
+    if task.clusters and request.live and request.model is None:
+        raise InputError(
+            f"--task {task} on a live source needs --model: learn one from a few images with facetrt {task} "
+            "--save-model FILE"
+        )
+    if request.latency_budget is not None and not request.latency_budget > 0:
+        raise InputError(f"--latency-budget {request.latency_budget:g}: expected more than 0 milliseconds")
+    _check_places(request)
+    if request.preview:
+        check_display()
+
+
+def _check_places(request: Request) -> None:
+    """``--force`` replaces what the record beside it says that facetrt wrote, and never what is read."""
+    out = request.out
+    inputs = [Path(p) for p in (request.source, request.first_mask, request.model) if isinstance(p, (str, Path))]
+    for path in (out, request.record_path):
+        if any(path.resolve() == given.resolve() for given in inputs):
+            raise InputError(f"{path} is read and would be overwritten: choose another --out")
+        if not (path.exists() or path.is_symlink()):
+            continue
+        if not request.force:
+            raise OutputError(f"{path} exists already: choose another --out, or replace it with --force")
+        if path.is_symlink() or not path.is_file() or not _is_ours(request.record_path):
+            raise OutputError(
+                f"{path} was not written by facetrt ({request.record_path} would say so), so --force does not replace "
+                "it: choose another --out"
+            )
+    if request.data:
+        check_replaceable(request.data_path, force=request.force, inputs=[*inputs, request.bundle])
+
+
+def _is_ours(record: Path) -> bool:
+    """Whether facetrt wrote a record of a video there."""
+    try:
+        found = json.loads(record.read_bytes()) if record.stat().st_size < MAX_RECORD else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("tool") == "facetrt" and found.get("command") == "video"
+
+
+def check_display() -> None:
+    """Raise :class:`BackendError` unless OpenCV can open a window."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise BackendError("--preview needs a display, and neither DISPLAY nor WAYLAND_DISPLAY is set: leave it out")
+    try:
+        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
+    except cv2.error as error:
+        raise BackendError(
+            "--preview needs an OpenCV that can open windows, and this is a headless one: leave it out, or install "
+            "opencv-python in place of opencv-python-headless"
+        ) from error
+
+
+def run_video(engine: Engine, request: Request) -> dict[str, Any]:
+    """Make the video; the record, which lies beside it.
+
+    However it ends, after at least one frame the video is playable and the record says what ended it.
+    """
+    viewer, size, stride = _prepare(engine, request)
+    budget = None if request.latency_budget is None else request.latency_budget / 1e3
+    with engine.stream(
+        request.source, load_size=size, stride=stride, policy=request.policy, latency_budget=budget
+    ) as stream:
+        outputs = Outputs(request, stream)
+        stopped = outputs.fill(viewer)
+        record = _record(request, engine, stream, viewer, outputs)
+        record |= {"interrupted": stopped is not None, "stopped_by": _said(stopped)}
+        with atomic_file(request.record_path) as path:
+            write_json(path, record)
+    if stopped is not None:
+        raise stopped
+    return record
+
+
+def _said(stopped: BaseException | None) -> str | None:
+    """An error's message; of signals and errors without one, their name."""
+    if stopped is None:
+        return None
+    return (str(stopped) if isinstance(stopped, Exception) else "") or type(stopped).__name__
+
+
+def _prepare(engine: Engine, request: Request) -> tuple[Viewer, LoadSize, int | None]:
+    """The task's viewer, and the load size and stride that it wants."""
+    asked = LOAD_SIZE if request.load_size is None else parse_size(request.load_size)
+    if request.first_mask is not None:
+        return MaskViewer(engine, read_first_mask(request.first_mask)), asked, None
+    if request.task is VideoTask.TRACK:
+        return TrackViewer(engine, request.points_xy), asked, None
+    if request.task is VideoTask.PCA:
+        return PcaViewer(engine), asked, None
+    model = _model(engine, request, asked)
+    return ModelViewer(engine, model), model.load_size if request.load_size is None else asked, model.stride
+
+
+def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:
+    """From its file, or learned from the video at ``size``."""
+    if request.model is None:
+        with errors.status("learning from a sample of the frames"):
+            return learn_from(engine, request.source, request.task, size, request.limit)
+    model = load_model(request.model)
+    if isinstance(model, PartsModel) != (request.task is VideoTask.PARTS):
+        raise InputError(f"{request.model} holds a {model.kind} model: it does not fit --task {request.task}")
+    return model
+
+
+def _record(request: Request, engine: Engine, stream: Stream, viewer: Viewer, outputs: Outputs) -> dict[str, Any]:
+    source = stream.source
+    known = {} if source is None else {name: getattr(source, name) for name in ("name", "live", "fps", "frame_count")}
+    decoder = {} if source is None else {"decoder": source.decoder}
+    return {
+        "tool": "facetrt",
+        "command": "video",
+        "task": request.task,
+        "options": request.options(),
+        "source": known | decoder,
+        "bundle": request.bundle,
+        "backend": engine.backend,
+        "precision": engine.precision,
+        "first_frame": outputs.first,
+        "policy": stream.policy,
+        "report": asdict(stream.report),
+        "video": outputs.facts(),
+        "data": request.data_path.name if request.data else None,
+        "result": viewer.facts(),
+    }
+
+
+class Outputs:
+    """The video, the data beside it and the window, as frames come.
+
+    Attributes:
+        first: what the record says of the first frame.
+    """
+
+    def __init__(self, request: Request, stream: Stream) -> None:
+        self._request, self._stream = request, stream
+        self._writer: VideoWriter | None = None
+        self._folder: Path | None = None
+        self._written = ExitStack()
+        self._said: set[str] = set()
+        self._began = 0.0  # the first frame's time stamp
+        self.first: dict[str, Any] = {}
+
+    def fill(self, viewer: Viewer) -> BaseException | None:
+        """Write all frames; what ended them early is returned if at least one was written, else raised."""
+        stopped: BaseException | None = None
+        with ExitStack() as kept:
+            if self._request.data:
+                self._folder = kept.enter_context(atomic_folder(self._request.data_path, force=self._request.force))
+            try:
+                with self._written, progress(self._request.task, self._total()) as tick:
+                    self._write_all(viewer, tick)
+            except BaseException as error:  # raised again once what there is has been kept
+                if self._writer is None or not self._writer.kept:
+                    raise
+                stopped = error
+            if self._folder is not None:
+                write_results(self._folder, {"command": "video", "task": self._request.task})
+        return stopped
+
+    def _write_all(self, viewer: Viewer, tick: Tick) -> None:
+        for result in islice(self._stream, self._request.limit):
+            self.first = self.first or describe(result.features)
+            for drawn in viewer.feed(result):
+                if not self._write(drawn):
+                    return
+            tick(self._stream)
+        for drawn in viewer.finish():
+            self._write(drawn)
+
+    def _write(self, drawn: Drawn) -> bool:
+        """Returns whether to go on: a key in the window ends it."""
+        picture = drawn.picture
+        writer = self._writer or self._open(drawn)
+        if picture.shape[:2] != writer.size:
+            self._say("the size of the frames changes: those of another size than the first are scaled to its")
+            picture = np.asarray(cv2.resize(picture, writer.size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+        late = (drawn.frame.timestamp - self._began) * writer.fps - writer.frames
+        if self._timed and not writer.keeps_time and abs(late) > 1:
+            self._say(f"the time between frames varies: {writer.path.name} shows {writer.fps:g} a second throughout")
+        writer.write(picture, drawn.frame.timestamp if self._timed else None)
+        if self._folder is not None:
+            arrays: dict[str, Any] = {"index": drawn.frame.index, "timestamp": drawn.frame.timestamp, **drawn.data}
+            np.savez_compressed(self._folder / f"{drawn.frame.index:06}.npz", **arrays)
+        return not (self._request.preview and show(picture))
+
+    def _open(self, drawn: Drawn) -> VideoWriter:
+        fps = self._source.fps if self._source is not None else None
+        self._writer = self._written.enter_context(
+            VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), drawn.frame.size)
+        )
+        if self._writer.library == "opencv":
+            self._say("no PyAV with an H.264 encoder: MPEG-4 is written, which browsers do not play (extra: video)")
+        self._began = drawn.frame.timestamp
+        return self._writer
+
+    @property
+    def _source(self) -> Source | None:
+        return self._stream.source
+
+    @property
+    def _timed(self) -> bool:
+        """Whether time stamps mean time: those of a folder are numbers."""
+        return self._source is not None and (self._source.live or self._source.fps is not None)
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            note(text)
+
+    def _total(self) -> int | None:
+        count, limit = None if self._source is None else self._source.frame_count, self._request.limit
+        return min(known) if (known := [n for n in (count, limit) if n is not None]) else None
+
+    def facts(self) -> dict[str, Any]:
+        """Of the video."""
+        writer = self._writer
+        if writer is None:
+            return {}
+        return {
+            "file": writer.path.name,
+            "codec": writer.codec,
+            "library": writer.library,
+            "fps": writer.fps,
+            "keeps_time": writer.keeps_time,
+            "frames": writer.frames,
+            "size": writer.even_size,
+        }
+
+
+def show(picture: Pixels) -> bool:
+    """Put a picture into the window; whether q, Esc or the window's own button asked for the end."""
+    cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    pressed = cv2.waitKey(1) & 0xFF
+    return pressed in STOP_KEYS or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
+
+
+Tick = Callable[[Stream], None]
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Tick]:
+    """A bar on standard error with the stream's speed and latency."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(description, total=total, speed="")
+
+        def tick(stream: Stream) -> None:
+            report = stream.report
+            speed = f"{report.fps:.1f} fps, latency {1e3 * report.latency_p50:.0f} ms"
+            bar.update(task, completed=report.frames, speed=speed)
+
+        yield tick
+
+
+def _parse_point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--point {text}: expected X,Y in pixels of the first frame, like 120,80.5") from error
+    return x, y
