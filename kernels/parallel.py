@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Lock
 from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +45,31 @@ def map_threads(
             pool.shutdown(wait=False, cancel_futures=True)  # leaving the block waits for what is at work
             raise
     return [future.result() for future in futures]
+
+
+class _OneBlasThread:
+    """Limits NumPy's matrix library to one thread while anybody wants that; the last one gives the threads back."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._limits: threadpool_limits | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limits = threadpool_limits(1, user_api="blas")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._limits is not None:
+                self._limits.restore_original_limits()
+
+
+#: For many small products, beside other work or on threads of their own: the library's idle workers spin, which made
+#: small products five times as slow beside a running encoder. It holds for the whole process.
+one_blas_thread = _OneBlasThread()
 
 
 def processors() -> int:

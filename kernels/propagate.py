@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import Array, check_map
+from facetrt.kernels.parallel import map_threads, one_blas_thread
 
 Float = NDArray[np.float32]
 
@@ -35,8 +36,8 @@ def propagate(
 ) -> Float:
     """Soft labels of a frame's cells from those of its context frames.
 
-    Memory beyond the arguments is that of one tile of cells (about 10 MB for 8 context frames at radius 12), whatever
-    the grid. Ties at the smallest kept cosine are all kept.
+    Memory beyond the arguments is that of one tile of cells per processor (about 10 MB each for 8 context frames at
+    radius 12), whatever the grid. Ties at the smallest kept cosine are all kept.
 
     Args:
         features: ``(grid_h, grid_w, C)`` floats of the target frame; they need not be normalised.
@@ -56,9 +57,13 @@ def propagate(
     grid_h, grid_w, _ = target.shape
     out = np.empty((grid_h, grid_w, labels.shape[3]), np.float32)
     inverse_norms = [_inverse_norms(frame) for frame in context]
-    for tile in _tiles(grid_h, grid_w, radius):
+
+    def fill(tile: _Tile) -> None:
         cosines = _candidates(tile, target, context, inverse_norms)
         out[tile.rows, tile.columns] = _weigh(tile, cosines, labels, topk, temperature)
+
+    with one_blas_thread:
+        map_threads(fill, _tiles(grid_h, grid_w, radius))
     return out
 
 

@@ -4,8 +4,9 @@ import threading
 import time
 
 import pytest
+from threadpoolctl import threadpool_info
 
-from facetrt.kernels.parallel import MAX_THREADS, map_threads, processors
+from facetrt.kernels.parallel import MAX_THREADS, map_threads, one_blas_thread, processors
 
 
 def test_results_keep_their_order() -> None:
@@ -59,3 +60,15 @@ def test_an_error_ends_it_and_its_threads(error: type[BaseException], where: str
 
 def test_there_is_a_processor() -> None:
     assert processors() >= 1
+
+
+def test_blas_gets_its_threads_back_after_the_last_user() -> None:
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = threads()
+    with one_blas_thread:
+        with one_blas_thread:
+            pass
+        assert threads() == {1}
+    assert threads() == before
