@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.table import Table
 
 from facetrt.engine.backends import BackendName, Precision
-from facetrt.engine.bundle import CLS_ATTENTION, Bundle, Manifest
+from facetrt.engine.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
 from facetrt.engine.cli.app import app, console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.engine import Engine
@@ -38,10 +39,15 @@ def info(
     """Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine."""
     if not measure and opening != Opening():
         raise InputError("options of the encoder choose what --measure compares: add --measure")
-    manifest = Bundle.open(bundle).manifest
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
     console.print(_table("bundle", ["field", "value"], _facts(manifest)))
-    files = [[name, f"{entry.bytes:,}", entry.sha256[:16] + "…"] for name, entry in manifest.files.items()]
-    console.print(_table("files (checked)", ["file", "bytes", "sha256"], files))
+    console.print(_table("files (checked)", ["file", "bytes", "sha256"], _files(opened)))
+    if manifest.plans:
+        plans = [_plan(record) for record in manifest.plans.values()]
+        console.print(
+            _table("TensorRT plans", ["GPU", "TensorRT", "images", "layers (fused attention)", "rel."], plans)
+        )
     console.print(
         _parity_table(
             f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
@@ -49,6 +55,25 @@ def info(
     )
     if measure:
         _measure(bundle, opening)
+
+
+def _files(bundle: Bundle) -> list[list[str]]:
+    """Name, bytes and hash of each file, read in full; an architecture's kernels are summed up."""
+    rows, kernels = [], Counter[str]()
+    for name, entry in bundle.manifest.files.items():
+        bundle.read(name)
+        if name.startswith(f"{KERNELS}/"):
+            kernels[name.rpartition("/")[0]] += entry.bytes
+        else:
+            rows.append([name, f"{entry.bytes:,}", entry.sha256[:16] + "…"])
+    return [*rows, *([f"{folder}/", f"{nbytes:,}", ""] for folder, nbytes in kernels.items())]
+
+
+def _plan(record: PlanRecord) -> list[str]:
+    smallest, tuned, largest = ("×".join(map(str, shape[:3])) for shape in record.profile["images"])
+    error = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
+    layers = f"{record.layers} ({record.fused_attention})"
+    return [record.architecture, record.tensorrt, f"{smallest} … {largest}, tuned for {tuned}", layers, f"{error:.1e}"]
 
 
 def _measure(bundle: str, opening: Opening) -> None:
