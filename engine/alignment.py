@@ -6,7 +6,7 @@ offset around a point of one map to the offset around its match in another: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ Shapes = NDArray[np.float64]  # (n, 2, 2)
 
 HIERARCHY = 2  # levels of log-binning, as for matching
 PRODUCT_BYTES = 64 << 20  # about as much of a product with all cells is made at a time
+SLOPES_BYTES = 8 << 20  # and as much of the slopes of an alignment
 
 # Soft-argmax over 3 × 3 cells at a fifth of their range: of windows 3, 5, 7 and temperatures 0.05, 0.1, 0.2 the one
 # with the smallest error one frame on: medians of 0.16 to 0.27 cells, of the best cell alone 0.24 to 0.46.
@@ -151,6 +152,14 @@ def align(a: DescriptorMap, at: Positions, b: DescriptorMap, start: Positions, s
         at: ``(n, 2)`` the points in A; ``start (n, 2)`` about where they are in B.
         shapes: ``(n, 2, 2)`` about how A's surroundings are turned and zoomed in B.
     """
+    count = max(1, SLOPES_BYTES // (4 * 4 * len(WINDOW) ** 2 * a.values.shape[2]))  # points at a time
+    chunks = [slice(first, first + count) for first in range(0, len(at), count)]
+    parts = [_align(a, at[chunk], b, start[chunk], shapes[chunk]) for chunk in chunks]
+    return Alignment(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Alignment)))
+
+
+def _align(a: DescriptorMap, at: Positions, b: DescriptorMap, start: Positions, shapes: Shapes) -> Alignment:
+    """:func:`align` of some of the points."""
     offsets = np.stack(np.meshgrid(WINDOW, WINDOW), axis=-1).reshape(-1, 2)  # (k, 2)
     wanted = bilinear(a.values, at[:, None] + offsets)  # (n, k, C)
     falloff = np.exp(-np.square(offsets).sum(axis=1) / (2 * WINDOW_SIGMA**2)) * _inside(at[:, None] + offsets, a.grid)

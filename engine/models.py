@@ -114,6 +114,8 @@ class Model:
         rows = normalise(features[self.facet])
         if not np.isfinite(rows).all():
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones")
+        if rows.shape[1] != (width := self._arrays()["centroids"].shape[1]):
+            raise InputError(f"the model's centroids have {width} numbers and {self.facet} has {rows.shape[1]}")
         return rows
 
 

@@ -120,15 +120,19 @@ class MaskPropagator:
         _check_alike(self._first, features)
         descriptors = self._descriptors(features)
         context = [self._first.seen, *self._queue]
+        options = self._options | {"radius": min(self._options["radius"], max(features.grid))}  # memory is its square
         soft = propagate(
-            descriptors, [seen.descriptors for seen in context], [seen.soft for seen in context], **self._options
+            descriptors, [seen.descriptors for seen in context], [seen.soft for seen in context], **options
         )
         self._queue.append(_Seen(descriptors, soft))
         return self._first.values[enlarge_labels(soft, features.image_size, features.original_size)]
 
     def _descriptors(self, features: Features) -> Float:
         """A copy: a view would keep everything alive that the encoder gave with it, a whole batch of frames perhaps."""
-        return features.map(self.facet).copy()
+        descriptors = features.map(self.facet).copy()
+        if not np.isfinite(descriptors).all():
+            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
+        return descriptors
 
 
 def _check_labels(features: Features, labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.integer]:

@@ -27,6 +27,7 @@ from facetrt.kernels.errors import InputError, MissingFileError, SourceError
 LIVE_SCHEMES = ("rtsp://", "rtsps://")
 NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
 PATIENCE = 1.0  # seconds that a camera may fail to give a frame before that is taken for its end
+MOST_LOST = 1000  # frames in a row that OpenCV cannot read; damaged headers promise millions
 CPU_DEVICES = (1, 3)  # of DLPack: memory of the processor, plain and pinned
 TEXT_SUFFIXES = frozenset({".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"})  # FFmpeg would draw them
 EXPECTED = (
@@ -152,9 +153,9 @@ def open_source(source: Any) -> Source:
         return CameraSource(int(source))
     if isinstance(source, str) and "://" in source:
         return CameraSource(source)
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike)) and source != "":  # which Path takes for the current folder
         return _open_path(Path(source))
-    if isinstance(source, Iterable) and not isinstance(source, (bytes, Frame)) and getattr(source, "ndim", 4) == 4:
+    if isinstance(source, Iterable) and not isinstance(source, (str, bytes, Frame)) and getattr(source, "ndim", 4) == 4:
         return IterableSource(source)
     raise InputError(f"{_kind(source)} was given: {EXPECTED}")
 
@@ -204,10 +205,11 @@ class PyavSource(Source):
     def _frames(self) -> Generator[Frame]:
         index = 0
         for decoded in self._decoded():
-            if decoded is None or decoded.is_corrupt:
+            pixels = None if decoded is None or decoded.is_corrupt else _upright(decoded)
+            if pixels is None:
                 self.skipped += 1
             else:
-                yield Frame(_upright(decoded), index, self._seconds(decoded, index))
+                yield Frame(pixels, index, self._seconds(decoded, index))
             index += 1
         _check_any(self, index)
 
@@ -221,7 +223,7 @@ class PyavSource(Source):
                 frames = next(packets).decode()
             except (StopIteration, av.EOFError):
                 return
-            except av.FFmpegError:
+            except (av.FFmpegError, IndexError):  # IndexError: of a stream that began in mid-file
                 yield None
                 continue
             yield from frames
@@ -236,9 +238,14 @@ class PyavSource(Source):
         self._container.close()
 
 
-def _upright(decoded: Any) -> Pixels:
-    """RGB pixels, turned as the file says; quarter turns are all that players know."""
-    pixels = decoded.to_ndarray(format="rgb24")
+def _upright(decoded: Any) -> Pixels | None:
+    """RGB pixels, turned as the file says; quarter turns are all that players know. None if they cannot be RGB."""
+    import av
+
+    try:
+        pixels = decoded.to_ndarray(format="rgb24")
+    except av.FFmpegError:  # a damaged header may name colours that do not exist
+        return None
     turns = round(decoded.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns))
 
@@ -251,16 +258,24 @@ class _CaptureSource(Source):
 
     def _frames(self) -> Generator[Frame]:
         index = failed = 0
-        while (fine := self._capture.grab()) or self._goes_on(index + failed):
-            if not fine:
+        while (read := self._read()) or (failed < MOST_LOST and self._goes_on(index + failed)):
+            if read is None:
                 failed += 1
                 continue
             index, self.skipped, failed = index + failed, self.skipped + failed, 0
-            seconds = self._seconds()
-            _, pixels = self._capture.retrieve()
-            yield Frame(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8), index, seconds)
+            yield Frame(read[0], index, read[1])
             index += 1
         self._end(index)
+
+    def _read(self) -> tuple[Pixels, float] | None:
+        """The next frame and its time, or None if it cannot be read."""
+        if not self._capture.grab():
+            return None
+        seconds = self._seconds()
+        fine, pixels = self._capture.retrieve()
+        if not fine or pixels is None or not pixels.size:  # OpenCV calls some damaged frames fine
+            return None
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8), seconds
 
     def _release(self) -> None:
         self._capture.release()

@@ -25,6 +25,7 @@ Held are three maps (first, keyframe, previous) and a few numbers for each point
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -137,8 +138,16 @@ class Blend:
         return cls([(facet, mean, weight / max(spread, NORM_FLOOR)) for facet, mean, weight, spread in terms])
 
     def map(self, features: Features) -> Float:
-        """``(grid_h, grid_w, C)``, the facets' channels one after the other."""
-        return np.concatenate([(features.map(facet) - mean) * np.float32(f) for facet, mean, f in self.terms], axis=2)
+        """``(grid_h, grid_w, C)``, the facets' channels one after the other.
+
+        Raises:
+            InputError: NaN or infinite values, which no later frame would get rid of.
+        """
+        maps = [(features.map(facet) - mean) * np.float32(factor) for facet, mean, factor in self.terms]
+        joined = np.concatenate(maps, axis=2)
+        if not np.isfinite(joined).all():
+            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
+        return joined
 
 
 def _weight(text: str, whole: str) -> float:
@@ -186,7 +195,7 @@ class Tracker:
         tracks = Tracks(points, everything, np.ones(len(points), np.float32))
         made_by = (features.provenance.encoder_sha256, features.stride)
         self._state = _State(made_by, blend, view, view, view, everything, _identity(len(points)), tracks)
-        return tracks
+        return deepcopy(tracks)
 
     def step(self, features: Features) -> Tracks:
         """Where the points are in the next frame, whose size may differ. A repeated frame gives the same result again.
@@ -203,7 +212,7 @@ class Tracker:
             self._state = self._advance(self._state.resized(features.geometry), seen, features.geometry)
         elif not np.array_equal(seen.values, previous.map.values):
             self._state = self._advance(self._state, seen, features.geometry)
-        return self._state.tracks
+        return deepcopy(self._state.tracks)  # whoever gets it may write into it
 
     def _advance(self, state: _State, seen: DescriptorMap, geometry: Geometry) -> _State:
         """The state after a frame of the size that ``state`` is in."""
@@ -318,6 +327,8 @@ def grid_points(features: Features, count: int, facet: str | None = None) -> NDA
 
 def _localisation(seen: DescriptorMap) -> Float:
     """The smaller eigenvalue of the structure tensor of the unit descriptors, ``(grid_h, grid_w)``; 0 at the border."""
+    if min(seen.grid) <= 2 * BORDER:
+        return np.zeros(seen.grid, np.float32)
     norms = np.linalg.norm(seen.values, axis=2, keepdims=True)
     down, right = np.gradient(seen.values / np.maximum(norms, NORM_FLOOR), axis=(0, 1))
     yy, yx, xx = (

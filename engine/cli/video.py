@@ -266,11 +266,18 @@ def run_video(engine: Engine, request: Request) -> dict[str, Any]:
         stopped = outputs.fill(viewer)
         record = _record(request, engine, stream, viewer, outputs)
         record |= {"interrupted": stopped is not None, "stopped_by": _said(stopped)}
-        with atomic_file(request.record_path) as path:
-            write_json(path, record)
+        _write_record(request.record_path, record)
     if stopped is not None:
         raise stopped
     return record
+
+
+def _write_record(place: Path, record: dict[str, Any]) -> None:
+    try:
+        with atomic_file(place) as path:
+            write_json(path, record)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be written: {error.strerror or error}; the video is there") from error
 
 
 def _said(stopped: BaseException | None) -> str | None:

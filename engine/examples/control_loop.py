@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from facetrt.engine import Engine
 from facetrt.engine.features import Features
 from facetrt.engine.sources import Source, open_source
 from facetrt.engine.stream import Stream, StreamResult
+from facetrt.kernels.errors import FacetrtError
 
 
 @dataclass
@@ -91,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load-size", type=int, default=112)
     parser.add_argument("--frames", type=int, help="stop after so many")
     given = parser.parse_args(arguments)
+    if given.rate <= 0 or (given.frames or 0) < 0:
+        parser.error(f"--rate {given.rate:g}, --frames {given.frames}: expected a rate above 0 and frames from 0")
     with open_source(given.source) as source, Engine.open(given.bundle) as engine:
         outcome = asyncio.run(
             run(
@@ -106,4 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failed: list[str] = []
+    try:
+        main()
+    except* FacetrtError as errors:  # in a group where a task of the loop raised it
+        failed = [str(error) for error in errors.exceptions]
+    except* KeyboardInterrupt:
+        failed = ["interrupted"]
+    sys.exit("; ".join(failed) or 0)

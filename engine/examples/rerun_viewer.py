@@ -10,6 +10,7 @@ mean the same in all of them.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from facetrt.engine import Engine, Features, fit_pca
 from facetrt.engine.images import Pixels
 from facetrt.engine.stream import Stream
-from facetrt.kernels.errors import MissingDependencyError
+from facetrt.kernels.errors import FacetrtError, MissingDependencyError
 
 
 def load_rerun() -> Any:
@@ -85,4 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FacetrtError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

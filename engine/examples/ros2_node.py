@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from facetrt.engine import Engine
 from facetrt.engine.images import Pixels
 from facetrt.engine.stream import Stream, StreamResult
-from facetrt.kernels.errors import InputError, MissingDependencyError, SourceError
+from facetrt.kernels.errors import FacetrtError, InputError, MissingDependencyError, SourceError
 
 CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0), "mono8": (0, 0, 0)}
 BYTES = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}  # of a pixel
@@ -164,4 +165,9 @@ def _spin(rclpy: Any, node: Any, image_type: Any, stream: Stream) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FacetrtError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

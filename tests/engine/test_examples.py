@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import array
 import asyncio
+import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -192,6 +194,24 @@ def test_the_control_loop_from_the_command_line(
         [str(clip), "--bundle", str(tiny_bundle), "--load-size", "32", "--frames", "2", "--deadline", "9"]
     )
     assert "deadlines missed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", [control_loop, rerun_viewer, ros2_node])
+def test_as_programs_examples_end_with_the_message_alone(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    if example is rerun_viewer:
+        pytest.importorskip("rerun", reason="the extra viz is not installed")
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    given = {control_loop: ["missing.mp4"], rerun_viewer: ["missing.mp4", "--save", os.devnull], ros2_node: []}
+    monkeypatch.setattr(sys, "argv", ["example", *given[example]])
+    with pytest.raises(SystemExit, match=r"missing\.mp4 does not exist|ROS 2"):
+        runpy.run_path(str(example.__file__), run_name="__main__")
+
+
+@pytest.mark.parametrize("option", [["--rate", "0"], ["--frames", "-1"]])
+def test_options_of_the_control_loop_that_cannot_be(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        control_loop.main(["clip.mp4", *option])
+    assert "expected a rate above 0" in capsys.readouterr().err
 
 
 def test_steering_is_relative_to_the_middle(tiny_engine: Engine) -> None:

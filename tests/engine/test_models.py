@@ -108,6 +108,10 @@ def test_another_encoder_is_refused(
     tokens = {"key@2": np.full_like(features[0].tokens["key@2"], np.nan)}
     with pytest.raises(InputError, match="NaN or infinite descriptors"):
         tiny_engine.apply(segmentation, replace(features[0], tokens=tokens))
+    short = {name: getattr(parts, name)[:, :7].copy() for name in ("centroids", "background_centroids")}
+    for model in (replace(segmentation, centroids=segmentation.centroids[:, :7].copy()), replace(parts, **short)):
+        with pytest.raises(InputError, match="centroids have 7 numbers and key@2 has"):
+            tiny_engine.apply(model, features[0])
     with pytest.raises(InputError, match="refine 'sharp': expected one of"):
         tiny_engine.apply(segmentation, features[0], refine="sharp")
     with pytest.raises(InputError, match="grabcut separates"):

@@ -203,6 +203,17 @@ def test_frames_that_do_not_fit_the_first() -> None:
     with pytest.raises(InputError, match="NaN"):
         propagator.step(damaged)
     np.testing.assert_array_equal(propagator.step(first).shape, (32, 40))  # a refused frame leaves nothing behind
+    with pytest.raises(InputError, match="frame has NaN"):
+        propagator.start(damaged, LABELS)
+
+
+def test_a_radius_beyond_the_grid_takes_no_more_memory() -> None:
+    frames, found = random_frames(4), []
+    for radius in (5, 10**6):
+        propagator = MaskPropagator("key@0", radius=radius)
+        propagator.start(frames[0], LABELS)
+        found.append([propagator.step(frame) for frame in frames[1:]])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(

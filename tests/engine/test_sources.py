@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -252,7 +253,7 @@ def test_frames_are_checked() -> None:
         Frame(np.zeros((4, 5, 3), np.uint8), -1, 0.0)
 
 
-@pytest.mark.parametrize("given", [None, 1.5, b"clip.mp4", np.zeros((4, 5, 3), np.uint8), True])
+@pytest.mark.parametrize("given", [None, 1.5, b"clip.mp4", np.zeros((4, 5, 3), np.uint8), True, ""])
 def test_what_is_no_source(given: Any) -> None:
     with pytest.raises(InputError, match="expected a video file"):
         open_source(given)
@@ -322,6 +323,47 @@ def test_an_unplugged_camera_is_an_error_after_its_frames(monkeypatch: pytest.Mo
     assert source.skipped == 1 and source.live and source.fps == 30 and camera.released
     times = [f.timestamp for f in frames]
     assert times == sorted(times) and times[0] >= 0
+
+
+class Torn(Camera):
+    """A capture that gives a frame without pixels where the script says 66, and promises a million frames."""
+
+    def get(self, setting: int) -> float:
+        return 1e6 if setting == cv2.CAP_PROP_FRAME_COUNT else super().get(setting)
+
+    def retrieve(self) -> tuple[bool, Any]:
+        return (True, None) if self.value == 66 else super().retrieve()
+
+
+def test_what_opencv_cannot_give_is_skipped_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = Torn([10, 66, 30, *[None] * (sources.MOST_LOST + 1), 40])
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: capture)
+    with OpencvSource(tmp_path / "torn.avi") as source:
+        assert source.frame_count == 1_000_000
+        assert [(f.index, int(f.pixels[0, 0, 0])) for f in source] == [(0, 10), (2, 30)]
+    assert source.skipped == 1 and capture.script == [40]
+
+
+@pytest.mark.parametrize("error", ["OSError", "IndexError"])
+def test_what_pyav_cannot_convert_or_find_is_skipped(mp4: Path, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged headers name pixel formats that do not exist, and packets streams that do not."""
+    import av
+
+    def fail(*given: Any, **options: Any) -> Any:
+        raise av.error.OSError(95, "not supported") if error == "OSError" else IndexError("list index out of range")
+
+    source = PyavSource(mp4)
+    frames = list(source._decoded())
+    broken = SimpleNamespace(is_corrupt=False, to_ndarray=fail, decode=fail)
+    if error == "OSError":
+        monkeypatch.setattr(source, "_decoded", lambda: iter([frames[0], broken, frames[2]]))
+    else:
+        whole = [SimpleNamespace(decode=lambda i=i: [frames[i]]) for i in (0, 2)]
+        packets = iter([whole[0], broken, whole[1]])
+        source._container.close()
+        source._container = SimpleNamespace(demux=lambda stream: packets, close=lambda: None)
+    assert [f.index for f in source] == [0, 2] and source.skipped == 1
+    source.close()
 
 
 def test_cameras_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from helpers import photo
 from numpy.typing import NDArray
 from PIL import Image
 
-from facetrt.engine import Engine, Features, InputError
+from facetrt.engine import Engine, Features, InputError, alignment
 from facetrt.engine.alignment import DescriptorMap, align, bilinear, peaks
 from facetrt.engine.draw_tracks import draw_trails
 from facetrt.engine.samples import sample_images
@@ -167,6 +167,53 @@ def test_memory_does_not_grow(engine: Engine, still: list[Features]) -> None:
             sizes.add(tuple((len(v.positions), v.map.grid) for v in views))
             assert len(state.shapes) == len(state.in_key) == 4
     assert len(sizes) == 1
+
+
+def test_results_may_be_written_into(engine: Engine, still: list[Features]) -> None:
+    points = grid_points(still[0], 6)
+    kept, changed = engine.tracker(), engine.tracker()
+    results = [[tracker.start(still[0], points)] for tracker in (kept, changed)]
+    for features in (still[1], still[1], still[2]):
+        results[0].append(kept.step(features))
+        results[1][-1].points_xy[:], results[1][-1].visible[:], results[1][-1].confidence[:] = -5, False, 0
+        results[1].append(changed.step(features))
+    for name in ("points_xy", "visible", "confidence"):
+        np.testing.assert_array_equal(getattr(results[0][-1], name), getattr(results[1][-1], name))
+        np.testing.assert_array_equal(getattr(results[0][1], name), getattr(results[0][2], name))
+
+
+def test_a_frame_with_nan_is_refused_and_leaves_nothing_behind(engine: Engine, still: list[Features]) -> None:
+    points = grid_points(still[0], 6)
+    broken = replace(still[1], tokens={f: rows.copy() for f, rows in still[1].tokens.items()})
+    broken.tokens["key@3"][40] = np.nan
+    tracker, other = engine.tracker(), engine.tracker()
+    with pytest.raises(InputError, match="NaN or infinite descriptors"):
+        tracker.start(broken, points)
+    tracker.start(still[0], points)
+    other.start(still[0], points)
+    with pytest.raises(InputError, match="NaN or infinite descriptors"):
+        tracker.step(broken)
+    np.testing.assert_array_equal(tracker.step(still[2]).points_xy, other.step(still[2]).points_xy)
+
+
+def test_many_points_are_aligned_a_few_at_a_time(
+    engine: Engine, still: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = grid_points(still[0], 12)
+    found = []
+    for limit in (alignment.SLOPES_BYTES, 1):
+        monkeypatch.setattr(alignment, "SLOPES_BYTES", limit)
+        tracker = engine.tracker()
+        tracker.start(still[0], points)
+        found.append(tracker.step(still[1]))
+    np.testing.assert_allclose(found[0].points_xy, found[1].points_xy, atol=1e-3)
+    np.testing.assert_array_equal(found[0].visible, found[1].visible)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 64), (64, 8)])
+def test_images_of_a_row_of_cells_have_no_grid_points(engine: Engine, size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="stands out"):
+        grid_points(engine.encode([photo(*size)], load_size=None)[0], 4)
 
 
 def test_grid_points_are_spread_and_inside(still: list[Features]) -> None:

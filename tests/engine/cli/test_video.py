@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +182,16 @@ def test_a_source_that_fails_leaves_a_video(clip: Path, out: Path, monkeypatch: 
     with pytest.warns(UserWarning, match="ends early"), pytest.raises(SourceError, match="unplugged"):
         video(clip, "track", out, "--load-size", 64)
     assert check(out, "track", 2)["stopped_by"] == "camera 0 was unplugged"
+
+
+def test_a_disk_that_is_full_for_the_record_is_said(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(command, "write_json", full)
+    with pytest.raises(OutputError, match=r"out\.json cannot be written: No space left"):
+        video(clip, "track", out, "--load-size", 64, "--limit", 1)
+    assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
 
 
 def test_before_the_first_frame_nothing_is_left(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
