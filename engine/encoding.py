@@ -219,7 +219,9 @@ class Encoder:
 
     def _check_stride(self, stride: int | None) -> None:
         own, patch = self.manifest.stride, self.manifest.architecture.patch
-        if stride not in (None, own) and (not self.manifest.dynamic or stride % own or patch % stride):
+        if stride is None or stride == own:
+            return
+        if stride < 1 or not self.manifest.dynamic or stride % own or patch % stride:
             allowed = [s for s in range(own, patch + 1, own) if patch % s == 0] if self.manifest.dynamic else [own]
             raise InputError(f"stride {stride}: this bundle can run at stride {' or '.join(map(str, allowed))}")
 

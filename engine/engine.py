@@ -24,7 +24,7 @@ from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.matching import Matches, MatchOptions, match_features
 from facetrt.engine.models import PartsModel, SegmentationModel
 from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
-from facetrt.engine.propagation import MaskPropagator
+from facetrt.engine.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
 from facetrt.engine.refinement import Refinement, Refiner, check_available, refine_labels
 from facetrt.engine.smoothing import Smoother
 from facetrt.engine.store import FeatureStore
@@ -195,6 +195,7 @@ class Engine:
         """
         encoding = EncodeOptions(load_size, _saliency_mode(saliency), stride)
         options = StreamOptions(encoding, Policy.parse(policy), latency_budget, stall_timeout)
+        self._encoder.backend.activate()  # now, and not in the camera's callback that puts the first frame
         return Stream(self._encoder, source, options)
 
     def tracker(
@@ -480,10 +481,10 @@ class Engine:
         self,
         *,
         facet: str | None = None,
-        queue: int = 7,
-        radius: int = 12,
-        topk: int = 5,
-        temperature: float = 0.1,
+        queue: int = QUEUE,
+        radius: int = RADIUS,
+        topk: int = TOPK,
+        temperature: float = TEMPERATURE,
     ) -> MaskPropagator:
         """A new :class:`MaskPropagator`: masks of a video's frames from that of the first one.
 

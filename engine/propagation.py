@@ -27,6 +27,8 @@ MAX_OBJECTS = 255  # as many as a palette image can have
 CONSTANT = 4 * float(np.finfo(np.float32).eps)  # relative range of a channel that is 1 everywhere but for rounding
 MAX_LABEL = (1 << 24) - 1  # as many as three bytes can tell
 
+QUEUE, RADIUS, TOPK, TEMPERATURE = 7, 12, 5, 0.1  # the protocol's
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -66,7 +68,13 @@ class MaskPropagator:
     """
 
     def __init__(
-        self, facet: str, *, queue: int = 7, radius: int = 12, topk: int = 5, temperature: float = 0.1
+        self,
+        facet: str,
+        *,
+        queue: int = QUEUE,
+        radius: int = RADIUS,
+        topk: int = TOPK,
+        temperature: float = TEMPERATURE,
     ) -> None:
         if queue < 0 or radius < 0 or topk < 1:
             raise InputError(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from facetrt.engine.files import IMAGE_SUFFIXES, find_images
 from facetrt.engine.images import Pixels, load_image
-from facetrt.kernels.errors import InputError, MissingFileError, SourceError
+from facetrt.kernels.errors import InputError, MissingFileError, SourceError, reason
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://")
 NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
@@ -193,7 +193,7 @@ class PyavSource(Source):
         try:
             self._container = av.open(str(path), metadata_errors="ignore")
         except (av.FFmpegError, ValueError) as error:
-            raise InputError(f"{path} is not a video that can be read ({_said(error)})") from error
+            raise InputError(f"{path} is not a video that can be read ({reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
             raise InputError(f"{path} has no video in it")
@@ -488,7 +488,3 @@ def _check_any(source: Source, count: int) -> None:
     """Called at the end, after ``count`` frames, those that were skipped included."""
     if source.skipped == count:
         raise InputError(f"{source.name} holds no frame that can be decoded")
-
-
-def _said(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

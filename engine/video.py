@@ -18,7 +18,7 @@ import numpy as np
 
 from facetrt.engine.files import temporary_sibling
 from facetrt.engine.images import Pixels
-from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError
+from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, reason
 
 H264 = ("libx264", "libopenh264")  # encoders of FFmpeg, in this order
 QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {}}
@@ -126,7 +126,7 @@ class VideoWriter:
         except OSError as failed:
             if error is not None:
                 return  # the error that ended the block, a full disk perhaps, is the one to see
-            raise OutputError(f"writing {self.path} failed: {_said(failed)}; nothing was kept") from failed
+            raise OutputError(f"writing {self.path} failed: {reason(failed)}; nothing was kept") from failed
         if error is not None:
             warnings.warn(f"{self.path} ends early: {self.frames} frames, playable", stacklevel=3)
 
@@ -238,7 +238,7 @@ class _PyavFile(_File):
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> OutputError:
-        return OutputError(f"the video cannot be written: {_said(error)}")
+        return OutputError(f"the video cannot be written: {reason(error)}")
 
 
 class _OpencvFile(_File):
@@ -255,7 +255,3 @@ class _OpencvFile(_File):
 
     def close(self) -> None:
         self._writer.release()
-
-
-def _said(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from facetrt.engine.draw_tracks import draw_trails
 from facetrt.engine.draw_video import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
 from facetrt.engine.engine import Engine
-from facetrt.engine.evaluation.reading import VOID, read_labels
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import LoadSize, Pixels
+from facetrt.engine.label_images import VOID, read_labels
 from facetrt.engine.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts
 from facetrt.engine.pca import fit_pca
 from facetrt.engine.propagation import Labels

@@ -49,3 +49,8 @@ class BackendError(FacetrtError, RuntimeError):
 
 class ParityError(FacetrtError, RuntimeError):
     """An exported graph that does not reproduce its model within the contract."""
+
+
+def reason(error: BaseException) -> str:
+    """What a system's or library's error says, without numbers and paths."""
+    return str(getattr(error, "strerror", None) or error)

@@ -24,12 +24,13 @@ from facetrt.engine.evaluation.protocol import (
     by_category,
     mean_row,
 )
-from facetrt.engine.evaluation.reading import Labels, digest
+from facetrt.engine.evaluation.reading import digest
 from facetrt.engine.evaluation.scores import boundary_similarity, mean_of, region_similarity
 from facetrt.engine.evaluation.video_sets import Video, read_davis
 from facetrt.engine.features import Features
 from facetrt.engine.images import Pixels, load_image
-from facetrt.engine.propagation import MaskPropagator
+from facetrt.engine.label_images import Labels
+from facetrt.engine.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
 from facetrt.kernels.errors import InputError, OutputError
 
 METRICS = ["J&F", "J", "F"]
@@ -46,10 +47,10 @@ class DavisOptions(Options):
 
     load_size: int = 480
     stride: int | None = None
-    queue: int = 7
-    radius: int = 12
-    topk: int = 5
-    temperature: float = 0.1
+    queue: int = QUEUE
+    radius: int = RADIUS
+    topk: int = TOPK
+    temperature: float = TEMPERATURE
     split: str = "val"
 
     def __post_init__(self) -> None:

@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from facetrt.engine.files import IMAGE_SUFFIXES
+from facetrt.engine.label_images import VOID, read_labels
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
-
-Labels = NDArray[np.int64]
-
-VOID = 255
 
 
 def require(path: Path, data_set: str, what: str) -> Path:
@@ -55,19 +52,6 @@ def image_size(path: Path) -> tuple[int, int]:
         raise MissingFileError(f"{path} is missing: an annotation names it") from error
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
-
-
-def read_labels(path: Path) -> Labels:
-    """The label of each pixel, ``(H, W)``: palette indices, or grey values."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", "I", "I;16"):
-                return np.asarray(image.convert("L")).astype(np.int64)  # masks are often stored as RGB
-            return np.asarray(image).astype(np.int64)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing: an annotation belongs there") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an annotation image: {error}") from error
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -12,16 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from facetrt.engine.evaluation.reading import (
-    VOID,
-    Labels,
-    image_size,
-    list_folders,
-    list_images,
-    read_labels,
-    read_rows,
-    require,
-)
+from facetrt.engine.evaluation.reading import image_size, list_folders, list_images, read_rows, require
+from facetrt.engine.label_images import VOID, Labels, read_labels
 from facetrt.kernels.errors import InputError, MissingFileError
 
 DAVIS = "DAVIS"

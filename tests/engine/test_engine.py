@@ -255,3 +255,9 @@ def test_features_check_their_shapes(tiny_engine: Engine) -> None:
     features = tiny_engine.encode([photo(40, 40)], load_size=None)[0]
     with pytest.raises(InputError, match="expected 82 rows"):
         Features(**{**vars(features), "tokens": {"key@1": np.zeros((3, 4), np.float32)}})
+
+
+@pytest.mark.parametrize("stride", [0, -4, 3])
+def test_a_stride_that_cannot_be(tiny_engine: Engine, stride: int) -> None:
+    with pytest.raises(InputError, match=f"stride {stride}: this bundle can run at stride 4 or 8"):
+        tiny_engine.encode([photo(40, 40)], stride=stride)
