@@ -9,7 +9,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -244,10 +244,13 @@ class Bundle:
     positional: NDArray[np.float32] | None = field(repr=False)
 
     @staticmethod
-    def open(path: Path | str) -> Bundle:
+    def open(path: Path | str, *, complete: bool = True) -> Bundle:
         """Read a bundle folder (or the name ``builtin``) and check every file's presence and size.
 
         The SHA-256 of the encoder and its table are checked here, those of plans and kernels by :meth:`read`, at use.
+
+        Args:
+            complete: False opens it with plans and kernels that are missing or damaged, which is for replacing them.
 
         Raises:
             MissingFileError: the folder or its manifest does not exist.
@@ -257,7 +260,9 @@ class Bundle:
         manifest = read_manifest(folder)
         _refuse_foreign(folder, manifest.files)
         for name, entry in manifest.files.items():
-            _check_present(folder, name, entry)
+            if complete or not _read_later(name):
+                _check_present(folder, name, entry)
+            _check_inside(folder, name)
         contents = {n: _read_checked(folder, n, entry) for n, entry in manifest.files.items() if not _read_later(n)}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
@@ -306,8 +311,10 @@ def _read(path: Path, limit: int) -> bytes:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest of a bundle that may be in use: whoever opens it sees the old one or the new one."""
-    temporary = folder / PLANS / f".{MANIFEST}.{os.getpid()}"  # where a killed run's remains are no foreign files
-    temporary.parent.mkdir(exist_ok=True)
+    places = [folder / name for name in (PLANS, KERNELS)]  # where a killed run's remains are no foreign files
+    place = next((place for place in places if place.is_dir()), folder / PLANS)
+    temporary = place / f".{MANIFEST}.{os.getpid()}"
+    place.mkdir(exist_ok=True)
     try:
         temporary.write_text(manifest.to_json(), encoding="utf-8")
         temporary.replace(folder / MANIFEST)
@@ -317,19 +324,36 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _read_later(name: str) -> bool:
     """Whether a file is read at use: a bundle may hold plans and kernels for machines other than this one."""
-    return PurePosixPath(name).parts[0] in (PLANS, KERNELS)
+    return PurePosixPath(name).parts[:1] in ((PLANS,), (KERNELS,))
 
 
 def _check_present(folder: Path, name: str, entry: FileEntry) -> Path:
     path = folder / name
     if not path.is_file():
-        raise BundleError(f"{path} is missing, but {MANIFEST} lists it; export or copy the bundle again")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{path} is a link that leads outside the bundle; copy the file itself into it")
+        raise BundleError(f"{path} is missing, but {MANIFEST} lists it; {_remedy(folder, name)}")
+    _check_inside(folder, name)
     size = path.stat().st_size
     if size != entry.bytes or size > MAX_FILE_BYTES:
-        raise BundleError(f"{path}: field 'bytes' differs: {size:,} on disk, {entry.bytes:,} in {MANIFEST}")
+        raise BundleError(
+            f"{path}: field 'bytes' differs: {size:,} on disk, {entry.bytes:,} in {MANIFEST}; {_remedy(folder, name)}"
+        )
     return path
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leads outside the bundle; copy the file itself into it")
+
+
+def _remedy(folder: Path, name: str) -> str:
+    """What to do about a file that is not what the manifest says."""
+    parts = PurePosixPath(name).parts
+    if len(parts) > 1 and parts[0] == KERNELS:
+        return f"copy it again, or compile it with 'facetrt export {folder} --kernels {parts[1]}'"
+    if len(parts) > 1 and parts[0] == PLANS:
+        return f"copy it again, or build one here with 'facetrt export {folder} --target tensorrt'"
+    return "export or copy the bundle again"
 
 
 def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
@@ -337,8 +361,46 @@ def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
-        raise BundleError(f"{path}: field 'sha256' differs: {digest[:12]}… on disk, {entry.sha256[:12]}… in {MANIFEST}")
+        raise BundleError(
+            f"{path}: field 'sha256' differs: {digest[:12]}… on disk, {entry.sha256[:12]}… in {MANIFEST}; "
+            f"{_remedy(folder, name)}"
+        )
     return data
+
+
+def drop_damaged(folder: Path, report: Callable[[str], None]) -> None:
+    """Take out of a bundle what :func:`without_damaged` would: with it the bundle does not open."""
+    old = read_manifest(folder)
+    kept = without_damaged(folder, old, report)
+    if kept != old:
+        write_manifest(folder, kept)
+
+
+def without_damaged(folder: Path, manifest: Manifest, report: Callable[[str], None]) -> Manifest:
+    """Without plans that are missing or of another size, and without architectures with such kernels.
+
+    Args:
+        report: called for each with what is wrong with it, and the command that adds it again.
+    """
+    damaged: dict[str, None] = {}
+    for name, entry in manifest.files.items():
+        unit = _unit(name)
+        if not _read_later(name) or unit in damaged:
+            continue
+        try:
+            _check_present(folder, name, entry)
+        except BundleError as error:
+            report(f"{unit} is taken out of the bundle: {error}")
+            damaged[unit] = None
+    files = {name: entry for name, entry in manifest.files.items() if _unit(name) not in damaged}
+    plans = {name: plan for name, plan in manifest.plans.items() if name not in damaged}
+    return dataclasses.replace(manifest, files=files, plans=plans)
+
+
+def _unit(name: str) -> str:
+    """What belongs together: a file, or all kernels of an architecture."""
+    parts = PurePosixPath(name).parts
+    return "/".join(parts[:2]) if parts[:1] == (KERNELS,) else name
 
 
 def _refuse_foreign(folder: Path, files: Mapping[str, FileEntry]) -> None:

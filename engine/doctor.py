@@ -19,7 +19,7 @@ from facetrt.engine import probes
 from facetrt.engine.backends.tensorrt import PlanKey
 from facetrt.engine.bundle import ENCODER, Bundle, Manifest, PlanRecord, builtin_path
 from facetrt.engine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
-from facetrt.kernels.device.cubins import choose_architecture
+from facetrt.kernels.device.cubins import architecture_to_compile, choose_architecture, no_kernels
 from facetrt.kernels.errors import BackendError
 
 PACKAGES = (
@@ -232,6 +232,8 @@ def _on_gpu(packages: Mapping[str, str], driver: Driver, answers: Mapping[str, A
         parts = [_library(name, PROBE_OF[package], answers, GPU) for package in wanted if package in PROBE_OF]
         broken = next((part for part in parts if part.state is not State.WORKS), Finding(name, State.WORKS))
         found.append(Finding(name, State.MISSING, f"no {' and no '.join(absent)}", GPU) if absent else broken)
+    if architecture_to_compile(driver.gpus[0].capability) is None:
+        found[-1] = Finding(KERNELS, State.NOT_HERE, f"{no_kernels(driver.gpus[0].capability)}: use kernels host")
     return tuple(found)
 
 
@@ -275,7 +277,10 @@ def _bundle_kernels(machine: Diagnosis, architectures: Sequence[str], path: str)
     try:
         choose_architecture(architectures, gpu.capability)
     except BackendError:
-        return Finding(KERNELS, State.MISSING, f"{held}; not {gpu.arch}", f"facetrt export {path} --kernels {gpu.arch}")
+        wanted = architecture_to_compile(gpu.capability)
+        if wanted is None:
+            return Finding(KERNELS, State.NOT_HERE, f"{held}; {machine.kernels.detail}")
+        return Finding(KERNELS, State.MISSING, f"{held}; not {gpu.arch}", f"facetrt export {path} --kernels {wanted}")
     return Finding(KERNELS, machine.kernels.state, machine.kernels.detail or held, machine.kernels.remedy)
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from facetrt.engine.bundle import BUILTIN, KERNELS, PLANS, Bundle, FileEntry, file_entry, read_manifest, write_manifest
+from facetrt.engine.bundle import (
+    BUILTIN,
+    KERNELS,
+    Bundle,
+    FileEntry,
+    file_entry,
+    read_manifest,
+    without_damaged,
+    write_manifest,
+)
+from facetrt.engine.files import temporary_sibling
 from facetrt.kernels.errors import InputError, OutputError
 
 Report = Callable[[str], None]
@@ -28,8 +38,27 @@ def compile_into(folder: Path, architectures: Sequence[str], report: Report) -> 
     return {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
 
 
+@contextmanager
+def staging(place: Path) -> Iterator[Path]:
+    """A temporary folder in a bundle's folder of plans or kernels, where a killed build's remains are no foreign files.
+
+    Remains of earlier builds go first; and ``place`` goes at the end if nothing is in it.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+    """
+    try:
+        with temporary_sibling(place / "build") as made:
+            yield made
+    finally:
+        with suppress(OSError):  # something is in it
+            place.rmdir()
+
+
 def add_kernels(folder: Path | str, architectures: Sequence[str], report: Report = lambda stage: None) -> list[str]:
     """Add kernels to a bundle, in place of those for the same architectures; returns the names of the new files.
+
+    Other kernels and plans that are damaged are taken out of the bundle and reported: it would not open with them.
 
     Raises:
         InputError: ``builtin``, which is part of the package.
@@ -37,32 +66,34 @@ def add_kernels(folder: Path | str, architectures: Sequence[str], report: Report
     """
     if str(folder) == BUILTIN:
         raise InputError("the bundle inside the package is not changed: export builtin with --out FOLDER first")
-    path = Bundle.open(folder).path
+    path = Bundle.open(folder, complete=False).path
     try:
-        (path / PLANS).mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path / PLANS, prefix=".kernels-") as staging:
-            files = compile_into(Path(staging), architectures, report)
-            _publish(path, Path(staging), files)
+        with staging(path / KERNELS) as made:
+            files = compile_into(made, architectures, report)
+            _publish(path, made, files, report)
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     return list(files)
 
 
-def _publish(folder: Path, staging: Path, files: dict[str, FileEntry]) -> None:
+def _publish(folder: Path, made: Path, files: dict[str, FileEntry], report: Report) -> None:
     """Kernels first, manifest last; older ones are taken out of the manifest before they are replaced."""
     replaced = {PurePosixPath(name).parts[1] for name in files}
     old = read_manifest(folder)
     kept = {
         n: entry for n, entry in old.files.items() if not _is_kernel(n) or PurePosixPath(n).parts[1] not in replaced
     }
-    if kept != old.files:
-        write_manifest(folder, replace(old, files=kept))
+    manifest = without_damaged(folder, replace(old, files=kept), report)
+    if manifest != old:
+        write_manifest(folder, manifest)
     for architecture in replaced:
         target = folder / KERNELS / architecture
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
-        (staging / KERNELS / architecture).replace(target)
-    write_manifest(folder, replace(old, files={**kept, **files}))
+        (made / KERNELS / architecture).replace(target)
+    write_manifest(folder, replace(manifest, files={**manifest.files, **files}))
 
 
 def _is_kernel(name: str) -> bool:

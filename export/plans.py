@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from facetrt.engine.bundle import (
     Manifest,
     ParityReport,
     PlanRecord,
+    drop_damaged,
     file_entry,
     read_manifest,
+    without_damaged,
     write_manifest,
 )
 from facetrt.engine.files import atomic_file
@@ -35,6 +36,7 @@ from facetrt.engine.images import resize
 from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.samples import sample_images
+from facetrt.export.additions import staging
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,
@@ -116,7 +118,8 @@ def build_plan(
 
     Before it is added, the plan runs on photographs and noise in every batch size and image size of its profile, next
     to the fp32 result of the same graph; one that misses the contract of its precision is not written. A build that is
-    killed leaves the bundle as it was.
+    killed leaves the bundle as it was. Other plans and kernels that are damaged are taken out of the bundle and
+    reported: it would not open with them.
 
     Args:
         folder: of the bundle. It must be writable.
@@ -136,17 +139,17 @@ def build_plan(
         raise InputError(f"{options.timing_cache}: there is no such folder for a timing cache")
     if str(folder) == BUILTIN:
         raise InputError("the bundle inside the package is not changed: export builtin with --out FOLDER first")
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, complete=False)
     record = _new_record(bundle.manifest, options, architecture)
     _check_memory(bundle.manifest, record)
     name = plan_name(record)
     if _is_there(bundle, name, record, report):
+        drop_damaged(bundle.path, report)
         return name, bundle.manifest.plans[name]
     try:
-        (bundle.path / PLANS).mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=bundle.path / PLANS, prefix=".building-") as staging:
-            record = _build_and_compare(Path(staging), bundle, name, record, options, report)
-            _publish(bundle.path, Path(staging) / name, name, record)
+        with staging(bundle.path / PLANS) as made:
+            record = _build_and_compare(made, bundle, name, record, options, report)
+            _publish(bundle.path, made / name, name, record, report)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -234,33 +237,34 @@ def _is_there(bundle: Bundle, name: str, record: PlanRecord, report: Report) -> 
 
 
 def _build_and_compare(
-    staging: Path, bundle: Bundle, name: str, record: PlanRecord, options: PlanOptions, report: Report
+    made: Path, bundle: Bundle, name: str, record: PlanRecord, options: PlanOptions, report: Report
 ) -> PlanRecord:
     report("reading the graph")
     builder = _Builder(prepare_graph(bundle.encoder), report)
     report("building the plan, which takes minutes")
     data = builder.build(profiles(record.profile), options)
     layers, fused = builder.inspect(data)
-    path = staging / name
+    path = made / name
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
     record = replace(record, layers=layers, fused_attention=fused)
     report("comparing with ONNX Runtime in fp32")
     files = {ENCODER: bundle.manifest.files[ENCODER], name: file_entry(path)}
     manifest = replace(bundle.manifest, files=files, plans={name: record})
-    return replace(record, parity=compare_plan(replace(bundle, path=staging, manifest=manifest), record))
+    return replace(record, parity=compare_plan(replace(bundle, path=made, manifest=manifest), record))
 
 
-def _publish(folder: Path, built: Path, name: str, record: PlanRecord) -> None:
+def _publish(folder: Path, built: Path, name: str, record: PlanRecord, report: Report) -> None:
     """Plan first, manifest last; an older plan of this name is taken out of the manifest before it is replaced."""
     old = read_manifest(folder)  # as it is now: another build may have added its plan meanwhile
     files = {key: entry for key, entry in old.files.items() if key != name}
     plans = {key: plan for key, plan in old.plans.items() if key != name}
-    if name in old.files:
-        write_manifest(folder, replace(old, files=files, plans=plans))
+    kept = without_damaged(folder, replace(old, files=files, plans=plans), report)
+    if kept != old:
+        write_manifest(folder, kept)
     entry = file_entry(built)
     built.replace(folder / name)
-    write_manifest(folder, replace(old, files={**files, name: entry}, plans={**plans, name: record}))
+    write_manifest(folder, replace(kept, files={**kept.files, name: entry}, plans={**kept.plans, name: record}))
 
 
 # ---------------------------------------------------------------------------------------------------- graph and build

@@ -17,6 +17,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import partial
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -109,7 +110,7 @@ class Stream:
         self._gpu.current("Stream.wait_for_event")
         if not event.recorded:
             raise RuleBroken("a stream waits for an event that was never recorded")
-        self.put(event.force)
+        self.put(partial(_run_until, event._done, event._stream))  # the driver needs the event no longer
 
 
 class Event:
@@ -120,7 +121,7 @@ class Event:
         self._gpu.current("Event")
         self.recorded = False
         self.flags = flags
-        self._done = False
+        self._done = [False]
 
     def __del__(self) -> None:
         """pycuda destroys it where the context is current or was made; elsewhere it warns, and the event is lost."""
@@ -133,33 +134,31 @@ class Event:
             raise RuleBroken("an event was recorded on the default stream")
         if stream.captured is not None:
             raise RuleBroken("an event was recorded while its stream was captured")
-        self.recorded, self._done, self._stream = True, False, stream
-        stream.put(self._mark)
+        self.recorded, self._done, self._stream = True, [False], stream
+        stream.put(partial(self._done.__setitem__, 0, True))
         return self
-
-    def _mark(self) -> None:
-        self._done = True
-
-    def force(self) -> None:
-        while not self._done:
-            self._stream.queue.pop(0)()
 
     def query(self) -> bool:
         _gpu().current("Event.query")
-        return self._done
+        return self._done[0]
 
     def synchronize(self) -> Event:
         _gpu().current("Event.synchronize")
-        self.force()
+        _run_until(self._done, self._stream)
         return self
 
     def time_till(self, other: Event) -> float:
-        if not (self._done and other._done) or self.flags & 2 or other.flags & 2:
+        if not (self._done[0] and other._done[0]) or self.flags & 2 or other.flags & 2:
             raise RuleBroken("times of events that have not happened, or do not take them")
         return 0.5
 
     def time_since(self, other: Event) -> float:
         return other.time_till(self)
+
+
+def _run_until(done: list[bool], stream: Stream) -> None:
+    while not done[0]:
+        stream.queue.pop(0)()
 
 
 class Context:

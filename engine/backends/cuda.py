@@ -132,7 +132,7 @@ class CudaBackend(Backend):
                 self._changed.wait()
             if self._state != "active":
                 raise BackendError(CLOSED)
-            lane = self._free.pop()
+            lane = self._free.pop(0)  # in turn, so that a caller's batches overlap
         try:
             yield lane
         finally:
@@ -209,7 +209,7 @@ def _architecture_of_kernels(bundle: Bundle) -> str:
     try:
         return choose_architecture(bundle.kernel_architectures(), capability)
     except BackendError as error:
-        raise BackendError(f"{bundle.path}: {error}, or use kernels host") from error
+        raise BackendError(f"{bundle.path}: {error}") from error
 
 
 def output_shapes(manifest: Manifest, inputs: DeviceTensors) -> dict[str, Shape]:

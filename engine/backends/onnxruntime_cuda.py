@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -55,7 +56,9 @@ def _version(package: str) -> str | None:
 class OnnxRuntimeCudaBackend(CudaBackend):
     """One session for each lane, on the lane's stream and on our arrays.
 
-    Bundles of one size run as CUDA graphs, which ONNX Runtime records in the first run of each batch size.
+    Bundles of one size run as CUDA graphs, which ONNX Runtime records in the first run of each batch size. Not so on
+    several streams: it records in CUDA's global mode, in which what other threads allocate fails, and the recording
+    with it. With one stream, no other thread of the process may use the GPU while a batch size runs first.
     """
 
     name = BackendName.ONNXRUNTIME
@@ -73,7 +76,11 @@ class OnnxRuntimeCudaBackend(CudaBackend):
     def _make_lane(self, device: CudaDevice) -> Lane:
         session = self._session(device)
         self._check_graph((v.name for v in session.get_inputs()), (v.name for v in session.get_outputs()))
-        return OnnxRuntimeLane(device, self.bundle.manifest, self._library, session)
+        return OnnxRuntimeLane(device, self.bundle.manifest, self._library, session, records=self._records)
+
+    @property
+    def _records(self) -> bool:
+        return not self.bundle.manifest.dynamic and self.options.streams == 1
 
     def _session(self, device: CudaDevice) -> Any:
         options = self._library.SessionOptions()
@@ -82,11 +89,18 @@ class OnnxRuntimeCudaBackend(CudaBackend):
             "device_id": str(device.ordinal),
             "user_compute_stream": str(device.stream_handle),
             "use_tf32": "0",  # fp32 bundles are held to fp32's contract
-            "enable_cuda_graph": "0" if self.bundle.manifest.dynamic else "1",
+            "enable_cuda_graph": str(int(self._records)),
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default measures, and may choose differently every time
         }
+
+        def make() -> Any:
+            return self._library.InferenceSession(self._encoder, options, providers=[(PROVIDER, provider)])
+
         try:
-            session = self._library.InferenceSession(self._encoder, options, providers=[(PROVIDER, provider)])
+            session = _with_memory(device, make, make)
         except Exception as error:
+            if _lacks_memory(error):
+                raise _out_of_memory(device, error) from error
             raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {first_line(error)}") from error
         session.disable_fallback()
         found = session.get_providers()
@@ -105,14 +119,14 @@ class OnnxRuntimeCudaBackend(CudaBackend):
 class OnnxRuntimeLane(Lane):
     """A session whose runs are ordered by the lane's stream."""
 
-    def __init__(self, device: CudaDevice, manifest: Manifest, library: Any, session: Any) -> None:
+    def __init__(self, device: CudaDevice, manifest: Manifest, library: Any, session: Any, *, records: bool) -> None:
         super().__init__(device, manifest)
-        self._library, self._session = library, session
+        self._library, self._session, self._records = library, session, records
         self._replays: dict[Shape, _Bound] = {}
 
     def _run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
         shape = inputs["images"].shape
-        if not self.manifest.dynamic and shape not in self._replays and len(self._replays) < MAX_REPLAYS:
+        if self._records and shape not in self._replays and len(self._replays) < MAX_REPLAYS:
             fixed = fixed_copies(self.device, inputs)
             self._replays[shape] = _Bound(self, fixed, str(len(self._replays) + 1))
         if shape in self._replays:
@@ -136,18 +150,43 @@ class _Bound:
         for bind, arrays in ((self._binding.bind_input, inputs), (self._binding.bind_output, self._outputs)):
             for name, array in arrays.items():
                 bind(name, "cuda", lane.device.ordinal, array.dtype.type, list(array.shape), array.pointer)
-        self._options = lane._library.RunOptions()
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if not lane.manifest.dynamic:
-            self._options.add_run_config_entry("gpu_graph_id", number)
+        self._plain = self._run_options(lane, NOT_RECORDED)
+        self._options = self._run_options(lane, number)
+
+    @staticmethod
+    def _run_options(lane: OnnxRuntimeLane, number: str) -> Any:
+        options = lane._library.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if lane._records:
+            options.add_run_config_entry("gpu_graph_id", number)
+        return options
 
     def enqueue(self) -> dict[str, DeviceArray]:
-        """Run on the bound arrays."""
+        """Run on the bound arrays; without memory, once more after our pools have given back what they hold."""
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            _with_memory(self._device, self._run, self._run_plainly)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed to run the encoder: {first_line(error)}") from error
+            raise self._translated(error) from error
         return self._outputs
+
+    def _run(self) -> None:
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def _run_plainly(self) -> None:
+        """After a run without memory: ONNX Runtime would record a second one, in which nothing can be allocated."""
+        options, self._options = self._options, self._plain
+        self._run()
+        self._options = options  # what this run has allocated stays with the session
+
+    def _translated(self, error: Exception) -> BackendError:
+        if _lacks_memory(error):
+            return _out_of_memory(self._device, error)
+        if "captur" in str(error):
+            return BackendError(
+                f"onnxruntime failed to record the encoder: {first_line(error)}: keep other threads off the GPU while "
+                "a batch size runs first, or use streams=2, which records nothing"
+            )
+        return BackendError(f"onnxruntime failed to run the encoder: {first_line(error)}")
 
     def run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
         """Copy in, run, copy out."""
@@ -156,3 +195,25 @@ class _Bound:
         results = {name: self._device.empty(array.shape, array.dtype) for name, array in fixed.items()}
         copy_all(self._device, fixed, results)
         return results
+
+
+def _with_memory(device: CudaDevice, call: Callable[[], Any], again: Callable[[], Any]) -> Any:
+    """The result of ``call``; if memory is lacking, of ``again``, after our pools have given back what they hold."""
+    try:
+        return call()
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+    device.free_held()
+    return again()
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
+def _out_of_memory(device: CudaDevice, error: Exception) -> BackendError:
+    return BackendError(
+        f"out of device memory on {device.name}, in onnxruntime: {first_line(error)}: lower the batch size or the "
+        "image size, or use fewer streams"
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from facetrt.kernels.errors import BackendError, BundleError, InputError, Missin
 OLDEST = (10, 16)
 NEWEST_MAJOR = 11
 BUILD_ONE = "facetrt export {bundle} --target tensorrt"
+NO_MEMORY = re.compile(r"out ?of ?memory|memory .*could not be allocated|MemoryAllocation", re.IGNORECASE | re.DOTALL)
 HARDWARE_COMPATIBLE, VERSION_COMPATIBLE = "hardware_compatible", "version_compatible"
 
 
@@ -70,6 +72,13 @@ def make_log(tensorrt: Any) -> Any:
         def last(self) -> str:
             """The last error, which is then forgotten."""
             return self.errors.pop() if self.errors else "TensorRT gave no reason"
+
+        def lacks_memory(self) -> bool:
+            """Whether one of the errors is about memory; they are then forgotten."""
+            found = any(NO_MEMORY.search(error) for error in self.errors)
+            if found:
+                self.errors.clear()
+            return found
 
     return Log()
 
@@ -166,7 +175,8 @@ class TensorRtBackend(CudaBackend):
         self._runtime = self._trt.Runtime(self._log)
         if VERSION_COMPATIBLE in record.flags:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
-        self._engine = self._runtime.deserialize_cuda_engine(self.bundle.read(self.plan))
+        plan = self.bundle.read(self.plan)
+        self._engine = _with_memory(lambda: self._runtime.deserialize_cuda_engine(plan), device, self._log)
         if self._engine is None:
             raise BundleError(
                 f"{self.bundle.path}: the encoder cannot be loaded: {self.plan}: {self._log.last()}; build it again "
@@ -233,7 +243,7 @@ class _Context:
     def __init__(self, device: CudaDevice, engine: Any, log: Any, manifest: Manifest) -> None:
         self._device, self._engine, self._log, self._outputs = device, engine, log, manifest.outputs
         self._profile = 0
-        self._context = engine.create_execution_context()
+        self._context = _with_memory(engine.create_execution_context, device, log)
         if self._context is None:
             raise BackendError(
                 f"TensorRT cannot make an execution context, which takes {engine.device_memory_size_v2:,} bytes of "
@@ -269,7 +279,9 @@ class _Context:
             self._check(self._context.set_tensor_address(name, array.pointer), f"take the address of {name}")
 
     def enqueue(self) -> None:
-        self._check(self._context.execute_async_v3(self._device.stream_handle), "run the encoder")
+        stream = self._device.stream_handle
+        done = _with_memory(lambda: self._context.execute_async_v3(stream), self._device, self._log)
+        self._check(done, "run the encoder")
 
     def _choose_profile(self, shapes: Mapping[str, Shape]) -> None:
         for index in range(self._engine.num_optimization_profiles):
@@ -305,6 +317,15 @@ class _Context:
     def close(self) -> None:
         self._context = None
         self._engine = None
+
+
+def _with_memory(call: Callable[[], Any], device: CudaDevice, log: Any) -> Any:
+    """What TensorRT answers; if it lacks memory, once more after our pools have given back what they hold."""
+    answer = call()
+    if (answer is None or answer is False) and log.lacks_memory():
+        device.free_held()
+        answer = call()
+    return answer
 
 
 def _within(shape: Shape, low: Shape, high: Shape) -> bool:

@@ -148,13 +148,10 @@ class KernelSet:
         """
         kernel = self.kernels.get(program.name)
         if kernel is None:
-            raise BackendError(
-                f"the bundle's kernels for {self.architecture} lack {program.name}: {_again(self.architecture)}"
-            )
+            raise BackendError(f"the bundle's kernels for {self.architecture} lack {program.name}: {self._remedy()}")
         if kernel.program != program_digest(program) or kernel.source != source_digest(program.source):
             raise BackendError(
-                f"the bundle's kernel {program.name} was compiled by another version of facetrt: "
-                f"{_again(self.architecture)}"
+                f"the bundle's kernel {program.name} was compiled by another version of facetrt: {self._remedy()}"
             )
         return kernel
 
@@ -168,8 +165,14 @@ class KernelSet:
         kernel = self.find(program)
         code = self.read_cubin(f"{program.name}.cubin")
         if len(code) != kernel.size or not code.startswith(b"\x7fELF"):
-            raise BundleError(f"{program.name}.cubin is damaged: {len(code)} bytes: expected an ELF of {kernel.size}")
+            raise BundleError(
+                f"{program.name}.cubin is damaged: {len(code)} bytes: expected an ELF of {kernel.size}; "
+                f"{self._remedy()}"
+            )
         return code
+
+    def _remedy(self) -> str:
+        return remedy(_capability(self.architecture))
 
 
 def choose_architecture(available: Iterable[str], capability: tuple[int, int]) -> str:
@@ -179,15 +182,39 @@ def choose_architecture(available: Iterable[str], capability: tuple[int, int]) -
     which holds neither for embedded chips nor for architecture-specific code.
 
     Raises:
-        BackendError: none does; names what is there and the command that adds what is missing.
+        BackendError: none does; names what is there and what to do.
     """
+    names = list(available)
+    found = _best(names, capability)
+    if found is not None:
+        return found
+    there = ", ".join(sorted(names, key=_capability)) or "none"
+    wanted = f"sm_{capability[0]}{capability[1]}"
+    raise BackendError(f"kernels missing for this architecture, {wanted}; the bundle has {there}: {remedy(capability)}")
+
+
+def architecture_to_compile(capability: tuple[int, int]) -> str | None:
+    """Which of :data:`ARCHITECTURES` to compile for a device; None if nothing that this version compiles runs there."""
+    return _best(ARCHITECTURES, capability)
+
+
+def remedy(capability: tuple[int, int]) -> str:
+    """What to do about kernels that a bundle lacks for a device."""
+    wanted = architecture_to_compile(capability)
+    if wanted is None:
+        return f"{no_kernels(capability)}: use kernels host"
+    return f"run facetrt export BUNDLE --kernels {wanted}, or use kernels host"
+
+
+def no_kernels(capability: tuple[int, int]) -> str:
+    """That a device has none in any bundle, in words."""
+    return f"this version of facetrt has no kernels for sm_{capability[0]}{capability[1]}"
+
+
+def _best(available: Iterable[str], capability: tuple[int, int]) -> str | None:
     names = {_capability(name): name for name in available}
     usable = [found for found in names if found == capability or _compatible(found, capability)]
-    if usable:
-        return names[max(usable)]
-    there = ", ".join(names[found] for found in sorted(names)) or "none"
-    wanted = f"sm_{capability[0]}{capability[1]}"
-    raise BackendError(f"kernels missing for this architecture, {wanted}; the bundle has {there}: {_again(wanted)}")
+    return names[max(usable)] if usable else None
 
 
 def _compatible(compiled: tuple[int, int], device: tuple[int, int]) -> bool:
@@ -200,10 +227,6 @@ def _capability(architecture: str) -> tuple[int, int]:
     if found is None:
         raise BundleError(f"architecture {architecture!r}: expected a name like sm_90")
     return int(found[1]), int(found[2])
-
-
-def _again(architecture: str) -> str:
-    return f"run facetrt export BUNDLE --kernels {architecture}"
 
 
 def _kernel(name: str, entry: Any) -> CompiledKernel:

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from facetrt.kernels.device import streams
 from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.cubins import KernelSet
+from facetrt.kernels.device.cubins import KernelSet, remedy
 from facetrt.kernels.device.program import POINTERS, Program
 from facetrt.kernels.device.streams import CapturedGraph
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
@@ -144,11 +144,8 @@ class _Functions:
 
     def _load(self, program: Program) -> tuple[Any, tuple[int, int, int], int, tuple[int, ...]]:
         if self._kernels is None:
-            major, minor = self._context.device.compute_capability()
-            raise BackendError(
-                f"{program.name}: the bundle has no compiled kernels: "
-                f"run facetrt export BUNDLE --kernels sm_{major}{minor}"
-            )
+            capability = self._context.device.compute_capability()
+            raise BackendError(f"{program.name}: the bundle has no compiled kernels: {remedy(capability)}")
         kernel, code = self._kernels.find(program), self._kernels.cubin(program)
         driver = self._context.driver
         with translated(f"{program.name}, compiled for {self._kernels.architecture} by CUDA {self._kernels.toolkit}"):
@@ -266,8 +263,7 @@ class CudaDevice(Device):
         try:
             return self._pool.allocate(nbytes)
         except self._driver.MemoryError:
-            for lane in list(self.context.lanes):  # what other lanes' pools hold back helps here
-                lane._pool.free_held()
+            self.free_held()  # what other lanes' pools hold back helps here
         try:
             return self._pool.allocate(nbytes)
         except self._driver.MemoryError as error:
@@ -277,6 +273,12 @@ class CudaDevice(Device):
                 f"{_mebibytes(free)} of {_mebibytes(total)} are free: lower the batch size or the image size, "
                 "or use fewer streams"
             ) from error
+
+    def free_held(self) -> None:
+        """Give the GPU what the pools of all lanes hold back: other libraries allocate beside them, and cannot ask."""
+        with self.context, translated():
+            for lane in list(self.context.lanes):
+                lane._pool.free_held()
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         array = self.empty(shape, dtype)
@@ -373,6 +375,7 @@ class CudaDevice(Device):
         with self.context, translated():
             event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING).record(other.stream)
             self.stream.wait_for_event(event)
+            del event  # pycuda destroys it, for which the context must be current
 
     def adopt(self, array: DeviceArray) -> DeviceArray:
         """Another lane's array for use on this lane, ordered after everything so far on the other."""

@@ -124,8 +124,26 @@ def _fill(tensor: _Tensor, array: DeviceArray, device: tuple[int, int]) -> tuple
 
 def _delete_given(address: int) -> None:
     _, array, consumer = _given.pop(address)
-    if consumer is not None:  # the consumer's last work may still run: ours, which may reuse the memory, waits for it
-        array.device.wait_for_stream(consumer)
+    if consumer is not None:
+        _Lent(array, consumer)  # ends at once
+
+
+class _Lent:
+    """An array that a consumer has used; its end makes our stream wait, which may reuse the memory, for the consumer's.
+
+    Called by the consumer, on any of its threads.
+    """
+
+    def __init__(self, array: DeviceArray, consumer: int) -> None:
+        self.array = array
+        self.consumer = consumer
+
+    def __del__(self) -> None:
+        device = self.array.device
+        try:
+            device.wait_for_stream(self.consumer)
+        except InputError:  # our stream is being recorded, and a wait cannot be: the graph keeps the memory instead
+            device.release_later(_Lent(self.array, self.consumer))
 
 
 def _destroy_capsule(capsule: int) -> None:

@@ -179,6 +179,31 @@ def test_plans_and_kernels_are_read_at_use(large: Path) -> None:
         Bundle.open(large)
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("kernels/sm_90/a.cubin", "--kernels sm_90"), ("plans/p.plan", "--target tensorrt")],
+)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+def test_what_is_damaged_names_the_command_that_mends_it(large: Path, name: str, command: str, damage: str) -> None:
+    (large / name).write_bytes({"missing": b"", "truncated": b"dat", "changed": b"DATA"}[damage])
+    if damage == "missing":
+        (large / name).unlink()
+    with pytest.raises(BundleError, match=f"{Path(name).name}.*copy it again, or .*'facetrt export {large} {command}'"):
+        Bundle.open(large).read(name)
+    assert Bundle.open(large, complete=False).kernel_architectures() == ["sm_90", "sm_100"]
+
+
+def test_an_incomplete_bundle_has_its_encoder_and_no_links(large: Path, tmp_path: Path) -> None:
+    (large / "positional.npy").rename(tmp_path / "moved.npy")
+    with pytest.raises(BundleError, match=r"positional\.npy is missing.*export or copy the bundle again"):
+        Bundle.open(large, complete=False)
+    (tmp_path / "moved.npy").rename(large / "positional.npy")
+    (large / "kernels" / "sm_90").rename(tmp_path / "elsewhere")
+    (large / "kernels" / "sm_90").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="leads outside the bundle"):
+        Bundle.open(large, complete=False)
+
+
 def test_what_a_killed_build_left_is_ignored_elsewhere_not(large: Path) -> None:
     (large / "plans/.building-1").mkdir()
     (large / "plans/.building-1/half.plan").write_bytes(b"half")

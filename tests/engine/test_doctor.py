@@ -163,6 +163,18 @@ def test_a_bundle_without_anything_for_a_gpu(machine: Machine, tiny_bundle: Path
     assert report is not None and report.kernels.state is State.NOT_HERE
 
 
+def test_a_gpu_that_there_are_no_kernels_for(machine: Machine, tiny_bundle: Path) -> None:
+    """No command is named: ``export --kernels`` would refuse the architecture."""
+    gpu = {"name": "NVIDIA B300", "capability": [10, 3], "memory": 1 << 38}
+    machine(CPU_PACKAGES | GPU_PACKAGES, gpu={**H200, "gpus": [gpu]})
+    found = diagnose(tiny_bundle)
+    assert found.bundle is not None
+    for finding in (found.kernels, found.bundle.kernels):
+        assert finding.state is State.NOT_HERE and finding.remedy is None
+        assert "this version of facetrt has no kernels for sm_103: use kernels host" in finding.detail
+    assert find(found, "onnxruntime cuda").state is State.WORKS
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

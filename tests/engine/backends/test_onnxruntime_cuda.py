@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fakes_onnxruntime
 import numpy as np
@@ -41,6 +43,17 @@ def test_fixed_sizes_are_recorded_at_fixed_addresses_and_never_stale(static_fold
     (session,) = fake_gpu.onnxruntime.state.sessions
     assert sorted(session.recorded) == ["1", "2", "3", "4"]
     assert session.provider["enable_cuda_graph"] == "1" and session.provider["use_tf32"] == "0"
+    assert session.provider["cudnn_conv_algo_search"] == "HEURISTIC"  # the same bytes in every process
+    backend.close()
+
+
+def test_nothing_is_recorded_beside_other_lanes(static_folder: Path, fake_gpu: FakeGpu) -> None:
+    """ONNX Runtime records in CUDA's global mode, in which what other threads allocate fails."""
+    backend = OnnxRuntimeCudaBackend(Bundle.open(static_folder), replace(OPTIONS, streams=2))
+    for seed in range(2):
+        backend.run(images(2, seed))
+    for session in fake_gpu.onnxruntime.state.sessions:
+        assert session.provider["enable_cuda_graph"] == "0" and not session.recorded
     backend.close()
 
 
@@ -52,6 +65,23 @@ def test_each_lane_has_its_session_on_its_stream(tiny_bundle: Path, fake_gpu: Fa
     assert len({session.provider["user_compute_stream"] for session in sessions}) == 3
     assert all(session.provider["enable_cuda_graph"] == "0" for session in sessions)  # sizes vary
     assert fake_gpu.onnxruntime.state.preloaded == 1
+    backend.close()
+
+
+def test_memory_that_onnxruntime_lacks_is_device_memory(
+    static_folder: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 68157440")
+
+    backend = OnnxRuntimeCudaBackend(Bundle.open(static_folder), OPTIONS)
+    expected = backend.run(images(1, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(fakes_onnxruntime.Session, "run_with_iobinding", fails)
+        with pytest.raises(BackendError, match=r"out of device memory on Fake GPU.*68157440.*lower the batch size"):
+            backend.run(images(1, 0))
+    for name, values in backend.run(images(1, 0)).items():
+        np.testing.assert_array_equal(values, expected[name])
     backend.close()
 
 
@@ -74,3 +104,51 @@ def test_a_provider_that_cannot_load_is_no_cpu_run(
         pytest.raises(BackendError, match=r"cannot load here \(it would run on CPUExecutionProvider\)"),
     ):
         engine.encode([np.zeros((40, 40, 3), np.uint8)], load_size=None)
+
+
+def test_memory_that_our_pools_hold_back_is_given_to_onnxruntime(
+    static_folder: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt is not recorded, because nothing can be allocated then; the runs after it are."""
+    backend, numbers = OnnxRuntimeCudaBackend(Bundle.open(static_folder), OPTIONS), list[str]()
+    backend.activate()
+    real = fakes_onnxruntime.Session.run_with_iobinding
+
+    def needs_all(session: Any, binding: Any, options: Any) -> None:
+        numbers.append(options.entries["gpu_graph_id"])
+        if len(numbers) < 3 and fake_gpu.gpu.free_blocks:
+            raise RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 68157440")
+        real(session, binding, options)
+
+    monkeypatch.setattr(fakes_onnxruntime.Session, "run_with_iobinding", needs_all)
+    with backend.lane() as lane:
+        lane.device.empty((1 << 20,), "uint8")  # given back at once, to our pool
+    results = [backend.run(images(1, 0)) for _ in range(2)]
+    assert numbers == ["1", "-1", "1"]
+    np.testing.assert_array_equal(results[0]["key@1"], results[1]["key@1"])
+    backend.close()
+
+
+def test_a_recording_that_another_thread_spoils_says_so(
+    static_folder: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("CUDA failure 901: operation failed due to a previous error during capture")
+
+    backend = OnnxRuntimeCudaBackend(Bundle.open(static_folder), OPTIONS)
+    monkeypatch.setattr(fakes_onnxruntime.Session, "run_with_iobinding", fails)
+    with pytest.raises(
+        BackendError, match=r"failed to record .*901.*keep other threads off the GPU .*or use streams=2"
+    ):
+        backend.run(images(1, 0))
+    backend.close()
+
+
+def test_a_session_without_memory(static_folder: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(fake_gpu.onnxruntime, "InferenceSession", fails)
+    backend = OnnxRuntimeCudaBackend(Bundle.open(static_folder), OPTIONS)
+    with pytest.raises(BackendError, match="out of device memory on Fake GPU, in onnxruntime"):
+        backend.activate()

@@ -20,7 +20,16 @@ from helpers import export_tiny, facets
 from helpers_gpu import FakeGpu
 
 from facetrt.engine import Engine
-from facetrt.engine.backends import BackendName, DeviceName, Kernels, Precision, RunOptions, TensorRtBackend, resolve
+from facetrt.engine.backends import (
+    BackendName,
+    DeviceName,
+    Kernels,
+    Precision,
+    RunOptions,
+    TensorRtBackend,
+    resolve,
+    tensorrt,
+)
 from facetrt.engine.backends.cuda import MAX_REPLAYS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.bundle import Bundle
@@ -136,6 +145,35 @@ def test_no_memory_for_a_context(dynamic: TensorRtBackend, fake_gpu: FakeGpu) ->
     assert fake_gpu.tensorrt.fake.live == {"runtime": 0, "engine": 0, "context": 0}
     fake_gpu.tensorrt.fake.fail.clear()
     assert dynamic.run(grid_inputs())
+
+
+@pytest.mark.parametrize("call", ["create_execution_context", "execute_async_v3"])
+def test_memory_that_our_pools_hold_back_is_given_to_tensorrt(
+    dynamic: TensorRtBackend, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    kind = {"create_execution_context": "CudaEngine", "execute_async_v3": "ExecutionContext"}[call]
+    real, attempts = getattr(getattr(fakes_tensorrt, kind), call), list[bool]()
+
+    def needs_all(thing: Any, *arguments: Any) -> Any:
+        attempts.append(not fake_gpu.gpu.free_blocks)
+        if attempts[-1]:
+            return real(thing, *arguments)
+        logger = getattr(thing, "engine", thing).logger
+        logger.log(fakes_tensorrt.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 123 bytes.)")
+        logger.log(fakes_tensorrt.Severity.ERROR, "Error Code 4: Internal Error")
+        return None if call == "create_execution_context" else False
+
+    expected = dynamic.run(grid_inputs())
+    with dynamic.lane() as lane:
+        lane.device.empty((1 << 20,), "uint8")  # given back at once, to our pool
+    monkeypatch.setattr(getattr(fakes_tensorrt, kind), call, needs_all)
+    if call == "create_execution_context":
+        with dynamic.lane() as lane, lane.device.activate():
+            tensorrt._Context(lane.device, lane._engine, lane._log, lane.manifest)
+    else:
+        for name, values in dynamic.run(grid_inputs()).items():
+            np.testing.assert_array_equal(values, expected[name])
+    assert attempts == [False, True]
 
 
 def test_out_of_device_memory(dynamic: TensorRtBackend, fake_gpu: FakeGpu) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from facetrt.kernels.device import convert, cubins
-from facetrt.kernels.device.cubins import KernelSet, choose_architecture, program_digest, source_digest
+from facetrt.kernels.device.cubins import (
+    ARCHITECTURES,
+    KernelSet,
+    architecture_to_compile,
+    choose_architecture,
+    program_digest,
+    source_digest,
+)
 from facetrt.kernels.errors import BackendError, BundleError
 
 PROGRAM = convert.TO_HALF
@@ -176,17 +183,31 @@ def test_chooses_what_runs(available: list[str], capability: tuple[int, int], ex
         (["sm_80"], (9, 0)),
         (["sm_89"], (8, 6)),
         (["sm_80", "sm_86"], (8, 7)),
-        (["sm_100"], (10, 3)),
-        (["sm_120"], (12, 1)),
     ],
 )
 def test_says_when_nothing_runs(available: list[str], capability: tuple[int, int]) -> None:
     there = ", ".join(available) or "none"
     wanted = f"sm_{capability[0]}{capability[1]}"
     with pytest.raises(
-        BackendError, match=f"kernels missing .*{wanted}; the bundle has {there}: run .* --kernels {wanted}$"
+        BackendError,
+        match=f"kernels missing .*{wanted}; the bundle has {there}: run .* --kernels {wanted}, or use kernels host$",
     ):
         choose_architecture(available, capability)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (10, 3), (11, 0), (12, 1)])
+def test_no_command_is_named_that_would_be_refused(capability: tuple[int, int]) -> None:
+    wanted = f"sm_{capability[0]}{capability[1]}"
+    assert architecture_to_compile(capability) is None
+    with pytest.raises(BackendError, match=f"this version of facetrt has no kernels for {wanted}: use kernels host$"):
+        choose_architecture(ARCHITECTURES, capability)
+
+
+def test_what_is_recommended_runs() -> None:
+    for architecture in ARCHITECTURES:
+        assert architecture_to_compile((int(architecture[3:-1]), int(architecture[-1]))) == architecture
+    with pytest.raises(BackendError, match=r"missing for this architecture, sm_88.* --kernels sm_86, or"):
+        choose_architecture([], (8, 8))
 
 
 def test_folders_that_are_no_architecture_are_refused() -> None:

@@ -342,6 +342,20 @@ def test_memory_may_go_on_a_thread_without_a_context(opened: CudaDevice) -> None
     assert problems == []
 
 
+def test_lanes_wait_for_each_other_on_any_thread(opened: CudaDevice, gpu: Gpu) -> None:
+    other = opened.lane()
+    array = other.upload(np.arange(5))
+
+    def work() -> None:
+        for _ in range(3):
+            opened.adopt(array)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert gpu.lost_events == 0
+
+
 def test_switches_context_once_inside_activate(opened: CudaDevice, gpu: Gpu) -> None:
     with opened.activate():
         assert gpu.stack() == [gpu.primary]
@@ -516,6 +530,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CudaDevice]:
         yield device
 
 
+def test_a_gpu_is_not_tested_in_the_interpreter(gpu: Gpu) -> None:
+    with pytest.raises(InputError, match="unset TRITON_INTERPRET"):
+        TritonDevice("cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("operation", [_to_half, _log_bin, _preprocess])
 def test_gpu_runs_compiled_kernels_as_triton_runs_them(real: CudaDevice, operation: Any) -> None:
@@ -543,3 +562,24 @@ def test_gpu_survives_running_out_of_memory(real: CudaDevice) -> None:
         real.empty((real.memory_info()[1],), "uint8")
     with real.lane() as lane:
         np.testing.assert_array_equal(_to_half(lane), _to_half(real))
+
+
+def test_what_the_pools_hold_back_is_given_to_others(gpu: Gpu) -> None:
+    """Of all lanes, and nothing that is in use."""
+    with CudaDevice.open() as device, device.lane() as lane:
+        kept = device.upload(np.arange(4))
+        for each in (device, lane):
+            each.empty((1 << 20,), "uint8")
+        assert device._pool.held_blocks and lane._pool.held_blocks
+        device.free_held()
+        assert gpu.device_bytes() == kept.nbytes
+        np.testing.assert_array_equal(device.download(kept), np.arange(4))
+
+
+def test_an_architecture_without_kernels_names_no_command(gpu: Gpu) -> None:
+    gpu.capability = (10, 3)
+    with (
+        CudaDevice.open() as device,
+        pytest.raises(BackendError, match=r"has no kernels for sm_103: use kernels host$"),
+    ):
+        _to_half(device)

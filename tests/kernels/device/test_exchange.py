@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -313,3 +314,31 @@ def test_what_others_hold_outlives_the_device(cuda: CudaDevice, gpu: Gpu) -> Non
     assert len(gpu.device_memory.live) == 1
     del capsule
     assert gpu.device_memory.live == {}
+
+
+def test_memory_given_back_while_the_lane_records_is_kept_by_the_graph(
+    cuda: CudaDevice, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait cannot be recorded, and without one the memory would be reused before the consumer is done."""
+    problems: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    consumer, seen = gpu.foreign_stream(), list[int]()
+    array = cuda.upload(VALUES)
+    address, block, capsule = array.pointer, weakref.ref(array.owner), array.__dlpack__(stream=consumer.handle)
+    del array
+    with cuda.activate():
+        gpu.enqueue(consumer.handle, lambda: seen.append(int(gpu.view(address, 4).view(np.float32)[0])))
+    held = [capsule]
+    del capsule
+    with cuda.capture() as graph:
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+    assert problems == [] and exchange._given == {}
+    assert block() is not None and cuda.empty((3, 4), "float32").pointer != address
+    cuda.close_graph(graph)
+    assert block() is None and seen == []
+    again = cuda.upload(VALUES + 7)
+    assert again.pointer == address
+    np.testing.assert_array_equal(cuda.download(again), VALUES + 7)
+    assert seen == [0] and problems == []  # the consumer came first
