@@ -132,7 +132,9 @@ def video(
         float | None, typer.Option("--latency-budget", help="Milliseconds; frames over it are counted as late.")
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show it in a window; q ends.")] = False,
-    data: Annotated[bool, typer.Option("--data", help="Also write OUT.frames: an NPZ file for each frame.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Write OUT.frames: an NPZ file for each frame.")
+    ] = True,
     force: ForceOption = False,
     *,
     opening: Opening,

@@ -89,7 +89,7 @@ def data_of(out: Path, index: int) -> dict[str, Any]:
 
 
 def test_tracks_follow_the_picture(clip: Path, out: Path) -> None:
-    points = ("--point", "60,30", "--point", "70.5,44", "--load-size", 72, "--data")
+    points = ("--point", "60,30", "--point", "70.5,44", "--load-size", 72)
     result = video(clip, "track", out, *points)
     assert result.exit_code == 0 and "10 frames" in result.stdout
     record = check(out, "track")
@@ -104,13 +104,13 @@ def test_tracks_follow_the_picture(clip: Path, out: Path) -> None:
 
 
 def test_points_are_chosen(clip: Path, out: Path) -> None:
-    video(clip, "track", out, "--points", 3, "--load-size", 72, "--limit", 2)
+    video(clip, "track", out, "--points", 3, "--load-size", 72, "--limit", 2, "--no-data")
     assert 1 <= len(check(out, "track", 2)["result"]["points_xy"]) <= 3
     assert not out.with_suffix(".frames").exists()
 
 
 def test_masks_follow_the_picture(clip: Path, first_mask: Path, out: Path) -> None:
-    video(clip, "mask", out, "--first-mask", first_mask, "--load-size", 72, "--data", "--limit", 6)
+    video(clip, "mask", out, "--first-mask", first_mask, "--load-size", 72, "--limit", 6)
     record = check(out, "mask", 6)
     assert record["result"] == {"objects": [1, 2], "lost": []} and record["data"] == "out.frames"
     given = np.asarray(Image.open(first_mask))
@@ -120,7 +120,7 @@ def test_masks_follow_the_picture(clip: Path, first_mask: Path, out: Path) -> No
 
 
 def test_a_saved_model_is_applied(clip: Path, model: Path, out: Path) -> None:
-    video(clip, "cosegment", out, "--model", model, "--limit", 3, "--data")
+    video(clip, "cosegment", out, "--model", model, "--limit", 3)
     record = check(out, "cosegment", 3)
     assert record["first_frame"]["loaded_size"] == [64, 85]  # as the model was learned
     assert record["result"]["model"]["images"] == 3
@@ -133,7 +133,7 @@ def test_a_model_is_learned_from_the_video(task: str, clip: Path, out: Path, mon
     for name in ("learn_cosegmentation", "learn_parts"):  # the photograph's saliency is no test's business
         learn = getattr(video_tasks, name)
         monkeypatch.setattr(video_tasks, name, lambda e, f, learn=learn: learn(e, f, **MODEL_OPTIONS))
-    video(clip, task, out, "--load-size", 64, "--limit", 4, "--data")
+    video(clip, task, out, "--load-size", 64, "--limit", 4)
     record = check(out, task, 4)
     assert record["result"]["model"]["images"] == 4
     assert data_of(out, 3)["mask" if task == "cosegment" else "labels"].shape == SIZE
@@ -144,7 +144,7 @@ def test_components_of_a_folder(tmp_path: Path, out: Path) -> None:
     folder.mkdir()
     for i, pixels in enumerate(moving_pictures(PCA_COUNT, (71, 95))):
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    video(folder, "pca", out, "--load-size", 64, "--data")
+    video(folder, "pca", out, "--load-size", 64)
     record = check(out, "pca", PCA_COUNT, (72, 96))  # sizes are even
     assert record["first_frame"]["original_size"] == [71, 95]
     assert len(record["result"]["explained_variance_ratio"]) == 3 and record["video"]["fps"] == 25
@@ -169,7 +169,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: in
 def test_ctrl_c_leaves_a_video(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch, KeyboardInterrupt(), 4)
     with pytest.warns(UserWarning, match=r"out\.mp4 ends early: 4 frames, playable"):
-        result = video(clip, "track", out, "--load-size", 64, "--data")
+        result = video(clip, "track", out, "--load-size", 64)
     assert result.exit_code == 130
     record = check(out, "track", 4)
     assert record["interrupted"] and record["stopped_by"] == "KeyboardInterrupt"
@@ -190,18 +190,18 @@ def test_a_disk_that_is_full_for_the_record_is_said(clip: Path, out: Path, monke
 
     monkeypatch.setattr(command, "write_json", full)
     with pytest.raises(OutputError, match=r"out\.json cannot be written: No space left"):
-        video(clip, "track", out, "--load-size", 64, "--limit", 1)
+        video(clip, "track", out, "--load-size", 64, "--limit", 1, "--no-data")
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
 
 
 def test_before_the_first_frame_nothing_is_left(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch, KeyboardInterrupt(), 0)
-    assert video(clip, "track", out, "--load-size", 64, "--data").exit_code == 130
+    assert video(clip, "track", out, "--load-size", 64).exit_code == 130
     assert not list(out.parent.iterdir())
 
 
 def test_force_replaces_only_what_facetrt_wrote(clip: Path, out: Path) -> None:
-    options = ("--load-size", 64, "--limit", 1, "--data")
+    options = ("--load-size", 64, "--limit", 1)
     out.write_bytes(b"holidays")
     with pytest.raises(OutputError, match="exists already"):
         video(clip, "pca", out, *options)
@@ -210,7 +210,7 @@ def test_force_replaces_only_what_facetrt_wrote(clip: Path, out: Path) -> None:
     assert out.read_bytes() == b"holidays"
     out.unlink()
     video(clip, "pca", out, *options)
-    video(clip, "pca", out, "--load-size", 64, "--limit", 2, "--data", "--force")
+    video(clip, "pca", out, "--load-size", 64, "--limit", 2, "--force")
     check(out, "pca", 2)
     out.with_suffix(".frames").joinpath("results.json").unlink()
     with pytest.raises(OutputError, match=r"out\.frames was not written by facetrt"):
