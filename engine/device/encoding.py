@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from facetrt.engine.bundle import CLS_ATTENTION
 from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
@@ -22,7 +23,7 @@ from facetrt.kernels.device.exchange import CUDA, from_external
 from facetrt.kernels.device.program import ALIGNMENT
 from facetrt.kernels.errors import InputError
 
-GRIDS = 8  # whose tables and index maps stay on the device
+SIZES = 8  # of images, whose tables stay on the device
 
 
 class Lane(Protocol):
@@ -166,7 +167,14 @@ class DeviceEncoder:
 
     def __init__(self, encoder: Encoder, lane: Lane) -> None:
         self._encoder, self._lane, self._device = encoder, lane, lane.device
-        self._kept: OrderedDict[object, dict[str, DeviceArray]] = OrderedDict()
+        device = lane.device
+
+        def grid_inputs(size: tuple[int, int], step: int) -> dict[str, DeviceArray]:
+            return {name: device.upload(values) for name, values in encoder.grid_inputs(size, step=step).items()}
+
+        self._resizer = lru_cache(maxsize=SIZES)(partial(preprocess.Resizer, device))
+        self._grid_inputs = lru_cache(maxsize=SIZES)(grid_inputs)
+        self._enlarging = lru_cache(maxsize=SIZES)(lambda *grids: device.upload(_enlarging(*grids)))
 
     def encode(self, batch: Sequence[Frame], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
         """Features of frames of one loaded size, in order; see :func:`batches`.
@@ -189,9 +197,10 @@ class DeviceEncoder:
 
     def _prepare(self, frame: Frame, options: EncodeOptions) -> _Ready:
         pixels = self._on_device(frame)
-        loaded = preprocess.resize(self._device, pixels, frame.size)
+        loaded = self._resizer(frame.original_size, frame.size).resize(pixels)
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
-        return _Ready(frame, loaded, preprocess.resize(self._device, pixels, frame.half or frame.size) if low else None)
+        half = self._resizer(frame.original_size, frame.half or frame.size).resize(pixels) if low else None
+        return _Ready(frame, loaded, half)
 
     def _on_device(self, frame: Frame) -> DeviceArray:
         """``(1, H, W, 3)``; what lies on the device already is used where it is, if kernels can take it there."""
@@ -274,8 +283,8 @@ class DeviceEncoder:
         manifest, count = self._encoder.manifest, len(halves)
         small = self._run(halves, size, step=LOW_RESOLUTION_STRIDE // manifest.stride)[CLS_ATTENTION]
         small_grid = grid_size(size, manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
-        indices = self._keep((small_grid, grid, count), lambda: _enlarging(small_grid, grid, count))
-        return convert.take(self._device, small.reshape(-1), indices["indices"]).reshape(count, -1)
+        indices = self._enlarging(small_grid, grid, count)
+        return convert.take(self._device, small.reshape(-1), indices).reshape(count, -1)
 
     def _run(self, images: Sequence[DeviceArray], size: tuple[int, int], *, step: int) -> dict[str, DeviceArray]:
         """One pass over loaded images ``(1, h, w, 3)`` of one size."""
@@ -283,26 +292,11 @@ class DeviceEncoder:
         batch = self._device.empty((len(images), used_h, used_w, 3), np.uint8)
         for number, image in enumerate(images):
             convert.place(self._device, image.reshape(*size, 3), batch, number)
-        grid = self._keep((size, step), lambda: self._encoder.grid_inputs(size, step=step))
-        return self._lane.run({"images": batch, **grid})
-
-    def _keep(self, key: object, make: _Make) -> dict[str, DeviceArray]:
-        if key not in self._kept:
-            self._kept[key] = {name: self._device.upload(values) for name, values in make().items()}
-            if len(self._kept) > GRIDS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        return self._lane.run({"images": batch, **self._grid_inputs(size, step)})
 
 
-class _Make(Protocol):
-    def __call__(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]: ...
-
-
-def _enlarging(
-    small: tuple[int, int], large: tuple[int, int], batch: int
-) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+def _enlarging(small: tuple[int, int], large: tuple[int, int], batch: int) -> NDArray[np.int32]:
     """Which entry of a batch of ``small`` grids each cell of the ``large`` ones takes: Pillow's nearest neighbour."""
     own = pillow_nearest(np.arange(small[0] * small[1], dtype=np.float32).reshape(small), large).astype(np.int32)
     first = np.arange(batch, dtype=np.int32) * (small[0] * small[1])
-    return {"indices": (first[:, None] + own.ravel()).ravel()}
+    return np.asarray(first[:, None] + own.ravel()).ravel()
