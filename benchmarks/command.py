@@ -36,7 +36,11 @@ def bench(
     suite: Annotated[Suite, typer.Option("--suite", help="What to measure.")] = Suite.CPU,
     bundle: Annotated[
         str | None,
-        typer.Option("--bundle", "-b", help="Bundle folder; by default a ViT-S/8 with untrained weights is exported."),
+        typer.Option(
+            "--bundle",
+            "-b",
+            help="Bundle folder; by default an untrained ViT-S/8, or for video the built-in model.",
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="The checkpoint that --bundle was made of, for the baselines.")

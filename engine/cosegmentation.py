@@ -135,13 +135,10 @@ def cosegment_features(
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
     """
-    if len(features) < 2:
-        raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
-    similarity = None
-    if options.remove_outliers:
-        similarity = similarity_to_mean(np.stack([f.cls(options.facet) for f in features]))
-    inliers = find_inliers(similarity, len(features), options.outlier_threshold)
-    chosen = select(features, np.flatnonzero(inliers).tolist())
+    similarity, numbers = choose_images(
+        len(features), lambda: np.stack([f.cls(options.facet) for f in features]), options
+    )
+    chosen = select(features, numbers)
     rows = map_features(chosen, lambda f: normalise(f[options.facet]))
     clustering = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
     votes = vote(
@@ -151,13 +148,30 @@ def cosegment_features(
         threshold=options.saliency_threshold,
         percentage=options.votes_percentage,
     )
-    labels = dict(zip(np.flatnonzero(inliers).tolist(), clustering.labels, strict=True))
+    labels = dict(zip(numbers, clustering.labels, strict=True))
 
     def mask(number: int) -> Mask:
         return make_mask(features[number], labels.get(number), clustering.centroids, votes, options)
 
     masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, clustering, votes, similarity)
+
+
+def choose_images(
+    count: int, cls_rows: Callable[[], Float], options: CosegmentOptions
+) -> tuple[NDArray[np.float64] | None, list[int]]:
+    """Similarity of each image to the mean, if outliers are removed, and the numbers of the images that take part.
+
+    Args:
+        cls_rows: gives the images' [CLS] descriptors, ``(N, C)``; called only if outliers are removed.
+
+    Raises:
+        InputError: fewer than two images, or fewer than two inliers.
+    """
+    if count < 2:
+        raise InputError(f"{count} image was given: co-segmentation needs at least 2 that share an object")
+    similarity = similarity_to_mean(cls_rows()) if options.remove_outliers else None
+    return similarity, np.flatnonzero(find_inliers(similarity, count, options.outlier_threshold)).tolist()
 
 
 def find_inliers(similarity: NDArray[np.float64] | None, count: int, threshold: float) -> NDArray[np.bool_]:

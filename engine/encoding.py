@@ -45,6 +45,11 @@ class EncodeOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "load_size", check_load_size(self.load_size))
 
+    @property
+    def halve(self) -> bool:
+        """Whether images are needed at half their size as well. Without a load size the reference does not halve."""
+        return self.saliency is SaliencyMode.LOW_RESOLUTION and self.load_size is not None
+
 
 class Tally:
     """Counts images and reports them."""
@@ -201,8 +206,7 @@ class Encoder:
 
     def load(self, image: ImageLike, options: EncodeOptions, *, name: str) -> LoadedImage:
         """Read and resize one image, and check that it can be encoded; ``name`` is how messages call an array."""
-        halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
-        loaded = load_image(image, options.load_size, name=name, half=halve)
+        loaded = load_image(image, options.load_size, name=name, half=options.halve)
         half = None if loaded.half is None else loaded.half.shape[:2]
         self.check_size(loaded.name, loaded.image_size, half, options.stride or self.manifest.stride)
         return loaded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -123,8 +123,13 @@ class Features:
 
     def _rows(self, facet: str) -> Float:
         if facet not in self.tokens:
-            raise InputError(
-                f"{facet} was not exported: this bundle has {', '.join(self.tokens)}; add it with "
-                f"'facetrt export … --facets {','.join([*self.tokens, facet])}'"
-            )
+            raise InputError(not_exported(facet, self.facets))
         return self.tokens[facet]
+
+
+def not_exported(facet: str, there: Sequence[str]) -> str:
+    """The message where a facet is asked for that is not ``there``."""
+    return (
+        f"{facet} was not exported: this bundle has {', '.join(there)}; add it with "
+        f"'facetrt export … --facets {','.join([*there, facet])}'"
+    )

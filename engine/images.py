@@ -65,7 +65,7 @@ def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "ima
     """
     original, name = _open(image, name)
     size = loaded_size((original.height, original.width), load_size, name)
-    small = resize(original, (max(size[0] // 2, 1), max(size[1] // 2, 1))) if half else None
+    small = resize(original, half_size(size)) if half else None
     return LoadedImage(resize(original, size), small, (original.height, original.width), name)
 
 
@@ -87,6 +87,11 @@ def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "ima
             f"to {MAX_PIXELS:,} pixels"
         )
     return size
+
+
+def half_size(size: tuple[int, int]) -> tuple[int, int]:
+    """``(height, width)`` of the second, smaller image that low-resolution saliency comes from."""
+    return max(size[0] // 2, 1), max(size[1] // 2, 1)
 
 
 def check_load_size(load_size: LoadSize) -> LoadSize:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from facetrt.kernels.nearest import corner_indices
+
 
 def pillow_nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """``(h, w)`` uint8 or float32 to ``(height, width)``; Pillow samples at cell centres."""
@@ -19,12 +21,5 @@ def pillow_nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 def torch_nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """``(…, h, w)`` to ``(…, height, width)``; torch samples at the cells' upper-left corners."""
-    rows, columns = (torch_indices(n_in, n_out) for n_in, n_out in zip(values.shape[-2:], size, strict=True))
+    rows, columns = (corner_indices(n_in, n_out) for n_in, n_out in zip(values.shape[-2:], size, strict=True))
     return np.asarray(values[..., rows[:, None], columns])
-
-
-def torch_indices(n_in: int, n_out: int) -> NDArray[np.int64]:
-    """Source index of each of ``n_out`` outputs: ``floor(i·n_in/n_out)`` with the product in float32, as torch does."""
-    scale = np.float32(n_in) / np.float32(n_out)
-    indices = np.floor(np.arange(n_out, dtype=np.float32) * scale).astype(np.int64)
-    return np.asarray(np.minimum(indices, n_in - 1), np.int64)

@@ -285,17 +285,27 @@ def _means(labels: NDArray[np.int64], distances: NDArray[np.float64], count: int
     return np.asarray(members / np.maximum(members.sum(axis=1, keepdims=True), 1))
 
 
+def permutation(count: int, seed: int, length: int) -> NDArray[np.int32]:
+    """The beginning of FAISS's random permutation: swap i with ``i + next_u32 mod (count - i)``."""
+    order = list(range(count))
+    draws = np.random.RandomState(seed).randint(0, 2**32, size=length, dtype=np.uint32)
+    for i, draw in enumerate(draws.tolist()):
+        j = i + draw % (count - i)
+        order[i], order[j] = order[j], order[i]
+    return np.array(order[:length], np.int32)
+
+
 def kmeans_reference(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
     """FAISS's k-means written out in NumPy: same random streams, same rounds. Slow; the oracle for :func:`kmeans`."""
     rows = check_samples(samples, num_clusters).astype(np.float64)
     limit = SAMPLES_PER_CENTROID * num_clusters
     if len(rows) > limit:
-        rows = rows[_permutation(len(rows), SEED)[:limit]]
+        rows = rows[permutation(len(rows), SEED, limit)]
     best = KMeans(np.empty((0, 0), np.float32), np.inf)
     if len(rows) == num_clusters:
         return KMeans(rows.astype(np.float32), 0.0)
     for restart in range(restarts):
-        centroids = rows[_permutation(len(rows), SEED + 1 + restart * SEED_STEP)[:num_clusters]]
+        centroids = rows[permutation(len(rows), SEED + 1 + restart * SEED_STEP, num_clusters)]
         objective = np.inf
         for _ in range(iterations):
             distances = ((rows[:, None] - centroids) ** 2).sum(axis=2)
@@ -327,13 +337,3 @@ def _update(rows: NDArray[np.float64], labels: NDArray[np.int64], count: int) ->
 
 def _next_float(random: np.random.RandomState) -> float:
     return float(random.randint(0, 2**32, dtype=np.uint32)) / 0xFFFFFFFF
-
-
-def _permutation(count: int, seed: int) -> NDArray[np.int64]:
-    """FAISS's random permutation: swap i with ``i + next_u32 mod (count - i)``."""
-    order = np.arange(count)
-    draws = np.random.RandomState(seed).randint(0, 2**32, size=max(count - 1, 0), dtype=np.uint32)
-    for i, draw in enumerate(draws):
-        j = i + int(draw) % (count - i)
-        order[i], order[j] = order[j], order[i]
-    return order

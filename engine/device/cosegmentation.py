@@ -14,9 +14,8 @@ from facetrt.engine.cosegmentation import (
     CosegmentOptions,
     Mask,
     Masks,
-    find_inliers,
+    choose_images,
     make_mask,
-    similarity_to_mean,
     too_few_descriptors,
 )
 from facetrt.engine.device.encoding import DeviceFeatures
@@ -59,8 +58,8 @@ def cosegment_on_device(
 ) -> Masks:
     """Masks of the objects that the images share; see ``Engine.cosegment``.
 
-    Outlier removal decides on the host which images take part, and waits once for that. GrabCut and the CRFs are the
-    host's as well: they get the loaded pixels after everything else has come down.
+    Outlier removal decides on the host which images take part, and waits once for that. GrabCut and the
+    CRF's lattices are the host's as well: they get the loaded pixels after everything else has come down.
 
     Args:
         features: consumed: their descriptors make way for unit ones, or there would be two copies of all.
@@ -69,13 +68,9 @@ def cosegment_on_device(
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
     """
-    if len(features) < 2:
-        raise InputError(f"{len(features)} image was given: co-segmentation needs at least 2 that share an object")
-    similarity = None
-    if options.remove_outliers:
-        similarity = similarity_to_mean(np.concatenate([device.download(item.cls) for item in features]))
-    inliers = find_inliers(similarity, len(features), options.outlier_threshold)
-    chosen = np.flatnonzero(inliers).tolist()
+    similarity, chosen = choose_images(
+        len(features), lambda: np.concatenate([device.download(item.cls) for item in features]), options
+    )
     found = _cluster(device, _gather(device, features, chosen), options)
     labels = dict(zip(chosen, found.clustering.labels, strict=True))
 

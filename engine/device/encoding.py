@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from facetrt.engine.bundle import CLS_ATTENTION
 from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
-from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.features import Features, SaliencyMode, not_exported
 from facetrt.engine.geometry import Geometry, grid_size
-from facetrt.engine.images import MAX_PIXELS, load_image, loaded_size
+from facetrt.engine.images import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.resampling import pillow_nearest
 from facetrt.kernels.device import convert, preprocess, select
@@ -115,8 +115,7 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
         loaded = load_image(image, None, name=name)
         name, pixels, original = loaded.name, loaded.pixels, loaded.original_size
     size = loaded_size(original, options.load_size, name)
-    halve = options.saliency is SaliencyMode.LOW_RESOLUTION and options.load_size is not None
-    half = (max(size[0] // 2, 1), max(size[1] // 2, 1)) if halve else None
+    half = half_size(size) if options.halve else None
     encoder.check_size(name, size, half, options.stride or encoder.manifest.stride)
     return Frame(pixels, name, original, size, half)
 
@@ -188,10 +187,7 @@ class DeviceEncoder:
     def _check_outputs(self, facet: str) -> None:
         facets = self._encoder.manifest.facets
         if facet not in facets:
-            raise InputError(
-                f"{facet} was not exported: this bundle has {', '.join(facets)}; add it with "
-                f"'facetrt export … --facets {','.join([*facets, facet])}'"
-            )
+            raise InputError(not_exported(facet, facets))
         if self._encoder.manifest.saliency_heads is None:
             raise InputError("this bundle has no saliency: export it with saliency (it is on by default)")
 

@@ -16,7 +16,7 @@ from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.program import Program
 from facetrt.kernels.device.select import gather_rows
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import SAMPLES_PER_CENTROID, SEED, SEED_STEP
+from facetrt.kernels.kmeans import SAMPLES_PER_CENTROID, SEED, SEED_STEP, permutation
 
 MAX_CLUSTERS = 64
 ROWS = 64  # per program that assigns
@@ -332,16 +332,6 @@ def plan_starts(num_samples: int, counts: Sequence[int], restarts: int, padded: 
             first = permutation(limit, SEED + 1 + restart * SEED_STEP, count) if limit > count else np.arange(count)
             starts[i, restart, :count] = position[first] if limit == num_samples else first
     return Starts(order, starts.ravel(), limits.astype(np.int32))
-
-
-def permutation(count: int, seed: int, length: int) -> NDArray[np.int32]:
-    """The beginning of FAISS's random permutation: swap i with ``i + next_u32 mod (count - i)``."""
-    order = list(range(count))
-    draws = np.random.RandomState(seed).randint(0, 2**32, size=length, dtype=np.uint32)
-    for i, draw in enumerate(draws.tolist()):
-        j = i + draw % (count - i)
-        order[i], order[j] = order[j], order[i]
-    return np.array(order[:length], np.int32)
 
 
 def _uniform_draws() -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.dense_crf import mean_field, upload_lattices
 from facetrt.kernels.device.program import Program
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.nearest import centre_indices, corner_indices
 
 BLOCK = 256
 
@@ -40,23 +41,6 @@ _LOOK_UP = Program(
 )
 
 PROGRAMS = (*_ENLARGE.values(), _BEST_LABEL, _LOOK_UP)
-
-
-def corner_indices(n_in: int, n_out: int) -> NDArray[np.int32]:
-    """Source of each of ``n_out`` cells by torch's rule: at their upper-left corners, with float32 products."""
-    sources = np.floor(np.arange(n_out, dtype=np.float32) * (np.float32(n_in) / np.float32(n_out)))
-    return np.asarray(np.minimum(sources, n_in - 1), np.int32)
-
-
-def centre_indices(n_in: int, n_out: int) -> NDArray[np.int32]:
-    """Source of each of ``n_out`` cells by Pillow's rule: at their centres, in float64 steps summed one by one.
-
-    The sum's rounding decides ties; the closed form ``(i + 0.5)·n_in/n_out`` decides some of them otherwise.
-    """
-    step = n_in / n_out
-    steps = np.full(n_out, step)
-    steps[0] = step * 0.5
-    return np.asarray(np.minimum(np.floor(np.cumsum(steps)), n_in - 1), np.int32)
 
 
 def enlarge_labels(device: Device, values: DeviceArray, size: tuple[int, int]) -> DeviceArray:

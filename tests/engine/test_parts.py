@@ -15,9 +15,10 @@ from facetrt.engine import Engine, Features, InputError, MissingDependencyError
 from facetrt.engine.augmentation import augment, crop_size
 from facetrt.engine.parts import PartsOptions, segment_parts_features
 from facetrt.engine.refinement import Refinement
-from facetrt.engine.resampling import torch_indices, torch_nearest
+from facetrt.engine.resampling import torch_nearest
 from facetrt.kernels import dense_crf, parallel
 from facetrt.kernels.kmeans import kmeans_reference
+from facetrt.kernels.nearest import corner_indices
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +249,7 @@ def test_torch_nearest_equals_torch() -> None:
         for n_out in (*range(1, 130, 7), 224, 255):
             source = torch.arange(n_in, dtype=torch.float32)[None, None]
             expected = torch.nn.functional.interpolate(source, size=n_out, mode="nearest")[0, 0].numpy()
-            np.testing.assert_array_equal(torch_indices(n_in, n_out), expected)
+            np.testing.assert_array_equal(corner_indices(n_in, n_out), expected)
     values = np.arange(24).reshape(2, 3, 4)
     assert torch_nearest(values, (5, 9)).shape == (2, 5, 9)
 

@@ -15,7 +15,7 @@ from facetrt.kernels import InputError, assign
 from facetrt.kernels import diverse_clusters as diverse_clusters_on_cpu
 from facetrt.kernels.device import kmeans
 from facetrt.kernels.device.triton_device import TritonDevice
-from facetrt.kernels.kmeans import SEED, _faiss_permutation
+from facetrt.kernels.kmeans import SEED, _faiss_permutation, permutation
 from facetrt.kernels.kmeans import kmeans_each as kmeans_each_on_cpu
 
 
@@ -91,8 +91,8 @@ def test_rounds_behind_the_end_change_nothing(device: TritonDevice) -> None:
 
 @pytest.mark.parametrize("count", [1, 50, 300])
 def test_permutations_begin_as_those_of_faiss(count: int) -> None:
-    np.testing.assert_array_equal(kmeans.permutation(count, SEED, count), _faiss_permutation(count, SEED))
-    np.testing.assert_array_equal(kmeans.permutation(count, SEED, 1), _faiss_permutation(count, SEED)[:1])
+    np.testing.assert_array_equal(permutation(count, SEED, count), _faiss_permutation(count, SEED))
+    np.testing.assert_array_equal(permutation(count, SEED, 1), _faiss_permutation(count, SEED)[:1])
 
 
 @pytest.mark.parametrize(

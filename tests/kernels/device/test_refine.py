@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from facetrt.engine import refinement
 from facetrt.engine.refinement import Refinement
-from facetrt.engine.resampling import pillow_nearest, torch_indices, torch_nearest
+from facetrt.engine.resampling import pillow_nearest, torch_nearest
 from facetrt.kernels.device.refine import (
     best_label,
-    centre_indices,
-    corner_indices,
     enlarge_labels,
     enlarge_mask,
     label_mask,
@@ -19,14 +18,16 @@ from facetrt.kernels.device.refine import (
 )
 from facetrt.kernels.device.triton_device import TritonDevice
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.nearest import centre_indices, corner_indices
 
 
 def test_both_index_rules_are_those_of_their_libraries() -> None:
     for n_in in range(1, 60):
-        line = np.arange(n_in, dtype=np.uint8)[:, None]
+        line, source = np.arange(n_in, dtype=np.uint8)[:, None], torch.arange(n_in, dtype=torch.float32)[None, None]
         for n_out in (*range(1, 120), 224, 518):
             np.testing.assert_array_equal(centre_indices(n_in, n_out), pillow_nearest(line, (n_out, 1))[:, 0])
-            np.testing.assert_array_equal(corner_indices(n_in, n_out), torch_indices(n_in, n_out))
+            torchs = torch.nn.functional.interpolate(source, size=n_out, mode="nearest")[0, 0].numpy()
+            np.testing.assert_array_equal(corner_indices(n_in, n_out), torchs)
 
 
 @pytest.mark.parametrize(
