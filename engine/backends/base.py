@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,32 +83,14 @@ class Backend(ABC):
                 self._close()
 
     def _check(self, inputs: Tensors) -> None:
-        expected = _expected_inputs(self.bundle.manifest)
-        if set(inputs) != set(expected):
-            raise BackendError(f"inputs {sorted(inputs)} were given: expected {sorted(expected)}")
-        for name, value in inputs.items():
-            if value.dtype != DTYPES[name]:
-                raise BackendError(f"input {name} has type {value.dtype}: expected {np.dtype(DTYPES[name])}")
-        images = inputs["images"]
-        if images.ndim != 4 or images.shape[3] != 3:
-            raise BackendError(f"images have shape {images.shape}: expected (B, H, W, 3)")
-        if self.bundle.manifest.dynamic:
-            self._check_cells(inputs)
-        size = self.bundle.manifest.size
-        if size is not None and list(images.shape[1:3]) != size:
-            raise BackendError(f"images of {images.shape[1]}×{images.shape[2]}: expected {size[0]}×{size[1]}")
-
-    def _check_cells(self, inputs: Tensors) -> None:
-        """A runtime may read outside its arrays where the cells do not fit the image."""
-        shape, positional = self.bundle.manifest.architecture, inputs["positional"].shape
+        """Shapes and types, and cells: a runtime may read outside its arrays where they do not fit the image."""
+        check_inputs(self.bundle.manifest, inputs)
+        if not self.bundle.manifest.dynamic:
+            return
+        patch, stride = self.bundle.manifest.architecture.patch, self.bundle.manifest.stride
         sides = zip(("rows", "cols"), inputs["images"].shape[1:3], strict=True)
-        if positional != (1, inputs["rows"].size, inputs["cols"].size, shape.dim):
-            raise BackendError(
-                f"positional has shape {positional}: expected (1, {inputs['rows'].size}, {inputs['cols'].size}, "
-                f"{shape.dim}) for the given rows and cols"
-            )
         for name, pixels in sides:
-            cells, count = inputs[name], 1 + (pixels - shape.patch) // self.bundle.manifest.stride
+            cells, count = inputs[name], 1 + (pixels - patch) // stride
             if cells.ndim != 1 or not cells.size or cells.min() < 0 or cells.max() >= count:
                 raise BackendError(f"{name} do not all lie in 0..{count - 1}, the cells of {pixels} pixels")
 
@@ -141,6 +123,38 @@ class Backend(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+class Shaped(Protocol):
+    """An array, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def size(self) -> int: ...
+
+
+def check_inputs(manifest: Manifest, inputs: Mapping[str, Shaped]) -> None:
+    """Raise :class:`BackendError` unless names, types and shapes are those of the encoder's inputs."""
+    expected = _expected_inputs(manifest)
+    if set(inputs) != set(expected):
+        raise BackendError(f"inputs {sorted(inputs)} were given: expected {sorted(expected)}")
+    for name, value in inputs.items():
+        if value.dtype != DTYPES[name]:
+            raise BackendError(f"input {name} has type {value.dtype}: expected {np.dtype(DTYPES[name])}")
+    shape = inputs["images"].shape
+    if len(shape) != 4 or shape[3] != 3:
+        raise BackendError(f"images have shape {shape}: expected (B, H, W, 3)")
+    if manifest.size is not None and list(shape[1:3]) != manifest.size:
+        raise BackendError(f"images of {shape[1]}×{shape[2]}: expected {manifest.size[0]}×{manifest.size[1]}")
+    if manifest.dynamic:
+        wanted = (1, inputs["rows"].size, inputs["cols"].size, manifest.architecture.dim)
+        if inputs["positional"].shape != wanted:
+            raise BackendError(
+                f"positional has shape {inputs['positional'].shape}: expected {wanted} for the given rows and cols"
+            )
 
 
 def _expected_inputs(manifest: Manifest) -> tuple[str, ...]:

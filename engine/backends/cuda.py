@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.base import CLOSED, DTYPES, Backend, Tensors
+from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
 from facetrt.engine.backends.options import Hint, Kernels, RunOptions
 from facetrt.engine.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
 from facetrt.kernels.device import DeviceArray
@@ -61,26 +61,10 @@ class Lane(ABC):
             return self._run(inputs)
 
     def _check(self, inputs: DeviceTensors) -> None:
-        expected = DTYPES if self.manifest.dynamic else {"images": DTYPES["images"]}
-        if set(inputs) != set(expected):
-            raise BackendError(f"inputs {sorted(inputs)} were given: expected {sorted(expected)}")
+        check_inputs(self.manifest, inputs)
         for name, array in inputs.items():
-            if array.dtype != expected[name]:
-                raise BackendError(f"input {name} has type {array.dtype}: expected {np.dtype(expected[name])}")
             if array.device is not self.device:
                 raise BackendError(f"input {name} belongs to another stream: make it on this lane's device")
-        images = inputs["images"].shape
-        if len(images) != 4 or images[3] != 3 or (self.manifest.size and list(images[1:3]) != self.manifest.size):
-            raise BackendError(
-                f"images have shape {images}: expected (B, H, W, 3) of {self.manifest.size or 'any size'}"
-            )
-        if self.manifest.dynamic:
-            grid = (inputs["rows"].size, inputs["cols"].size)
-            if inputs["positional"].shape != (1, *grid, self.manifest.architecture.dim):
-                raise BackendError(
-                    f"positional has shape {inputs['positional'].shape}: expected "
-                    f"(1, {grid[0]}, {grid[1]}, {self.manifest.architecture.dim}) for the given rows and cols"
-                )
 
     @abstractmethod
     def _run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]: ...
