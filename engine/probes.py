@@ -80,7 +80,7 @@ def onnxruntime_cuda(model: str) -> dict[str, Any]:
 
 def openvino() -> dict[str, Any]:
     """What it can compute with on the processor."""
-    core = importlib.import_module("openvino").Core()
+    core = importlib.import_module("facetrt.engine.backends.openvino").import_openvino().Core()
     return {"capabilities": list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN_FACETS, HERE, SHARED, TINY, deterministic_weights, export_tiny, facets
+from helpers import GOLDEN_FACETS, HERE, SHARED, TINY, deterministic_weights, export_tiny, facets, require_openvino
 from helpers_gpu import FakeGpu, install, plan_bundle
 from numpy.typing import NDArray
 
@@ -85,7 +85,7 @@ def golden_vits8_bundle(work: Path) -> Path:
 def golden_vits8(request: pytest.FixtureRequest, golden_vits8_bundle: Path) -> Iterator[Engine]:
     """Every fp32 path runs the golden weights."""
     if request.param == "openvino":
-        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        require_openvino()
     with Engine.open(golden_vits8_bundle, backend=request.param) as engine:
         yield engine
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from facetrt.benchmarks.weights import deterministic_weights as deterministic_weights  # the golden weights, too
+from facetrt.engine.backends import installed
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import ExportOptions, Facet
@@ -23,6 +25,12 @@ TINY = ModelSpec(
     name="tiny", description="untrained, for tests", patch=8, dim=48, heads=3, depth=3, trained_grid=6,
     match_facet="key@1", cosegment_facet="key@2", propagate_facet="normed@2", default_facets=("key@1", "key@2"), url="http://127.0.0.1:9/tiny.pth",
 )  # fmt: skip
+
+
+def require_openvino() -> None:
+    """Skip the test, or the module, where openvino is not installed; it is not imported (see ``import_openvino``)."""
+    if not installed("openvino"):
+        pytest.skip("the extra openvino is not installed", allow_module_level=True)
 
 
 def facets(text: str) -> tuple[Facet, ...]:

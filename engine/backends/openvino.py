@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import platform
 import queue
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from xml.etree import ElementTree
 
@@ -23,19 +26,44 @@ from facetrt.engine.processor import BF16_FLAGS, processor_flags
 from facetrt.kernels.errors import BackendError, BundleError, FacetrtError, InputError, MissingDependencyError
 
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+TELEMETRY = "openvino_telemetry"
+_importing = Lock()
 ISLANDS = "patch convolution, residual stream"  # what bf16 leaves in fp32; part of the cache's key
 KEEP_FP32 = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 
 
 def import_openvino() -> Any:
-    """The openvino module, or an error that names the extra that brings it."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the openvino backend is not installed: pip install 'facetrt[openvino]', or use backend onnxruntime"
-        ) from error
+    """The openvino module, or an error that names the extra that brings it; the only place that imports it.
+
+    Importing it sends telemetry: a background thread that forks, writes to the home folder and opens connections. A
+    fork while another thread multiplies matrices takes OpenBLAS's workers away, and that product never ends. So
+    ``openvino_telemetry`` cannot be imported while openvino is; openvino then takes its own stand-in, and keeps it. An
+    openvino that the caller has imported is left as it is, and so is a telemetry module.
+    """
+    with _importing:
+        hidden = contextlib.nullcontext() if "openvino" in sys.modules else _without_telemetry()
+        try:
+            with hidden:
+                import openvino  # noqa: TID251
+        except ImportError as error:
+            raise MissingDependencyError(
+                "the openvino backend is not installed: pip install 'facetrt[openvino]', or use backend onnxruntime"
+            ) from error
     return openvino
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """``openvino_telemetry`` is missing inside the block, and what it was afterwards."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == TELEMETRY}
+    for name in before:
+        del sys.modules[name]
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
+        sys.modules.update(before)
 
 
 def runs_bf16() -> bool:

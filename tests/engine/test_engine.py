@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import export_tiny, facets, photo
+from helpers import export_tiny, facets, photo, require_openvino
 from PIL import Image
 
 from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode, memory
@@ -173,7 +173,7 @@ def test_only_attention_that_is_held_in_full_grows_with_the_square_of_the_cells(
 
 
 def test_throughput_gives_the_same_features_in_order(tiny_bundle: Path, tiny_engine: Engine) -> None:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    require_openvino()
     images = [photo(48, 60 if i % 3 else 52, seed=i) for i in range(7)]
     expected = tiny_engine.encode(images, load_size=None, saliency="low_resolution")
     with Engine.open(tiny_bundle, hint="throughput") as engine:

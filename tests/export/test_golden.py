@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import GOLDEN_FACETS, HERE, deterministic_weights, facets
+from helpers import GOLDEN_FACETS, HERE, deterministic_weights, facets, require_openvino
 from PIL import Image
 
 from facetrt.engine import Engine, Features
@@ -163,7 +163,7 @@ def test_cosegmentation(golden_vits8: Engine, shared: Path, interval: int) -> No
 
 
 def test_bf16_keeps_its_contract_on_photographs(golden_vits8_bundle: Path) -> None:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    require_openvino()
     if not runs_bf16():
         pytest.skip("this processor has no bf16 arithmetic")
     photos = list(sample_paths().values())

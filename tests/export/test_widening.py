@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import TINY, export_tiny, facets
+from helpers import TINY, export_tiny, facets, require_openvino
 from onnx import TensorProto, helper
 
 from facetrt.engine import Engine, InputError, parity
@@ -76,11 +76,12 @@ def test_processors_refuse_bf16_bundles(half: Path) -> None:
     if Bundle.open(half).manifest.precision != "bf16":
         pytest.skip("fp16 runs on processors")
     for backend in ("auto", "onnxruntime", "openvino"):
-        if backend == "onnxruntime" or pytest.importorskip("openvino", reason="the extra openvino is not installed"):
-            with pytest.raises(
-                InputError, match=r"this bundle is bf16, which runs on a GPU only: use device cuda .*tensorrt"
-            ):
-                Engine.open(half, backend=backend)
+        if backend == "openvino":
+            require_openvino()
+        with pytest.raises(
+            InputError, match=r"this bundle is bf16, which runs on a GPU only: use device cuda .*tensorrt"
+        ):
+            Engine.open(half, backend=backend)
 
 
 def graph_of(*nodes: onnx.NodeProto) -> onnx.ModelProto:

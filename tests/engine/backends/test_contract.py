@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import TINY, require_openvino
 
 from facetrt.engine.backends import (
     BACKENDS,
@@ -71,7 +71,7 @@ def case(request: pytest.FixtureRequest, tiny_bundle: Path) -> Case:
         request.getfixturevalue("fake_gpu")
         return Case(Bundle.open(folder), options)
     if options.backend is BackendName.OPENVINO:
-        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        require_openvino()
         if options.precision is Precision.BF16 and not runs_bf16():
             pytest.skip("this processor has no bf16 arithmetic")
     return Case(Bundle.open(tiny_bundle), options)

@@ -6,14 +6,14 @@ import warnings
 from pathlib import Path
 
 import pytest
-from helpers import export_tiny, facets, photo
+from helpers import export_tiny, facets, photo, require_openvino
 
 from facetrt.engine import Engine, InputError, MissingDependencyError, OutputError
 from facetrt.engine.backends import openvino as module
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.export.options import Precision
 
-pytest.importorskip("openvino", reason="the extra openvino is not installed")
+require_openvino()
 
 
 @pytest.fixture

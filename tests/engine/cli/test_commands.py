@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import photo
+from helpers import photo, require_openvino
 from PIL import Image
 
 PROGRAM = [sys.executable, "-c", "from facetrt.export.cli import main; main()"]
@@ -49,7 +49,7 @@ def test_info(tiny_bundle: Path) -> None:
 
 
 def test_info_measures_what_runs_here(tiny_bundle: Path) -> None:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    require_openvino()
     result = facetrt("info", tiny_bundle, "--measure", "--backend", "openvino")
     assert result.returncode == 0, result.stderr
     assert "openvino fp32 against onnxruntime" in result.stdout and "fp32 keeps its contract" in result.stdout
