@@ -19,6 +19,7 @@ from facetrt.engine.sources import Frame, Source, open_source
 from facetrt.engine.store import FeatureStore
 from facetrt.engine.stream import Policy, Stream, StreamReport, StreamResult
 from facetrt.engine.tracking import Tracker, Tracks, grid_points
+from facetrt.engine.version import installed_version
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,
@@ -30,6 +31,8 @@ from facetrt.kernels.errors import (
     ParityError,
     SourceError,
 )
+
+__version__ = installed_version()
 
 __all__ = [
     "PAPER_COSEGMENT",
@@ -71,6 +74,7 @@ __all__ = [
     "StreamResult",
     "Tracker",
     "Tracks",
+    "__version__",
     "cluster_elbow",
     "fit_pca",
     "grid_points",

@@ -20,7 +20,7 @@ from facetrt.engine.cosegmentation import CosegmentOptions, Mask, Masks, cosegme
 from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress
 from facetrt.engine.extraction import extract_features
 from facetrt.engine.features import Features, SaliencyMode
-from facetrt.engine.images import ImageLike, LoadSize
+from facetrt.engine.images import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
 from facetrt.engine.matching import Matches, MatchOptions, match_features
 from facetrt.engine.models import PartsModel, SegmentationModel
 from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
@@ -47,7 +47,8 @@ class Engine:
     engine may be called from several threads.
 
     Images are paths, PIL images or ``(height, width, 3)`` uint8 RGB arrays. ``load_size`` is the length of the shorter
-    side (the longer one follows, truncated), a pair ``(height, width)``, or None for the size as it is.
+    side (the longer one follows, truncated; 224 by default), a pair ``(height, width)``, or None for the size as it is.
+    Features were loaded before: a load size given with them, and nothing else to load, is an error.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -129,7 +130,7 @@ class Engine:
         self,
         images: Iterable[ImageLike],
         *,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
@@ -156,7 +157,7 @@ class Engine:
         self,
         images: Iterable[ImageLike],
         *,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
@@ -173,7 +174,7 @@ class Engine:
         self,
         source: Any = None,
         *,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         policy: str = Policy.AUTO,
@@ -216,7 +217,7 @@ class Engine:
         images: Iterable[ImageLike],
         *,
         facet: str | None = None,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
@@ -250,7 +251,7 @@ class Engine:
         image_b: ImageLike | Features,
         *,
         num_pairs: int = 10,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         facet: str | None = None,
         hierarchy: int = 2,
         saliency_threshold: float = 0.05,
@@ -270,11 +271,13 @@ class Engine:
         for item in (image_a, image_b):
             if isinstance(item, Features):
                 self._check_origin(item, None)
+        images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
+        if not images:
+            _refuse_load_size(load_size)
         chosen = self.manifest.default_facet("match") if facet is None else facet
         options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
         if self._device is not None:
             return self._device.match(image_a, image_b, EncodeOptions(load_size), options, progress)
-        images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
         encoded = iter(self.encode(images, load_size=load_size, progress=progress))
         a, b = (item if isinstance(item, Features) else next(encoded) for item in (image_a, image_b))
         return match_features(a, b, options)
@@ -283,7 +286,7 @@ class Engine:
         self,
         images: Images,
         *,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         facet: str | None = None,
         elbow: float = 0.975,
         saliency_threshold: float = 0.065,
@@ -345,7 +348,7 @@ class Engine:
         images: Images,
         *,
         num_parts: int = 4,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         facet: str | None = None,
         elbow: float = 0.975,
         elbow_second_stage: float = 0.94,
@@ -473,6 +476,8 @@ class Engine:
         check_available(chosen)
         if isinstance(image, Features):
             self._check_origin(image, None)
+            if load_size is not None:
+                _refuse_load_size(load_size)
             return model.apply(image, chosen, smoother)
         size = model.load_size if load_size is None else load_size
         return model.apply(self.encode([image], load_size=size, stride=model.stride)[0], chosen, smoother)
@@ -500,7 +505,7 @@ class Engine:
         images: Iterable[ImageLike],
         *,
         facets: Iterable[str] | None = None,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         memory_limit: int = MEMORY_LIMIT,
         progress: Progress | None = None,
@@ -530,7 +535,7 @@ class Engine:
         path: str | Path,
         *,
         facets: Iterable[str] | None = None,
-        load_size: LoadSize = 224,
+        load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         force: bool = False,
@@ -582,11 +587,13 @@ class Engine:
         mode = _saliency_of(low)
         asked = None if low is None else mode
         if isinstance(images, LazySequence):
+            _refuse_load_size(load_size)
             self._check_collection(images, facet, asked)
             yield images.only([facet]) if isinstance(images, FeatureStore) else images
             return
         first, images = _peek(images)
         if isinstance(first, Features):
+            _refuse_load_size(load_size)
             features = [item for item in images if isinstance(item, Features)]
             if isinstance(images, Sized) and len(features) < len(images):
                 raise InputError("images and features were given together: encode all images first, or none")
@@ -647,6 +654,15 @@ def _as_images(images: Iterable[Item]) -> Iterable[Item]:
     if isinstance(images, (str, bytes, Path, Features)) or hasattr(images, "__array__") or hasattr(images, "tobitmap"):
         raise InputError("one image was given where a list was expected: write [image]")
     return images
+
+
+def _refuse_load_size(load_size: LoadSize) -> None:
+    """Raise :class:`InputError` if a load size was asked for where there is nothing to load."""
+    if not isinstance(load_size, DefaultSize):
+        raise InputError(
+            f"load_size={load_size} was given with features, which are loaded already: leave it out, or encode the "
+            "images with it"
+        )
 
 
 def _peek(images: Images) -> tuple[ImageLike | Features | None, Images]:

@@ -94,6 +94,13 @@ def half_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(size[0] // 2, 1), max(size[1] // 2, 1)
 
 
+class DefaultSize(int):
+    """A load size that nobody asked for: it acts like the number, and features may stand where images could."""
+
+
+DEFAULT_SIZE = DefaultSize(224)  # the reference's shorter side
+
+
 def check_load_size(load_size: LoadSize) -> LoadSize:
     """The same in Python's own integers; raises :class:`InputError` unless it is the shorter side, a pair or None."""
     if load_size is None:

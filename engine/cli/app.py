@@ -19,6 +19,7 @@ from rich.text import Text
 
 from facetrt.engine.bundle import Manifest
 from facetrt.engine.images import LoadSize
+from facetrt.engine.version import installed_version
 from facetrt.kernels.errors import FacetrtError, InputError
 
 app = typer.Typer(
@@ -28,6 +29,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _frame(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda given: _say_version(given),
+            help="Show the installed version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation."""
+
+
+def _say_version(given: bool) -> None:
+    if given:
+        typer.echo(f"facetrt {installed_version()}")
+        raise typer.Exit
+
+
 console = Console(highlight=False, markup=False)  # names of files and models may look like markup
 errors = Console(stderr=True, highlight=False, markup=False)
 
@@ -55,14 +79,33 @@ def parse_facets(text: str | None, manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+BUNDLE_VARIABLE = "FACETRT_BUNDLE"  # names the bundle for every command that opens one
+BUNDLE_HELP = "Bundle folder, or 'builtin' for the small model that ships with facetrt."
+
+
+def _no_bundle() -> str:
+    raise InputError(
+        f"no bundle was given: add --bundle FOLDER (written by 'facetrt export'), --bundle builtin for the small model "
+        f"that ships with facetrt, or set {BUNDLE_VARIABLE} for all commands"
+    )
+
+
 BundleOption = Annotated[
-    str, typer.Option("--bundle", "-b", help="Bundle folder, or 'builtin' for the small model that ships with facetrt.")
+    str,
+    typer.Option(
+        "--bundle",
+        "-b",
+        help=f"{BUNDLE_HELP} Required, here or in the variable.",
+        envvar=BUNDLE_VARIABLE,
+        default_factory=_no_bundle,
+        show_default=False,
+    ),
 ]
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files or folders of images.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it appears complete or not at all.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier result.")]
 LoadSizeOption = Annotated[
-    str, typer.Option("--load-size", help="Shorter side, HEIGHTxWIDTH, or 'none' for the original size.")
+    str, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH (224x336), or none.")
 ]
 IntermediateOption = Annotated[
     bool, typer.Option("--save-intermediate", help="Also write saliency maps and what the task saw on the way.")

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from facetrt.engine.cli.app import app, console, errors
+from facetrt.engine.cli.app import BUNDLE_VARIABLE, app, console, errors
 from facetrt.engine.doctor import Diagnosis, Finding, State, diagnose
 
 STYLES = {State.WORKS: "green", State.MISSING: "red", State.NOT_HERE: "dim"}
@@ -20,7 +20,8 @@ STYLES = {State.WORKS: "green", State.MISSING: "red", State.NOT_HERE: "dim"}
 @app.command()
 def doctor(
     bundle: Annotated[
-        str | None, typer.Option("--bundle", "-b", help="Also look at what of this bundle can run here.")
+        str | None,
+        typer.Option("--bundle", "-b", help="Also look at what of this bundle can run here.", envvar=BUNDLE_VARIABLE),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from facetrt.engine.cli.app import (
+    BUNDLE_HELP,
+    BUNDLE_VARIABLE,
     app,
     console,
     errors,
@@ -34,7 +37,8 @@ def evaluate_command(
     data: Annotated[Path, typer.Argument(help="The data set's folder, in its official layout.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results; an interrupted run continues there.")],
     bundle: Annotated[
-        str | None, typer.Option("--bundle", "-b", help="Bundle folder, or 'builtin'. Not needed with --baseline.")
+        str | None,
+        typer.Option("--bundle", "-b", help=f"{BUNDLE_HELP} Not with --baseline.", envvar=BUNDLE_VARIABLE),
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the trivial baseline alone, no model.")] = False,
     load_size: Annotated[
@@ -52,8 +56,10 @@ def evaluate_command(
     opening: Opening,
 ) -> None:
     """Score a bundle on a data set and compare with the paper; run again to continue an interrupted run."""
+    if baseline and bundle == os.environ.get(BUNDLE_VARIABLE):
+        bundle = None  # the variable is for commands that open one
     if (bundle is None) != baseline:
-        raise InputError("choose what to score: either --bundle BUNDLE or --baseline")
+        raise InputError(f"choose what to score: either --bundle BUNDLE (or {BUNDLE_VARIABLE}) or --baseline")
     evaluation = open_evaluation(name.value, data, _options(load_size, limit, facet, settings))
     opened = nullcontext() if bundle is None else opening.engine(bundle)
     with opened as engine, progress_bar(f"evaluating {name.value}") as update:

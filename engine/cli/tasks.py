@@ -12,7 +12,10 @@ import numpy as np
 import typer
 
 from facetrt.engine import draw
+from facetrt.engine.bundle import BUILTIN
 from facetrt.engine.cli.app import (
+    BUNDLE_HELP,
+    BUNDLE_VARIABLE,
     BundleOption,
     ForceOption,
     ImagesArgument,
@@ -67,7 +70,25 @@ class Preset(StrEnum):
 PresetOption = Annotated[
     Preset, typer.Option("--preset", help="Defaults: of the published code, or those quoted in the paper.")
 ]
+PresetSizeOption = Annotated[
+    str | None, typer.Option("--load-size", help="Shorter side (224, or the preset's), HEIGHTxWIDTH, or none.")
+]
 FacetOption = Annotated[str | None, typer.Option("--facet", help="Like key@9; the bundle's own choice by default.")]
+VoteThresholdOption = Annotated[
+    float,
+    typer.Option("--saliency-threshold", help="An image votes for clusters of a mean saliency above this, of 0 to 1."),
+]
+VotesOption = Annotated[
+    float,
+    typer.Option("--votes-percentage", min=0, max=100, help="Share of the images that must vote for a cluster."),
+]
+SampleOption = Annotated[
+    int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor of each image.")
+]
+SaliencyOption = Annotated[
+    SaliencyMode,
+    typer.Option("--saliency", help="From the descriptors' own pass, or from one at half the size and stride 8."),
+]
 SaveModelOption = Annotated[
     Path | None, typer.Option("--save-model", help="File for what was learned, to be applied to further images.")
 ]
@@ -80,10 +101,10 @@ def match(
     bundle: BundleOption,
     out: OutOption,
     num_pairs: Annotated[int, typer.Option("--num-pairs", min=1, help="At most this many point pairs.")] = 10,
-    load_size: Annotated[
-        str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")
-    ] = None,
-    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.05,
+    load_size: PresetSizeOption = None,
+    saliency_threshold: Annotated[
+        float, typer.Option("--saliency-threshold", help="Points are cells more salient than this, of 0 to 1.")
+    ] = 0.05,
     hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 2,
     facet: FacetOption = None,
     preset: PresetOption = Preset.REFERENCE,
@@ -144,20 +165,18 @@ def cosegment(
     images: ImagesArgument,
     bundle: BundleOption,
     out: OutOption,
-    load_size: Annotated[
-        str | None, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH, or none.")
-    ] = None,
+    load_size: PresetSizeOption = None,
     elbow: Annotated[float, typer.Option("--elbow", help="Stop adding clusters at this error ratio.")] = 0.975,
-    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.065,
-    votes_percentage: Annotated[float, typer.Option("--votes-percentage", min=0, max=100)] = 75,
-    sample_interval: Annotated[
-        int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor.")
-    ] = 100,
-    saliency: Annotated[
-        SaliencyMode, typer.Option("--saliency", help="Which pass saliency comes from.")
-    ] = SaliencyMode.LOW_RESOLUTION,
-    remove_outliers: Annotated[bool, typer.Option("--remove-outliers", help="Leave out unlike images.")] = False,
-    outlier_threshold: Annotated[float, typer.Option("--outlier-threshold")] = 0.7,
+    saliency_threshold: VoteThresholdOption = 0.065,
+    votes_percentage: VotesOption = 75,
+    sample_interval: SampleOption = 100,
+    saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
+    remove_outliers: Annotated[
+        bool, typer.Option("--remove-outliers", help="Leave out images that are unlike the others.")
+    ] = False,
+    outlier_threshold: Annotated[
+        float, typer.Option("--outlier-threshold", help="Cosine to the images' mean [CLS] that --remove-outliers asks.")
+    ] = 0.7,
     refine: Annotated[Refinement, typer.Option("--refine", help="How cells become pixels.")] = Refinement.GRABCUT,
     facet: FacetOption = None,
     preset: PresetOption = Preset.REFERENCE,
@@ -258,9 +277,9 @@ def parts(
     out: OutOption,
     num_parts: Annotated[int, typer.Option("--num-parts", min=1, max=64, help="Number of part labels.")] = 4,
     load_size: LoadSizeOption = "224",
-    sample_interval: Annotated[int, typer.Option("--sample-interval", min=1)] = 100,
-    saliency_threshold: Annotated[float, typer.Option("--saliency-threshold")] = 0.065,
-    votes_percentage: Annotated[float, typer.Option("--votes-percentage", min=0, max=100)] = 75,
+    sample_interval: SampleOption = 100,
+    saliency_threshold: VoteThresholdOption = 0.065,
+    votes_percentage: VotesOption = 75,
     elbow: Annotated[float, typer.Option("--elbow", help="Of the foreground stage.")] = 0.975,
     elbow_second_stage: Annotated[float, typer.Option("--elbow-second-stage", help="With --three-stages.")] = 0.94,
     num_crop_augmentations: Annotated[
@@ -268,7 +287,7 @@ def parts(
     ] = 0,
     flip_augmentation: Annotated[bool, typer.Option("--flip-augmentation", help="Mirrors join as well.")] = False,
     three_stages: Annotated[bool, typer.Option("--three-stages", help="Drop parts that some image lacks.")] = False,
-    saliency: Annotated[SaliencyMode, typer.Option("--saliency")] = SaliencyMode.LOW_RESOLUTION,
+    saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
     refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops.")] = 0,
     facet: FacetOption = None,
@@ -384,7 +403,7 @@ def report_model(path: Path | None, task: str, *, learned: bool) -> None:
 @engine_options
 def demo(
     out: OutOption = Path("facetrt-demo"),
-    bundle: BundleOption = "builtin",
+    bundle: Annotated[str, typer.Option("--bundle", "-b", help=BUNDLE_HELP, envvar=BUNDLE_VARIABLE)] = BUILTIN,
     force: ForceOption = False,
     *,
     opening: Opening,

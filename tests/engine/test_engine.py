@@ -261,3 +261,18 @@ def test_features_check_their_shapes(tiny_engine: Engine) -> None:
 def test_a_stride_that_cannot_be(tiny_engine: Engine, stride: int) -> None:
     with pytest.raises(InputError, match=f"stride {stride}: this bundle can run at stride 4 or 8"):
         tiny_engine.encode([photo(40, 40)], stride=stride)
+
+
+def test_a_load_size_with_features_is_an_error(tiny_engine: Engine) -> None:
+    features = tiny_engine.encode([photo(48, 48), photo(48, 48, 1)], load_size=None, saliency="low_resolution")
+    with tiny_engine.collect([photo(48, 48)], load_size=None) as collected:
+        calls = (
+            lambda size: tiny_engine.match(features[0], features[1], load_size=size),
+            lambda size: tiny_engine.cosegment(features, load_size=size),
+            lambda size: tiny_engine.segment_parts(collected, load_size=size),
+        )
+        for call in calls:
+            for size in (224, 48, (48, 48)):
+                with pytest.raises(InputError, match="loaded already"):
+                    call(size)
+    tiny_engine.match(features[0], photo(48, 48, 1), load_size=48)  # one of them is to be loaded
