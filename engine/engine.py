@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import chain
@@ -46,9 +47,11 @@ class Engine:
     Open with :meth:`open`, close with ``with`` or :meth:`close`. Several engines can live in one process, and one
     engine may be called from several threads.
 
-    Images are paths, PIL images or ``(height, width, 3)`` uint8 RGB arrays. ``load_size`` is the length of the shorter
-    side (the longer one follows, truncated; 224 by default), a pair ``(height, width)``, or None for the size as it is.
-    Features were loaded before: a load size given with them, and nothing else to load, is an error.
+    Images are paths, PIL images, ``(height, width, 3)`` uint8 RGB arrays or CPU tensors, or image files as bytes or
+    file objects. Arrays must be RGB: a program cannot tell BGR, which OpenCV reads, from it. ``load_size`` is the
+    length of the shorter side (the longer one follows, truncated; 224 by default), a pair ``(height, width)``, or None
+    for the size as it is. Features were loaded before: a load size given with them, and nothing else to load, is an
+    error.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -649,9 +652,13 @@ class Engine:
 
 
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        raise InputError(f"an array of shape {images.shape} was given: write list(images), one array per image")
-    if isinstance(images, (str, bytes, Path, Features)) or hasattr(images, "__array__") or hasattr(images, "tobitmap"):
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) == 4:
+        raise InputError(f"an array of shape {shape} was given: write list(images), one array per image")
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Features)
+    if isinstance(images, one) or any(
+        hasattr(images, name) for name in ("__array__", "__dlpack__", "tobitmap", "read")
+    ):
         raise InputError("one image was given where a list was expected: write [image]")
     return images
 

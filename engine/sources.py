@@ -17,18 +17,15 @@ from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from facetrt.engine.files import IMAGE_SUFFIXES, find_images
-from facetrt.engine.images import Pixels, load_image
+from facetrt.engine.images import Pixels, as_array, check_array, is_picture, load_image
 from facetrt.kernels.errors import InputError, MissingFileError, SourceError, reason
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://")
 NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
 PATIENCE = 1.0  # seconds that a camera may fail to give a frame before that is taken for its end
 MOST_LOST = 1000  # frames in a row that OpenCV cannot read; damaged headers promise millions
-CPU_DEVICES = (1, 3)  # of DLPack: memory of the processor, plain and pinned
 TEXT_SUFFIXES = frozenset({".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"})  # FFmpeg would draw them
 EXPECTED = (
     "expected a video file, a folder of images, the number of a camera, an rtsp:// address, or an iterable of "
@@ -51,7 +48,7 @@ class Frame:
     timestamp: float
 
     def __post_init__(self) -> None:
-        check_pixels(self.pixels, f"frame {self.index}")
+        check_array(self.pixels, f"frame {self.index}")
         if self.index < 0 or not math.isfinite(self.timestamp):
             raise InputError(f"frame {self.index} at {self.timestamp} s: expected an index from 0 and a finite time")
         if not self.pixels.flags.c_contiguous:
@@ -373,7 +370,7 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, str(folder))
-        self._paths = sorted(find_images([folder]), key=natural_order)
+        self._paths = find_images([folder])
         self.frame_count = len(self._paths)
 
     def _frames(self) -> Generator[Frame]:
@@ -422,7 +419,7 @@ def as_frame(item: Any, index: int, timestamp: float | None = None) -> Frame:
 
     Args:
         item: ``(H, W, 3)`` uint8 RGB array, DLPack object (also on a GPU, if it can copy itself to the processor as
-            those of PyTorch and CuPy do), PIL image, path of an image, or frame.
+            those of PyTorch and CuPy do), PIL image, path, bytes or file object of an image, or frame.
         index: its number.
         timestamp: seconds; the index if None.
 
@@ -432,56 +429,13 @@ def as_frame(item: Any, index: int, timestamp: float | None = None) -> Frame:
     if isinstance(item, Frame):
         return item
     name = f"frame {index}"
-    if isinstance(item, (str, os.PathLike, Image.Image)):
+    if is_picture(item):
         pixels = load_image(item, name=name).pixels
     else:
-        given = _on_cpu(item, name)
-        check_pixels(given, name)
+        given = as_array(item, name)
+        check_array(given, name)
         pixels = np.array(given, order="C")  # whoever gave it may use its memory again
     return Frame(pixels, index, float(index) if timestamp is None else float(timestamp))
-
-
-def check_pixels(pixels: NDArray[Any], name: str) -> None:
-    """Raise :class:`InputError` unless ``pixels`` are ``(H, W, 3)`` uint8."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(
-            f"{name} is an array of shape {pixels.shape} and type {pixels.dtype}: expected a (height, width, "
-            "3) uint8 RGB one"
-        )
-
-
-def _on_cpu(item: Any, name: str) -> NDArray[Any]:
-    """A NumPy array of what an array library holds."""
-    if isinstance(item, np.ndarray):
-        return item
-    if not hasattr(item, "__dlpack__") or not hasattr(item, "__dlpack_device__"):
-        raise InputError(f"{name} is a {type(item).__name__}: expected a (height, width, 3) uint8 RGB array or a path")
-    device = int(item.__dlpack_device__()[0])
-    if device not in CPU_DEVICES:
-        item = _copied_to_cpu(item, device, name)
-    if isinstance(item, np.ndarray):
-        return item
-    try:
-        return np.from_dlpack(item)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{name}, a {type(item).__name__}, cannot be read through DLPack: {error}") from error
-
-
-def _copied_to_cpu(item: Any, device: int, name: str) -> Any:
-    """Array libraries say differently how: PyTorch ``cpu()``, CuPy ``get()``."""
-    for method in ("cpu", "get"):
-        if callable(copy := getattr(item, method, None)):
-            return copy()
-    raise InputError(
-        f"{name} is a {type(item).__name__} on a device (DLPack type {device}) without cpu() or get(): copy it "
-        "to the processor first"
-    )
-
-
-def natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key by which ``frame2`` comes before ``frame10``."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _check_any(source: Source, count: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from facetrt.engine.files import IMAGE_SUFFIXES
+from facetrt.engine.files import images_in
 from facetrt.engine.label_images import VOID, read_labels
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
 
@@ -34,13 +34,13 @@ def first_of(root: Path, names: Sequence[str], data_set: str, what: str) -> Path
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files directly in ``folder``, sorted."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    """Image files directly in ``folder``, in natural order; hidden ones are left out."""
+    return images_in(folder)
 
 
 def list_folders(folder: Path) -> list[Path]:
     """Folders directly in ``folder``, sorted; hidden ones are left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def image_size(path: Path) -> tuple[int, int]:
