@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from facetrt.engine.matching import Matches
 
@@ -16,6 +17,14 @@ Pixels = NDArray[np.uint8]
 
 TILE = 8  # side of a chessboard square in pixels
 GAP = 8  # white pixels between pictures in a row
+PICTURE_SIDE = 1600  # longer side, in pixels, of an image that is drawn at its original size
+RIMMED = 50  # pairs that are drawn with rims
+RIM = (20, 20, 20)
+CELL = 150  # height of the pictures of a table
+COMPARED = 240  # height of pictures that are compared
+TEXT = 15  # height of letters
+STRIP = 24  # height of a line of text with its margins
+INK = (40, 40, 40)
 
 
 def palette(count: int) -> NDArray[np.uint8]:
@@ -59,21 +68,59 @@ def blend(pixels: Pixels, overlay: Pixels, weight: float = 0.6) -> Pixels:
     return (pixels * (1 - weight) + overlay * weight).astype(np.uint8)
 
 
-def draw_matches(pixels_a: Pixels, pixels_b: Pixels, matches: Matches) -> Pixels:
-    """The two loaded images side by side, corresponding points in one colour and joined by a line."""
-    canvas = side_by_side([pixels_a, pixels_b])
-    shift = np.array([pixels_a.shape[1] + GAP, 0])
-    radius = max(3, canvas.shape[0] // 60)
-    points = zip(matches.loaded_points_a_xy, matches.loaded_points_b_xy + shift, strict=True)
-    pairs = [[tuple(int(v) for v in point) for point in pair] for pair in points]
-    colours = [tuple(int(v) for v in colour) for colour in palette(len(pairs))]
+def draw_matches(pictures: Sequence[Pixels], matches: Matches) -> Pixels:
+    """The two images side by side, corresponding points in one colour and joined by a line.
+
+    Lines are bright inside a dark rim, so that they stand out from light and dark pictures alike; many of them are
+    drawn thin and bare, or nothing else could be seen.
+
+    Args:
+        pictures: of images A and B at any size, for example from :func:`capped`.
+    """
+    canvas = side_by_side(pictures)
+    geometries = (matches.geometry_a, matches.geometry_b)
+    scales = [np.array(p.shape[1::-1]) / g.original_size[::-1] for p, g in zip(pictures, geometries, strict=True)]
+    points_a, points_b = matches.points_a_xy * scales[0], matches.points_b_xy * scales[1]
+    points_b[:, 0] += pictures[0].shape[1] + GAP
+    unit = max(1, round(max(canvas.shape) / 900))  # of line width
+    rimmed = len(matches) <= RIMMED
+    colours = [tuple(int(v) for v in colour) for colour in spread_hues(len(matches))]
+    pairs = [[tuple(int(v) for v in p) for p in pair] for pair in zip(points_a, points_b, strict=True)]
     for (a, b), colour in zip(pairs, colours, strict=True):
-        cv2.line(canvas, a, b, colour, 1, cv2.LINE_AA)
+        if rimmed:
+            cv2.line(canvas, a, b, RIM, 2 * unit + 2 * max(2, unit), cv2.LINE_AA)
+        cv2.line(canvas, a, b, colour, 2 * unit if rimmed else 1, cv2.LINE_AA)
     for pair, colour in zip(pairs, colours, strict=True):
         for point in pair:
-            cv2.circle(canvas, point, radius, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(canvas, point, radius - 1, colour, -1, cv2.LINE_AA)
+            if rimmed:
+                draw_point(canvas, point, 6 * unit, colour)
+            else:
+                cv2.circle(canvas, point, 2 * unit, colour, -1, cv2.LINE_AA)
     return canvas
+
+
+def draw_point(canvas: Pixels, point: tuple[int, ...], radius: int, colour: tuple[int, ...]) -> None:
+    """A disc in a white and a dark ring, onto ``canvas``."""
+    rim = max(1, radius // 4)
+    for grown, shade in ((2 * rim, RIM), (rim, (255, 255, 255)), (0, colour)):
+        cv2.circle(canvas, point, radius + grown, shade, -1, cv2.LINE_AA)
+
+
+def capped(pixels: Pixels, side: int = PICTURE_SIDE) -> Pixels:
+    """A picture as it is, or scaled down until its longer side has ``side`` pixels."""
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def spread_hues(count: int) -> NDArray[np.uint8]:
+    """``(count, 3)`` bright, saturated colours as far apart as they can be, neighbours unlike."""
+    hues = [(0.02 + (i / count if count <= 12 else 0.618034 * i)) % 1 for i in range(count)]
+    colours = [colorsys.hsv_to_rgb(hue, 1.0 - 0.35 * (i % 2), 1.0) for i, hue in enumerate(hues)]
+    return (np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
 
 
 def side_by_side(pictures: Sequence[Pixels]) -> Pixels:
@@ -88,21 +135,74 @@ def side_by_side(pictures: Sequence[Pixels]) -> Pixels:
     return canvas
 
 
-def contact_sheet(rows: Sequence[Sequence[Pixels]], height: int = 180) -> Pixels:
-    """Rows of pictures, each scaled to one height, on white."""
-    drawn = [side_by_side([_scaled(picture, height) for picture in row]) for row in rows]
-    width = max(row.shape[1] for row in drawn)
-    canvas = np.full((sum(row.shape[0] + GAP for row in drawn) - GAP, width, 3), 255, np.uint8)
-    top = 0
-    for row in drawn:
-        canvas[top : top + row.shape[0], : row.shape[1]] = row
-        top += row.shape[0] + GAP
-    return canvas
+def captioned(picture: Pixels, text: str) -> Pixels:
+    """A picture below a line of text, which is cut to the picture's width."""
+    strip = Image.fromarray(np.full((STRIP, picture.shape[1], 3), 255, np.uint8))
+    write_line(strip, (0, STRIP // 2), text, picture.shape[1])
+    return np.vstack([np.asarray(strip), picture])
 
 
-def _scaled(picture: Pixels, height: int) -> Pixels:
-    width = max(1, picture.shape[1] * height // picture.shape[0])
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+def compared(pictures: Mapping[str, Pixels], height: int = COMPARED) -> Pixels:
+    """Pictures by title side by side, at most ``height`` high, each below its title."""
+    return side_by_side([captioned(scaled(picture, height), title) for title, picture in pictures.items()])
+
+
+def table(
+    rows: Sequence[Sequence[Pixels]], titles: Sequence[str], labels: Sequence[str], gaps: Sequence[int] | None = None
+) -> Pixels:
+    """Pictures of at most ``CELL`` height in aligned columns on white.
+
+    Args:
+        titles: one above each column; ``labels`` one left of each row. Both are cut where they do not fit.
+        gaps: white pixels between the rows; ``GAP`` if None.
+    """
+    gaps = [GAP] * (len(rows) - 1) if gaps is None else gaps
+    widths = [max(row[i].shape[1] for row in rows) for i in range(len(titles))]
+    margin = GAP + min(CELL, round(max(map(text_width, labels))))
+    lefts = [margin + GAP + sum(widths[:i]) + GAP * i for i in range(len(widths))]
+    tops = [STRIP + CELL * i + sum(gaps[:i]) for i in range(len(rows))]
+    canvas = np.full((tops[-1] + CELL + GAP, lefts[-1] + widths[-1] + GAP, 3), 255, np.uint8)
+    for top, row in zip(tops, rows, strict=True):
+        for left, picture in zip(lefts, row, strict=True):
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    drawn = Image.fromarray(canvas)
+    for left, width, title in zip(lefts, widths, titles, strict=True):
+        write_line(drawn, (left, STRIP // 2), title, width)
+    for top, label in zip(tops, labels, strict=True):
+        write_line(drawn, (GAP, top + CELL // 2), label, margin - GAP)
+    return np.asarray(drawn)
+
+
+def display_size(image_size: tuple[int, int], height: int) -> tuple[int, int]:
+    """``(height, width)`` of an image drawn at ``height``, or lower if it is more than four times as wide as high."""
+    image_h, image_w = image_size
+    scale = min(height / image_h, 4 * height / image_w)
+    return max(1, round(image_h * scale)), max(1, round(image_w * scale))
+
+
+def scaled(picture: Pixels, height: int) -> Pixels:
+    """A picture at its :func:`display_size`."""
+    size = display_size(picture.shape[:2], height)
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def write_line(
+    image: Image.Image, left_middle: tuple[int, int], text: str, width: int, ink: tuple[int, int, int] = INK
+) -> None:
+    """One line of text, shortened until it fits ``width``."""
+    font, shown = _font(), text
+    while len(shown) > 4 and font.getlength(shown) > width:
+        shown = shown[:-4] + "..."
+    ImageDraw.Draw(image).text(left_middle, shown, fill=ink, font=font, anchor="lm")
+
+
+def text_width(text: str) -> float:
+    """Of one line, in pixels."""
+    return float(_font().getlength(text))
+
+
+def _font() -> Any:
+    return ImageFont.load_default(TEXT)
 
 
 def _enlarge(pixels: Pixels, size: tuple[int, int]) -> Pixels:

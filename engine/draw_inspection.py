@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from facetrt.engine.draw import GAP, palette, side_by_side
+from facetrt.engine.draw import (
+    CELL,
+    GAP,
+    RIM,
+    STRIP,
+    captioned,
+    display_size,
+    draw_point,
+    palette,
+    scaled,
+    side_by_side,
+    table,
+    text_width,
+    write_line,
+)
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import Pixels
@@ -21,12 +34,8 @@ from facetrt.engine.similarity import SimilarityMap
 from facetrt.kernels.errors import InputError
 
 SINGLE = 400  # height of the pictures of a similarity figure
-CELL = 150  # height of the pictures of a table
-TEXT = 15  # height of letters
-STRIP = 24  # height of a line of text with its margins
 LAYER_GAP = 14  # additional white between layers
 MARK = (46, 204, 255)  # colour of marked points: stands out on every colour of the heat map
-INK = (40, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def grey_to_rgb(values: NDArray[np.uint8]) -> Pixels:
 
 def pca_row(features: Features, projected: Float) -> list[Pixels]:
     """An image, its last three components in colour if there are three, and each component in grey; a table's row."""
-    size = display_size(features, CELL)
+    size = display_size(features.image_size, CELL)
     greys = [grey_to_rgb(grey) for grey in component_pictures(projected, size)]
     return [_scaled(features, CELL), *([rgb_picture(projected, size)] if len(greys) >= 3 else []), *greys]
 
@@ -82,16 +91,28 @@ def pca_overview(rows: Sequence[Sequence[Pixels]], labels: Sequence[str], ratio:
 
 
 def similarity_figure(a: Features, b: Features, found: SimilarityMap) -> Pixels:
-    """A with its point marked beside B under its heat map with the best cells marked, captioned."""
-    mark = [] if found.cell_a is None else [found.geometry_a.loaded_points_xy(np.array([found.cell_a]))[0]]
-    what = "[CLS] of this image" if found.point_a_xy is None else "point ({:.0f}, {:.0f})".format(*found.point_a_xy)
-    left = mark_points(a, _scaled(a, SINGLE), mark, [MARK] * len(mark))
+    """A with the point that was given and the cell used, beside B under its heat map with the best cells marked."""
+    left, what = _scaled(a, SINGLE), "[CLS] of this image"
+    if found.cell_a is not None and found.clicked_xy is not None:
+        left = mark_clicked(left, found.geometry_a, found.cell_a, found.clicked_xy)
+        what = "point ({:.0f}, {:.0f}), in the box the cell used".format(*found.clicked_xy)
     points = found.geometry_b.loaded_points_xy(found.cells)
     right = mark_points(b, heat(b, found, SINGLE), points, [MARK] * len(points))
     low, high = float(found.values.min()), float(found.values.max())
     right = np.vstack([right, _white(6, right), _colour_bar(right.shape[1], f"{low:.2f}", f"cosine {high:.2f}")])
     binned = f", {found.hierarchy} levels of bins" if found.hierarchy else ""
     return side_by_side([captioned(left, what), captioned(right, f"{found.facet}{binned}: most similar cells")])
+
+
+def mark_clicked(picture: Pixels, geometry: Geometry, cell: int, clicked_xy: tuple[float, float]) -> Pixels:
+    """A box around the patch of ``cell``, and a disc at the (x, y) of the original image that was asked for."""
+    drawn = picture.copy()
+    scale = np.array(picture.shape[1::-1]) / geometry.original_size[::-1]
+    low, high = (tuple(int(v) for v in np.rint(corner * scale)) for corner in geometry.patch_xy(cell))
+    for width, shade in ((6, RIM), (3, MARK)):
+        cv2.rectangle(drawn, (low[0] - 2, low[1] - 2), (high[0] + 2, high[1] + 2), shade, width)
+    draw_point(drawn, tuple(int(v) for v in np.array(clicked_xy) * scale), 1, RIM)
+    return drawn
 
 
 def facet_figure(a: Features, b: Features, rows: Sequence[FacetRow]) -> Pixels:
@@ -153,43 +174,10 @@ def mark_points(
     return drawn
 
 
-def captioned(picture: Pixels, text: str) -> Pixels:
-    """A picture below a line of text, which is cut to the picture's width."""
-    strip = Image.fromarray(np.full((STRIP, picture.shape[1], 3), 255, np.uint8))
-    _write(strip, (0, STRIP // 2), text, picture.shape[1])
-    return np.vstack([np.asarray(strip), picture])
-
-
-def table(
-    rows: Sequence[Sequence[Pixels]], titles: Sequence[str], labels: Sequence[str], gaps: Sequence[int] | None = None
-) -> Pixels:
-    """Pictures of at most ``CELL`` height in aligned columns on white.
-
-    Args:
-        titles: one above each column; ``labels`` one left of each row. Both are cut where they do not fit.
-        gaps: white pixels between the rows; ``GAP`` if None.
-    """
-    gaps = [GAP] * (len(rows) - 1) if gaps is None else gaps
-    widths = [max(row[i].shape[1] for row in rows) for i in range(len(titles))]
-    margin = GAP + min(CELL, round(max(_font().getlength(label) for label in labels)))
-    lefts = [margin + GAP + sum(widths[:i]) + GAP * i for i in range(len(widths))]
-    tops = [STRIP + CELL * i + sum(gaps[:i]) for i in range(len(rows))]
-    canvas = np.full((tops[-1] + CELL + GAP, lefts[-1] + widths[-1] + GAP, 3), 255, np.uint8)
-    for top, row in zip(tops, rows, strict=True):
-        for left, picture in zip(lefts, row, strict=True):
-            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    drawn = Image.fromarray(canvas)
-    for left, width, title in zip(lefts, widths, titles, strict=True):
-        _write(drawn, (left, STRIP // 2), title, width)
-    for top, label in zip(tops, labels, strict=True):
-        _write(drawn, (GAP, top + CELL // 2), label, margin - GAP)
-    return np.asarray(drawn)
-
-
 def _facet_pictures(a: Features, b: Features, row: FacetRow, colours: Sequence[tuple[int, ...]]) -> list[Pixels]:
     pictures = [
-        rgb_picture(row.projected_a, display_size(a, CELL)),
-        rgb_picture(row.projected_b, display_size(b, CELL)),
+        rgb_picture(row.projected_a, display_size(a.image_size, CELL)),
+        rgb_picture(row.projected_b, display_size(b.image_size, CELL)),
     ]
     for found, colour in zip(row.maps, colours, strict=True):
         best = found.geometry_b.loaded_points_xy(found.cells[:1])
@@ -201,8 +189,8 @@ def _colour_bar(width: int, low: str, high: str) -> Pixels:
     """The colours of a heat map from low to high, with what the ends mean."""
     bar = np.asarray(np.repeat(_inferno(np.linspace(0, 1, width, dtype=np.float32)[None]), STRIP, axis=0))
     drawn = Image.fromarray(bar)
-    _write(drawn, (6, STRIP // 2), low, width, (255, 255, 255))
-    _write(drawn, (width - 6 - round(_font().getlength(high)), STRIP // 2), high, width)
+    write_line(drawn, (6, STRIP // 2), low, width, (255, 255, 255))
+    write_line(drawn, (width - 6 - round(text_width(high)), STRIP // 2), high, width)
     return np.asarray(drawn)
 
 
@@ -218,28 +206,8 @@ def _to_bytes(values: Float) -> NDArray[np.uint8]:
     return np.asarray((values - low) / np.where(high > low, high - low, 1) * 255, np.float32).astype(np.uint8)
 
 
-def display_size(features: Features, height: int) -> tuple[int, int]:
-    """``(height, width)`` of an image drawn at ``height``, or lower if it is more than four times as wide as high."""
-    image_h, image_w = features.image_size
-    scale = min(height / image_h, 4 * height / image_w)
-    return max(1, round(image_h * scale)), max(1, round(image_w * scale))
-
-
 def _scaled(features: Features, height: int) -> Pixels:
-    size = display_size(features, height)
-    return np.asarray(Image.fromarray(features.pixels).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def _write(image: Image.Image, left_middle: tuple[int, int], text: str, width: int, ink: Any = INK) -> None:
-    """One line of text, shortened until it fits ``width``."""
-    font, shown = _font(), text
-    while len(shown) > 4 and font.getlength(shown) > width:
-        shown = shown[:-4] + "..."
-    ImageDraw.Draw(image).text(left_middle, shown, fill=ink, font=font, anchor="lm")
-
-
-def _font() -> Any:
-    return ImageFont.load_default(TEXT)
+    return scaled(features.pixels, height)
 
 
 def _white(height: int, picture: Pixels) -> Pixels:

@@ -63,6 +63,11 @@ class Geometry:
         """Centres of row-major ``cells (n,)`` in the original image, ``(n, 2)``."""
         return self.loaded_points_xy(cells) * self.scale_xy
 
+    def patch_xy(self, cell: int) -> NDArray[np.float64]:
+        """Top-left and bottom-right corner of a cell's patch in the original image, ``(2, 2)``."""
+        centre = self.loaded_points_xy(np.array([cell]))[0]
+        return np.stack([centre - self.patch / 2, centre + self.patch / 2]) * self.scale_xy
+
     def positions_at(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
         """Points ``(…, 2)`` of the original image as fractional (column, row): a cell's centre is a whole number."""
         return np.asarray((points_xy / self.scale_xy - self.patch / 2) / self.stride, np.float64)

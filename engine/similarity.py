@@ -27,6 +27,7 @@ class SimilarityMap:
         values: ``(grid_h, grid_w)`` float32 cosines on B's grid.
         cells: ``(k,)`` int64, the most similar cells of B, best first; the first one on ties.
         cell_a: the cell of A that was compared, or None for [CLS].
+        clicked_xy: the point of A that was asked for, in original pixels, or None for [CLS].
     """
 
     values: Float = field(repr=False)
@@ -36,6 +37,7 @@ class SimilarityMap:
     geometry_b: Geometry
     facet: str
     hierarchy: int
+    clicked_xy: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != self.geometry_b.grid:
@@ -89,7 +91,7 @@ def similarity_map(
     query = a.cls(facet)[None] if cell is None else log_bin(a.map(facet), hierarchy, cells=np.array([cell]))
     values = _cosines(query, b, facet, hierarchy)
     cells = np.argsort(-values.ravel(), kind="stable")[:top_k]
-    return SimilarityMap(values, cells, cell, a.geometry, b.geometry, facet, hierarchy)
+    return SimilarityMap(values, cells, cell, a.geometry, b.geometry, facet, hierarchy, point_xy)
 
 
 def cell_at(features: Features, point_xy: tuple[float, float]) -> int:

@@ -210,6 +210,8 @@ def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMa
         "facet": found.facet,
         "options": options,
         "cell_a": found.cell_a,
+        "clicked_xy": found.clicked_xy,
+        "cell_a_box_xy": None if found.cell_a is None else found.geometry_a.patch_xy(found.cell_a).round(3),
         "point_a_xy": None if found.point_a_xy is None else found.point_a_xy.round(3),
         "range": [found.values.min(), found.values.max()],
         **best,

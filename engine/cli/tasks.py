@@ -126,24 +126,36 @@ def match(
         matches = engine.match(
             a, b, num_pairs=num_pairs, facet=facet, hierarchy=hierarchy, saliency_threshold=saliency_threshold
         )
+    pictures = [draw.capped(load_image(path).pixels) for path in paths]
     with atomic_folder(out, force=force) as folder:
-        write_matches(folder, a, b, matches, options, intermediate=save_intermediate)
+        write_matches(folder, (a, b), pictures, matches, options, intermediate=save_intermediate)
     console.print(f"{len(matches)} point pairs from {len(matches.cells_a)} salient best buddies: {out}")
     if not len(matches):
         console.print("nothing corresponds: try a lower --saliency-threshold or a larger --load-size")
 
 
 def write_matches(
-    folder: Path, a: Features, b: Features, matches: Matches, options: dict[str, Any], *, intermediate: bool
+    folder: Path,
+    features: tuple[Features, Features],
+    pictures: Sequence[Pixels],
+    matches: Matches,
+    options: dict[str, Any],
+    *,
+    intermediate: bool,
 ) -> None:
-    """``matches.png``, ``matches.npz`` and ``results.json``; saliency pictures if ``intermediate``."""
+    """``matches.png``, ``matches.npz`` and ``results.json``; saliency pictures if ``intermediate``.
+
+    Args:
+        pictures: what to draw on: both images at the original size, or smaller.
+    """
+    a, b = features
     points: dict[str, Any] = {"points_a_xy": matches.points_a_xy, "points_b_xy": matches.points_b_xy}
     loaded: dict[str, Any] = {
         "loaded_points_a_xy": matches.loaded_points_a_xy,
         "loaded_points_b_xy": matches.loaded_points_b_xy,
     }
     kept: dict[str, Any] = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
-    write_png(folder / "matches.png", draw.draw_matches(a.pixels, b.pixels, matches))
+    write_png(folder / "matches.png", draw.draw_matches(pictures, matches))
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
     record = {"command": "match", "facet": matches.facet, "options": options, "images": [describe(a), describe(b)]}
     similarity = matches.similarity[matches.selected]
@@ -151,12 +163,8 @@ def write_matches(
     if intermediate:
         for side, features in (("a", a), ("b", b)):
             write_png(folder / f"saliency_{side}.png", saliency_picture(features))
-        _draw_all_buddies(folder / "best_buddies.png", a, b, matches)
-
-
-def _draw_all_buddies(path: Path, a: Features, b: Features, matches: Matches) -> None:
-    everything = Matches(**{**vars(matches), "selected": np.arange(len(matches.cells_a))})
-    write_png(path, draw.draw_matches(a.pixels, b.pixels, everything))
+        everything = dataclasses.replace(matches, selected=np.arange(len(matches.cells_a)))
+        write_png(folder / "best_buddies.png", draw.draw_matches(pictures, everything))
 
 
 @app.command()
@@ -240,7 +248,7 @@ def write_masks(
         saliency, overlay = saliency_picture(item), draw.on_chessboard(item.pixels, mask.loaded_mask)
         clusters = draw.blend(item.pixels, draw.label_map(mask.labels, item.image_size))
         if len(sheet) < OVERVIEW_ROWS:
-            sheet.append([item.pixels, saliency, clusters, overlay])
+            sheet.append([draw.scaled(picture, draw.CELL) for picture in (item.pixels, saliency, clusters, overlay)])
         write_png(folder / "masks" / f"{stem}.png", mask.mask)
         write_png(folder / "overlays" / f"{stem}.png", overlay)
         if intermediate:
@@ -250,7 +258,9 @@ def write_masks(
         np.savez_compressed(folder / "data" / f"{stem}.npz", **arrays)
         state = {"foreground": round(float(mask.loaded_mask.mean()), 4), "inlier": mask.inlier}
         records.append(describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
-    write_png(folder / "overview.png", draw.contact_sheet(sheet))
+    write_png(
+        folder / "overview.png", draw.table(sheet, ["photograph", "saliency", "clusters", "mask"], stems[: len(sheet)])
+    )
     np.save(folder / "centroids.npy", masks.clustering.centroids)
     summary = {"command": "cosegment", **record, **_clustering(masks.clustering, masks.votes)}
     write_results(folder, summary | {"images": records})
@@ -347,13 +357,13 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, record
     for stem, item, part in zip(stems, features, found, strict=True):
         overlay = draw.part_overlay(item.pixels, part.loaded_labels)
         if len(sheet) < OVERVIEW_ROWS:
-            sheet.append([item.pixels, overlay])
+            sheet.append([draw.scaled(picture, draw.CELL) for picture in (item.pixels, overlay)])
         write_png(folder / "labels" / f"{stem}.png", (part.labels + 1).astype(np.uint8))
         write_png(folder / "overlays" / f"{stem}.png", overlay)
         shares = np.bincount(part.loaded_labels.ravel() + 1, minlength=found.num_parts + 1) / part.loaded_labels.size
         state = {"shares": shares.round(4), "refinement": part.refinement, "labels": f"labels/{stem}.png"}
         records.append(describe(item) | state)
-    write_png(folder / "overview.png", draw.contact_sheet(sheet))
+    write_png(folder / "overview.png", draw.table(sheet, ["photograph", "parts"], stems[: len(sheet)]))
     np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)
     summary = {"command": "parts", **record, **_clustering(found.foreground, found.votes)}
     summary |= {"num_parts": found.num_parts, "common_parts": found.common_parts}
@@ -440,7 +450,7 @@ def _demo_match(engine: Engine, folder: Path, pixels: Pixels) -> None:
     with progress_bar("matching two views", 2) as update:
         a, b = engine.encode([pixels, turned], progress=update)
     matches = engine.match(a, b)
-    write_matches(folder, a, b, matches, {}, intermediate=True)
+    write_matches(folder, (a, b), [pixels, turned], matches, {}, intermediate=True)
     error = np.linalg.norm(matches.points_a_xy @ matrix[:, :2].T + matrix[:, 2] - matches.points_b_xy, axis=1)
     console.print(
         f"{folder.name}: {len(matches)} points, median error {np.median(error):.1f} pixels of {pixels.shape[1]}"

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.cosegmentation import Masks
+from facetrt.engine.draw import on_chessboard
 from facetrt.engine.engine import Engine
+from facetrt.engine.evaluation.comparison import resize_labels, write_comparison
 from facetrt.engine.evaluation.mask_sets import ImageSet, read_image_sets
 from facetrt.engine.evaluation.protocol import (
     Choice,
@@ -144,7 +146,7 @@ class Cosegmentation(Evaluation):
                     features.append(item)
                     tick(1)
             masks = self._cosegment(engine, features, found.name)
-            _draw(out, features, masks)
+            _draw(out, features, masks, annotated)
             salient = [enlarge_mask(f.saliency > options.baseline_threshold, f.original_size) for f in features]
         return {
             "masks": _scores([mask.mask for mask in masks], annotated),
@@ -253,11 +255,15 @@ def _counts(records: Mapping[str, Record]) -> dict[str, int]:
     }
 
 
-def _draw(out: Path, features: Sequence[Features], masks: Masks) -> None:
-    """Each mask at its original size."""
+def _draw(out: Path, features: Sequence[Features], masks: Masks, annotated: Sequence[NDArray[np.bool_]]) -> None:
+    """Each mask at its original size, and beside the photograph and the annotation in the folder of comparisons."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stem, mask in zip(unique_stems([Path(f.name) for f in features]), masks, strict=True):
+        stems = unique_stems([Path(f.name) for f in features])
+        for stem, item, mask, truth in zip(stems, features, masks, annotated, strict=True):
             write_png(out / f"{stem}.png", mask.mask)
+            shown = resize_labels(truth, item.image_size), mask.loaded_mask
+            true, found = (on_chessboard(item.pixels, np.asarray(values, np.bool_)) for values in shown)
+            write_comparison(out, stem, item.pixels, true, found)
     except OSError as error:
         raise OutputError(f"masks cannot be written to {out}: {error.strerror or error}") from error

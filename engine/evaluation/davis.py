@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from facetrt.engine import draw
 from facetrt.engine.draw import palette
 from facetrt.engine.engine import Engine
+from facetrt.engine.evaluation.comparison import resize_labels, write_comparison
 from facetrt.engine.evaluation.protocol import (
     Choice,
     Evaluation,
@@ -126,6 +128,7 @@ class Davis(Evaluation):
                 tick(1)
                 if engine is not None:
                     _save(out / key / f"{video.frames[index].stem}.png", predicted)
+                    _compare(out / key, video, index, predicted)
                 if 0 < index < len(video.frames) - 1:
                     annotated = video.labels(index)
                     scores["static"].append(_score(first, annotated, first))
@@ -215,6 +218,13 @@ def _per_object(frames: list[dict[str, list[float]]]) -> list[dict[str, list[flo
 def _figures(per_object: Mapping[str, list[float]]) -> dict[str, float | None]:
     j, f = mean_of(per_object["J"]), mean_of(per_object["F"])
     return {"J&F": None if j is None or f is None else (j + f) / 2, "J": j, "F": f}
+
+
+def _compare(out: Path, video: Video, index: int, predicted: Labels) -> None:
+    """The frame beside its annotation and the prediction, objects in colour."""
+    frame = draw.scaled(load_image(video.frames[index]).pixels, draw.COMPARED)
+    shown = (resize_labels(labels, frame.shape[:2]).astype(np.int16) - 1 for labels in (video.labels(index), predicted))
+    write_comparison(out, video.frames[index].stem, frame, *(draw.part_overlay(frame, labels) for labels in shown))
 
 
 def _save(path: Path, labels: Labels) -> None:

@@ -65,7 +65,7 @@ def test_match(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     record = json.loads((out / "results.json").read_text())
     assert record["points_a_xy"] == record["points_b_xy"] and len(record["points_a_xy"]) == 5
     assert record["facet"] == "key@1" and record["options"]["num_pairs"] == 5
-    assert Image.open(out / "matches.png").size == (64 + 8 + 64, 48)
+    assert Image.open(out / "matches.png").size == (120 + 8 + 120, 90)  # the originals', not the loaded size
     assert {p.name for p in out.iterdir()} >= {"matches.npz", "saliency_a.png", "saliency_b.png", "best_buddies.png"}
 
 

@@ -120,12 +120,14 @@ def test_similarity(facetrt: Call, tiny_bundle: Path, images: Path, tmp_path: Pa
         record["points_b_xy"][0] == record["point_a_xy"]
         and np.abs(np.subtract(record["point_a_xy"], (60, 45.5))).max() < 4
     )
-    assert len(record["points_b_xy"]) == 3 and record["options"]["at"] == [60, 45.5]
+    assert len(record["points_b_xy"]) == 3 and record["clicked_xy"] == [60, 45.5]
+    (left, top), (right, bottom) = record["cell_a_box_xy"]
+    assert left < 60 < right and top < 45.5 < bottom and right - left == pytest.approx(8 * 120 / 64)
     with np.load(out / "similarity.npz") as arrays:
         assert arrays["values"].shape == (11, 15) and arrays["cells"][0] == record["cell_a"]
     assert Image.open(out / "similarity.png").height > 400
     assert facetrt(*common, "--cls", "--force")[0] == 0
-    assert results(out)["cell_a"] is None
+    assert results(out)["cell_a"] is results(out)["cell_a_box_xy"] is results(out)["clicked_xy"] is None
 
 
 def test_facets(facetrt: Call, tiny_bundle: Path, images: Path, tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_a_bright_object_is_segmented_and_scored(coseg, make_engine, tmp_path):
     assert results["model"]["model"] == "stub"
     assert results["options"]["facet"] == "key@9"
     assert (tmp_path / "out" / "pictures" / "Cow" / "img_0.png").is_file()
+    compared = Image.open(tmp_path / "out" / "pictures" / "compared" / "Cow" / "img_0.jpg")
+    assert compared.size == (3 * 300 + 2 * 8, 24 + 240)  # photograph, annotation and prediction, each below its title
 
 
 def test_an_empty_annotation_is_left_out_of_j_and_kept_in_p(coseg, save, tmp_path):

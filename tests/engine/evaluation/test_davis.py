@@ -95,6 +95,8 @@ def test_moving_squares_are_followed(davis, make_engine, tmp_path):
     assert [row.name for row in outcome.summary.categories] == ["apart/1", "apart/2"]
     assert len(engine.encoded) == 5 and set(engine.strides) == {engine.manifest.architecture.patch}
     saved = Image.open(tmp_path / "out" / "pictures" / "apart" / "00003.png")
+    compared = Image.open(tmp_path / "out" / "pictures" / "compared" / "apart" / "00003.jpg")
+    assert compared.size == (3 * 320 + 2 * 8, 24 + 240)  # frame, annotation and prediction, each below its title
     assert saved.mode == "P"
     assert set(np.unique(np.asarray(saved))) == {0, 1, 2}
 
