@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -73,24 +78,124 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary_prefix(target, os.getpid()), suffix=".tmp"))
+        made = _Temporary(Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary_prefix(target), suffix=SUFFIX)))
     except OSError as error:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with made:
+        yield made.path
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it takes ``path``'s place only if the block succeeds."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    """An empty temporary file to write, with the same ending; it takes ``path``'s place only if the block succeeds.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    path = Path(path).absolute()
+    if path.parent not in _swept:  # once: a folder may hold many files
+        _swept.add(path.parent)
+        remove_leftovers(path)
+    made = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(4)}{SUFFIX}{path.suffix}")
+    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with _Temporary(made) as temporary:
         yield temporary
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+_swept: set[Path] = set()
+
+
+class _Temporary:
+    """A file or folder that is removed when its block ends; listed and locked meanwhile.
+
+    The lock, which the system gives up when the process ends in whatever way, tells the next run that it is in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _open_locked(path)
+        _temporaries.add(path)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *error: object) -> None:
+        _remove(self.path)
+        _temporaries.discard(self.path)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+_temporaries: set[Path] = set()  # that exist now, for a process that ends without leaving its blocks
+
+
+def discard_temporaries() -> None:
+    """Remove all temporary files and folders of this process, from any thread, before it ends."""
+    for path in list(_temporaries):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+class _Finishing:
+    """What is worth keeping and must be ended properly, like a video: a signal waits until it is."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.after: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+        if not self.depth:
+            self.after()
+
+
+finishing = _Finishing()
+
+
+def is_finishing() -> bool:
+    """Whether a signal has to wait."""
+    return finishing.depth > 0
+
+
+def on_finished(call: Callable[[], None]) -> None:
+    """Have a function called whenever such a block ends."""
+    finishing.after = call
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder for this process alone, without waiting; False if another has it.
+
+    The system gives the lock up when the process ends in whatever way. File systems that know no locks have none.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+    return True
+
+
+def _open_locked(path: Path) -> int | None:
+    """A descriptor that holds the lock; None where the file system has none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try_lock(descriptor)
+    return descriptor
 
 
 def check_replaceable(
@@ -154,23 +259,75 @@ def _publish(made: Path, target: Path, *, force: bool, content: Content) -> None
         made.rename(target)
         return
     check_replaceable(target, force=force, content=content)  # it may have appeared meanwhile
-    old = made.with_suffix(".old")
-    target.rename(old)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    old = made.with_name(made.name + OLD)
+    lock = _open_locked(target)
+    with finishing:  # between the two there is neither
+        target.rename(old)
+        try:
+            made.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        replaced = _Temporary(old)
+    with replaced:
+        if lock is not None:
+            os.close(lock)
 
 
-def _temporary_prefix(target: Path, process: int) -> str:
-    return f".{target.name}.facetrt-{socket.gethostname()}-{process}-"
+SUFFIX = ".tmp"
+OLD = ".old"  # of a result that is being replaced
+FRESH = 10.0  # seconds that a temporary may be there before it is locked
+TEMPORARY = re.compile(r"\..+\.facetrt-(?P<host>.+)-(?P<process>\d{1,9})-[a-z0-9_]+\.tmp(\.[^.]*)?")
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{_label(target)}.facetrt-{socket.gethostname()}-{os.getpid()}-"
+
+
+def _label(target: Path) -> str:
+    """What the temporary's name begins with: the target's, or of a long one a hash, as names have a limit."""
+    name = os.fsencode(target.name)
+    return target.name if len(name) <= 100 else hashlib.sha256(name).hexdigest()[:32]
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of our temporaries', alive or left by a killed run: it is nobody's data."""
+    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete what killed runs on this machine left beside ``target``: temporary folders whose process is gone."""
-    pattern = re.compile(re.escape(f".{target.name}.facetrt-{socket.gethostname()}-") + r"(\d{1,9})-[a-z0-9_]+\.tmp")
-    for folder in target.parent.iterdir():
-        found = pattern.fullmatch(folder.name)
-        if found is not None and not _alive(int(found[1])):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Delete what killed runs on this machine left beside ``target``; a result that one was replacing is put back."""
+    mine = f".{_label(target)}.facetrt-"
+    for path in target.parent.iterdir():
+        found = TEMPORARY.fullmatch(path.name)
+        if found is None or found["host"] != socket.gethostname() or _in_use(path, int(found["process"])):
+            continue
+        if not path.name.endswith(OLD):
+            _remove(path)
+        elif path.name.startswith(mine):
+            if target.exists():
+                _remove(path)
+            else:
+                path.rename(target)
+
+
+def _in_use(path: Path, process: int) -> bool:
+    """Whether a temporary's process is alive: one with its number is, and the lock is taken, or was not yet.
+
+    Numbers come again, in containers soon; so a lock that nobody holds tells more than a process that is there.
+    """
+    if not _alive(process):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not try_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < FRESH
+    finally:
+        os.close(descriptor)
 
 
 def _alive(process: int) -> bool:

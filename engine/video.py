@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 import cv2
 import numpy as np
 
-from facetrt.engine.files import temporary_sibling
+from facetrt.engine.files import finishing, temporary_sibling
 from facetrt.engine.images import Pixels
 from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, reason
 
@@ -113,7 +113,8 @@ class VideoWriter:
         file, self._file = self._file, None
         with self._stack:  # removes the temporary folder, whatever happens
             if file is not None:
-                self._finish(file, error)
+                with finishing:
+                    self._finish(file, error)
 
     def _finish(self, file: _File, error: BaseException | None) -> None:
         try:

@@ -12,7 +12,7 @@ import typer
 from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
 from facetrt.engine.bundle import MANIFEST
 from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
-from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar, run
+from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar
 from facetrt.export.additions import add_kernels
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision, Target
@@ -219,5 +219,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Entry point of the ``facetrt`` command."""
-    run(app)
+    """The program, for who has imported this module already; the ``facetrt`` command starts at its own entry."""
+    from facetrt.export import entry
+
+    entry.main()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
 
 class FacetrtError(Exception):
-    """Base of all facetrt errors. The message says what was given, what was expected and what to do."""
+    """Base of all facetrt errors. The message says what was given, what was expected and what to do, in one line."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(FacetrtError, ValueError):
@@ -53,4 +60,45 @@ class ParityError(FacetrtError, RuntimeError):
 
 def reason(error: BaseException) -> str:
     """What a system's or library's error says, without numbers and paths."""
-    return str(getattr(error, "strerror", None) or error)
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """One line that any terminal shows as it is: blanks for line ends, escapes for what is no character to be seen.
+
+    File names and other people's messages may hold control characters, and halves of characters that cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    shown = (letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
+    return "".join(shown)
+
+
+@contextmanager
+def reading(path: str | PathLike[str], what: str, error: type[FacetrtError] = InputError) -> Iterator[None]:
+    """Reading a file of any content: whatever the block raises becomes one of our errors, which names the file.
+
+    Libraries fail on damaged files in any way, so this takes every exception but an error of ours.
+
+    Args:
+        what: the file should be, for the message: "a MATLAB file".
+        error: the kind to raise.
+
+    Raises:
+        MissingFileError: there is no such file.
+    """
+    try:
+        yield
+    except FacetrtError:
+        raise
+    except FileNotFoundError as missing:
+        raise MissingFileError(f"{path} does not exist: expected {what}") from missing
+    except MemoryError as large:
+        raise error(f"{path} cannot be read as {what}: it would not fit into memory") from large
+    except RecursionError as deep:
+        raise error(f"{path} cannot be read as {what}: it is nested too deeply") from deep
+    except Exception as failed:
+        raise error(f"{path} cannot be read as {what}: {reason(failed)[:MAX_REASON]}") from failed
+
+
+MAX_REASON = 200  # characters of other people's messages

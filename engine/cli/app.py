@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +18,7 @@ from rich.text import Text
 from facetrt.engine.bundle import Manifest
 from facetrt.engine.images import LoadSize
 from facetrt.engine.version import installed_version
-from facetrt.kernels.errors import FacetrtError, InputError
+from facetrt.kernels.errors import FacetrtError, InputError, printable
 
 app = typer.Typer(
     name="facetrt",
@@ -127,9 +125,41 @@ def progress_bar(description: str, total: int | None = None) -> Iterator[Callabl
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+class Interruption:
+    """What is said when a signal ends the command. A library's Ctrl-C is the caller's; this is the program's alone.
+
+    Attributes:
+        requested: whether a signal came; from then on only its own line is printed.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._say: list[Callable[[], str]] = []
+        self._said: str | None = None
+
+    @contextmanager
+    def explained(self, say: Callable[[], str]) -> Iterator[None]:
+        """While the block lasts, ``say`` tells what is done and how to go on. The innermost one counts."""
+        self._say.append(say)
+        try:
+            yield
+        except BaseException:
+            if self.requested and self._said is None:
+                self._said = say()
+            raise
+        finally:
+            self._say.remove(say)
+
+    def line(self) -> str:
+        """What the command has to say; nothing if it has nothing."""
+        return self._said or (self._say[-1]() if self._say else "")
+
+
+interruption = Interruption()
+
+
 def run(program: typer.Typer) -> None:
     """Run the command line; errors of facetrt become one line on standard error and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)  # so that temporary folders are removed
     warnings.showwarning = _show_warning
     try:
         program()
@@ -143,16 +173,13 @@ def run(program: typer.Typer) -> None:
 
 def _say(word: str, style: str, message: str) -> None:
     """One line on standard error."""
-    errors.print(Text.assemble((word, style), " ", " ".join(message.split("\n"))), soft_wrap=True)
+    if not interruption.requested:
+        errors.print(Text.assemble((word, style), " ", printable(message)), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """One line on standard error that is not an error."""
     _say("note:", "yellow", message)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

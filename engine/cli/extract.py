@@ -16,6 +16,7 @@ from facetrt.engine.cli.app import (
     app,
     console,
     errors,
+    interruption,
     note,
     parse_facets,
     parse_size,
@@ -43,7 +44,6 @@ from facetrt.engine.images import ImageLike, LoadSize
 from facetrt.engine.store import IMAGES, FeatureStore, image_key, open_store, stored_numbers
 from facetrt.kernels.errors import FacetrtError, InputError, OutputError
 
-INTERRUPTED = 130  # exit code, as shells have it for SIGINT
 LISTED = 10  # skipped images that are printed; the results list all
 
 SkipOption = Annotated[
@@ -78,10 +78,10 @@ class Skipped:
             yield
             where = f"; {RESULTS} lists all, with reasons"
         finally:
-            if self.items:
+            if self.items and not interruption.requested:
                 note(f"{len(self.items)} of {total} images were left out{where}:")
-            for item in self.items[:LISTED]:
-                errors.print(f"  {item['reason']}", soft_wrap=True)
+                for item in self.items[:LISTED]:
+                    errors.print(f"  {item['reason']}", soft_wrap=True)
 
 
 def check_apart(out: Path, store: Path | None) -> None:
@@ -96,19 +96,16 @@ def check_apart(out: Path, store: Path | None) -> None:
 @contextmanager
 def interruptible(store: Path | None, total: int, *, force: bool = False) -> Iterator[None]:
     """Say on Ctrl-C and SIGTERM how many of the images are in the store, and how to go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
+
+    def say() -> str:
         if store is None:
-            say = "nothing was written; with --features DIR an interrupted run can be continued"
-        else:
-            done = len(stored_numbers(store)) if is_store(store) else 0
-            again = "it again without --force" if force else "the same command again"
-            say = f"{done} of {total} images are done; run {again} to continue"
-        errors.print(f"interrupted: {say}", soft_wrap=True)
-        if isinstance(stop, KeyboardInterrupt):
-            raise typer.Exit(INTERRUPTED) from None
-        raise
+            return "nothing was written; with --features DIR an interrupted run can be continued"
+        done = len(stored_numbers(store)) if is_store(store) else 0
+        again = "it again without --force" if force else "the same command again"
+        return f"{done} of {total} images are done; run {again} to continue"
+
+    with interruption.explained(say):
+        yield
 
 
 @contextmanager

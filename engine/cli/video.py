@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facetrt.engine.cli.app import BundleOption, ForceOption, app, console, errors, note, parse_size
+from facetrt.engine.cli.app import BundleOption, ForceOption, app, console, errors, interruption, note, parse_size
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe
 from facetrt.engine.engine import Engine
@@ -265,12 +266,13 @@ def run_video(engine: Engine, request: Request) -> dict[str, Any]:
         request.source, load_size=size, stride=stride, policy=request.policy, latency_budget=budget
     ) as stream:
         outputs = Outputs(request, stream)
-        stopped = outputs.fill(viewer)
-        record = _record(request, engine, stream, viewer, outputs)
-        record |= {"interrupted": stopped is not None, "stopped_by": _said(stopped)}
-        _write_record(request.record_path, record)
-    if stopped is not None:
-        raise stopped
+        with interruption.explained(outputs.kept):
+            stopped = outputs.fill(viewer)
+            record = _record(request, engine, stream, viewer, outputs)
+            record |= {"interrupted": stopped is not None, "stopped_by": _said(stopped)}
+            _write_record(request.record_path, record)
+            if stopped is not None:
+                raise stopped
     return record
 
 
@@ -286,6 +288,8 @@ def _said(stopped: BaseException | None) -> str | None:
     """An error's message; of signals and errors without one, their name."""
     if stopped is None:
         return None
+    if isinstance(stopped, SystemExit) and isinstance(stopped.code, int) and stopped.code > 128:
+        return signal.Signals(stopped.code - 128).name
     return (str(stopped) if isinstance(stopped, Exception) else "") or type(stopped).__name__
 
 
@@ -421,6 +425,12 @@ class Outputs:
     def _total(self) -> int | None:
         count, limit = None if self._source is None else self._source.frame_count, self._request.limit
         return min(known) if (known := [n for n in (count, limit) if n is not None]) else None
+
+    def kept(self) -> str:
+        """What is left if it ends now, in words."""
+        if self._writer is None or not self._writer.kept:
+            return "nothing was written"
+        return f"{self._writer.path} ends after {self._writer.frames} frames, playable"
 
     def facts(self) -> dict[str, Any]:
         """Of the video."""
