@@ -155,19 +155,19 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
 
 def _open(image: ImageLike, name: str) -> tuple[Image.Image, str]:
     if isinstance(image, Image.Image):
-        with _decoding(name):  # it may not be decoded yet
-            _check_pixels(image, name)
+        with decoding(name):  # it may not be decoded yet
+            check_pixels(image, name)
             image.load()
             return _to_rgb(image, name), name
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         if not path.is_file():
             raise MissingFileError(f"{path} is not a file: expected an image")
-        with _decoding(str(path)):
+        with decoding(str(path)):
             return _read(path, str(path)), str(path)
     if isinstance(image, (bytes, bytearray, memoryview)) or hasattr(image, "read"):
         name = _file_name(image) or name
-        with _decoding(name):
+        with decoding(name):
             return _read(io.BytesIO(_contents(image, name)), name), name
     return _from_array(as_array(image, name), name, _called(image)), name
 
@@ -198,7 +198,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
 
 def _read(file: Path | io.BytesIO, name: str) -> Image.Image:
     with open_image(file) as opened:
-        _check_pixels(opened, name)
+        check_pixels(opened, name)
         try:
             opened.load()
         except (OSError, SyntaxError, struct.error):
@@ -242,7 +242,7 @@ def _contents(image: Any, name: str) -> bytes:
 
 
 @contextmanager
-def _decoding(name: str) -> Generator[None]:
+def decoding(name: str) -> Generator[None]:
     """Whatever a decoder raises becomes an :class:`InputError` that names the image."""
     try:
         yield
@@ -412,7 +412,8 @@ def _orientation_of(exif: bytes) -> int | None:
     return None
 
 
-def _check_pixels(image: Image.Image, name: str) -> None:
+def check_pixels(image: Image.Image, name: str) -> None:
+    """Raise :class:`InputError` if there are too many to decode."""
     if image.width * image.height > MAX_PIXELS:
         raise InputError(_too_large(name, f"{image.width * image.height:,}"))
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from facetrt.engine.draw_video import PcaColours, cells_on_pixels, mask_overlay,
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import LoadSize, Pixels
-from facetrt.engine.label_images import VOID, read_labels
 from facetrt.engine.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts
 from facetrt.engine.pca import fit_pca
 from facetrt.engine.propagation import Labels
@@ -27,7 +25,6 @@ from facetrt.engine.smoothing import Smoother
 from facetrt.engine.sources import Frame, open_source
 from facetrt.engine.stream import StreamResult
 from facetrt.engine.tracking import Tracks, grid_points
-from facetrt.kernels.errors import InputError
 
 LOAD_SIZE = 224  # by default. Masks were better than at 160 and stride 4, and than at 224, 320 and 480 and stride 8
 TRAIL = 24  # frames that a trail reaches back
@@ -205,22 +202,6 @@ class PcaViewer(Viewer):
             return {"facet": self._facet}
         pca = self._colours.pca
         return {"facet": pca.facet, "explained_variance_ratio": pca.explained_variance_ratio.round(4)}
-
-
-def read_first_mask(path: Path) -> Labels:
-    """Labels of the first frame, ``(H, W)``: palette indices or grey values, 0 background.
-
-    255 is void and becomes background, unless it is the only label: then it is object 1, as in binary masks.
-
-    Raises:
-        MissingFileError, InputError: no such file, no image, or no object in it.
-    """
-    labels = read_labels(path)
-    binary = set(np.unique(labels).tolist()) <= {0, VOID}
-    labels = np.where(labels == VOID, int(binary), labels)
-    if not labels.any():
-        raise InputError(f"{path} shows no object: expected 0 for background and 1, 2, … (or 255 alone) for objects")
-    return labels
 
 
 def learn_from(

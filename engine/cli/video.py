@@ -29,6 +29,7 @@ from facetrt.engine.files import (
     write_json,
     write_results,
 )
+from facetrt.engine.first_mask import read_first_mask
 from facetrt.engine.images import LoadSize, Pixels
 from facetrt.engine.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.sources import LIVE_SCHEMES, Source
@@ -44,7 +45,6 @@ from facetrt.engine.video_tasks import (
     VideoTask,
     Viewer,
     learn_from,
-    read_first_mask,
 )
 from facetrt.kernels.errors import BackendError, InputError, OutputError
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from facetrt.engine.files import images_in
-from facetrt.engine.label_images import VOID, read_labels
+from facetrt.engine.label_images import GREY_MODES, VOID, labels_of, open_label_image
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
 
 
@@ -59,11 +59,13 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Where a file holds values between 0 and 255 *and* 255 in a palette, 255 is the void border and not foreground.
     """
-    labels = read_labels(path)
-    with Image.open(path) as image:
-        palette = image.mode == "P"
-    if palette and len(np.unique(labels)) > 2:
-        return np.asarray((labels > 0) & (labels != VOID))
+    image = open_label_image(path)
+    if image.mode == "P":
+        labels = labels_of(image)
+        if len(np.unique(labels)) > 2:
+            return np.asarray((labels > 0) & (labels != VOID))
+    else:
+        labels = labels_of(image if image.mode in GREY_MODES else image.convert("L"))
     return np.asarray(labels > labels.max(initial=0) / 2)
 
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from clips import moving_pictures
@@ -24,8 +23,8 @@ from facetrt.engine.images import Pixels
 from facetrt.engine.pca import fit_pca
 from facetrt.engine.sources import Frame, open_source
 from facetrt.engine.video import VideoWriter
-from facetrt.engine.video_tasks import SAMPLE, read_first_mask, spread_sample
-from facetrt.kernels.errors import InputError, MissingFileError, OutputError
+from facetrt.engine.video_tasks import SAMPLE, spread_sample
+from facetrt.kernels.errors import InputError, OutputError
 
 FRAMES = moving_pictures(8, (64, 80))
 PYAV = pytest.param("pyav", marks=pytest.mark.skipif(not video._pyav_encoder(), reason="the extra video is missing"))
@@ -228,15 +227,3 @@ def test_samples_are_spread_evenly(count: int) -> None:
     found = [frame.index for frame in spread_sample(iter(frames), SAMPLE)]
     every = next(n for n in (1, 2, 4, 8) if len(range(0, count, n)) <= SAMPLE)
     assert found == list(range(0, count, every))
-
-
-def test_first_masks(tmp_path: Path) -> None:
-    path = tmp_path / "mask.png"
-    for values, expected in (([0, 255], [0, 1]), ([0, 1, 2, 255], [0, 1, 2, 0]), ([0, 3], [0, 3])):
-        cv2.imwrite(str(path), np.array([values], np.uint8))
-        assert read_first_mask(path).tolist() == [expected]
-    cv2.imwrite(str(path), np.zeros((4, 4), np.uint8))
-    with pytest.raises(InputError, match="shows no object"):
-        read_first_mask(path)
-    with pytest.raises(MissingFileError):
-        read_first_mask(tmp_path / "none.png")
