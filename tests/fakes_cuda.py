@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 import threading
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from enum import IntEnum
@@ -255,24 +256,42 @@ class DeviceMemoryPool:
         return sum(len(pointers) for pointers in self.held.values())
 
 
+def destructor(function: Callable[[], None]) -> Any:
+    """Something whose last reference, when it goes, calls ``function``, as a C++ object's destructor does.
+
+    The cycle collector calls the ``__del__`` of everything that it found, in any order, before it takes anything apart.
+    Objects of pycuda have none: they go when what holds them is taken apart. So does an array, which the collector
+    does not know.
+    """
+    token = np.empty(0)
+    weakref.finalize(token, function).atexit = False
+    return token
+
+
 class PooledDeviceAllocation:
     """What the pool gives; convertible to its address."""
 
     def __init__(self, pool: DeviceMemoryPool, pointer: int, size: int) -> None:
-        self._pool, self._pointer, self._size, self._valid = pool, pointer, size, True
+        self._block = _PooledBlock(pool, pointer, size)
+        self._token = destructor(self._block.destroy)
 
     def free(self) -> None:
-        if not self._valid:
+        if self._block.free:
             raise RuleBroken("device memory given back twice")
-        self._valid = False
-        self._pool.give_back(self._pointer, self._size)
+        self._block.destroy()
 
     def __int__(self) -> int:
-        return self._pointer
+        return self._block.pointer
 
-    def __del__(self) -> None:
-        if self._valid:
-            self.free()
+
+class _PooledBlock:
+    def __init__(self, pool: DeviceMemoryPool, pointer: int, size: int) -> None:
+        self.pool, self.pointer, self.size, self.free = pool, pointer, size, False
+
+    def destroy(self) -> None:
+        if not self.free:
+            self.free = True
+            self.pool.give_back(self.pointer, self.size)
 
 
 class _PinnedBlock:

@@ -32,7 +32,7 @@ class CompiledCache:
         try:
             with self.path.open("rb") as file:
                 header, blob = file.readline(MAX_HEADER_BYTES), file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # writing finds the folder's fault
             return None
         except OSError as error:
             warnings.warn(f"{self.path} cannot be read ({error.strerror}): compiling anew", stacklevel=2)

@@ -395,6 +395,15 @@ def test_a_device_that_goes_is_closed(gpu: Gpu) -> None:
     assert gpu.device_memory.live == {}
 
 
+def test_arrays_in_a_cycle_are_given_back(opened: CudaDevice, gpu: Gpu) -> None:
+    """Errors' tracebacks make such cycles; the collector may find them on a thread where no context is current."""
+    cycle: list[Any] = [opened.empty((100,), "u1")]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert gpu.device_memory.live.keys() == gpu.free_blocks  # held by the pool, for the next one
+
+
 def test_devices_share_one_context(gpu: Gpu) -> None:
     assert CudaDevice.open().context is CudaDevice.open().context is CudaContext.of(0)
 
