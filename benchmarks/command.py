@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors
-from facetrt.engine.files import atomic_folder, check_replaceable
+from facetrt.engine.files import atomic_folder, check_replaceable, scratch_folder
 from facetrt.export.models import import_export_libraries
 from facetrt.kernels.errors import InputError
 
@@ -100,8 +99,7 @@ def _run_cpu(asked: _Request) -> Report:
 
         if asked.against is not None:
             check_checkout(asked.against)
-        with tempfile.TemporaryDirectory(prefix="facetrt-bench-") as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             status.update("preparing the model")
             opened, spec, state = prepare(asked.bundle, asked.weights, folder)
             with Workbench(
@@ -128,8 +126,7 @@ def _run_gpu(asked: _Request) -> Report:
         from facetrt.benchmarks.gpu_workbench import QUICK_GPU, GpuSizes, GpuWorkbench, prepare_gpu
         from facetrt.benchmarks.workbench import UNTRAINED
 
-        with tempfile.TemporaryDirectory(prefix="facetrt-bench-") as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             opened, spec, state = prepare_gpu(asked.bundle, asked.weights, folder, gpu["arch"], status.update)
             with GpuWorkbench(
                 opened,

@@ -7,9 +7,8 @@ thousand times cheaper than encoding again.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Generic, Self, TypeVar, overload
 import numpy as np
 
 from facetrt.engine.features import Features
+from facetrt.engine.files import scratch_folder
 from facetrt.kernels.errors import InputError, OutputError
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class FeatureCollection(LazySequence[Features]):
         self._items: list[Features] = []  # without arrays once spilled
         self._bytes = 0
         self._folder: Path | None = None
+        self._spilled = ExitStack()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -95,7 +96,7 @@ class FeatureCollection(LazySequence[Features]):
         if self.spilled:
             self._spill(len(self._items) - 1)
         elif self._bytes > self.memory_limit:
-            self._folder = Path(tempfile.mkdtemp(prefix="facetrt-"))
+            self._folder = self._spilled.enter_context(scratch_folder())
             for i in range(len(self._items)):
                 self._spill(i)
 
@@ -129,9 +130,8 @@ class FeatureCollection(LazySequence[Features]):
 
     def close(self) -> None:
         """Remove what was spilled. Features that were read stay valid."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._spilled.close()
+        self._folder = None
 
     def __enter__(self) -> Self:
         return self

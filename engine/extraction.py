@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ from PIL import Image
 
 from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.features import Features
-from facetrt.engine.files import Content, atomic_folder, temporary_sibling
+from facetrt.engine.files import Content, atomic_folder, has_content, is_store, temporary_sibling, try_lock
 from facetrt.engine.images import ImageLike
 from facetrt.engine.store import (
     FACET,
@@ -57,7 +57,20 @@ def extract_features(
     """See ``Engine.extract``."""
     stride = options.stride or encoder.manifest.stride
     settings = StoreSettings(encoder.provenance, facets, options.load_size, options.saliency, stride)
-    _open_or_create(path, settings, force=force)
+    with _opened(path, settings, force=force):
+        return _extract(encoder, images, path, options, settings, progress, on_broken)
+
+
+def _extract(
+    encoder: Encoder,
+    images: Iterable[ImageLike],
+    path: Path,
+    options: EncodeOptions,
+    settings: StoreSettings,
+    progress: Progress | None,
+    on_broken: OnBroken | None,
+) -> FeatureStore:
+    """Into a store that is there and nobody else's."""
     tally, digests, skipped = Tally(images, progress), dict[int, str](), list[dict[str, str]]()
 
     def skip(image: ImageLike, error: FacetrtError) -> None:
@@ -110,8 +123,6 @@ class StoreWriter:
             write_image(made, features, self._settings, source_sha256)
             made.rename(target)
         except OSError as error:
-            if target.exists():
-                return  # another run of the same command wrote it meanwhile
             raise OutputError(
                 f"{features.name} cannot be written to {self._path} ({error.strerror or error}); the "
                 f"{len(stored_numbers(self._path))} images there are safe: {_remedy(error)}"
@@ -131,27 +142,75 @@ class StoreWriter:
                 self._thread.shutdown()  # after an interruption too, what was encoded is written
 
 
-def _open_or_create(path: Path, settings: StoreSettings, *, force: bool) -> None:
+@contextmanager
+def _opened(path: Path, settings: StoreSettings, *, force: bool) -> Iterator[None]:
+    """A store with these settings, new or to be continued, that no other run writes while the block lasts."""
     for facet in settings.facets:
         if not FACET.fullmatch(facet):
             raise InputError(f"facet {facet!r}: a store needs names like key@9")
-    anew = force or is_empty_folder(path)
-    if path.exists() and not anew:
+    with ExitStack() as held:
+        if force and is_store(path):
+            held.enter_context(sole_writer(path))  # nobody may write what is about to be replaced
+        if force or is_empty_folder(path) or not path.exists():
+            _create(path, settings, force=force)
         difference = open_store(path).settings.difference(settings)
         if difference is not None:
             raise OutputError(
                 f"{path} was made with other settings: {difference}; use the same, choose another folder, or delete "
                 "it (or facetrt extract --force) to start anew"
             )
-        return
-    with atomic_folder(path, force=anew, content=Content.FEATURES) as folder:
-        write_root(folder, settings, complete=False, skipped=[])
+        held.enter_context(sole_writer(path))
+        yield
+
+
+def _create(path: Path, settings: StoreSettings, *, force: bool) -> None:
+    """A new store, unless another run makes one meanwhile."""
+    if not force:
+        with suppress(OSError):
+            path.rmdir()  # an empty folder gives way
+    try:
+        with atomic_folder(path, force=force, content=Content.FEATURES) as folder:
+            write_root(folder, settings, complete=False, skipped=[])
+    except OutputError:
+        if force or not is_store(path):
+            raise
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """A store that no other run writes while the block lasts; the system gives it back however the process ends.
+
+    Raises:
+        OutputError: another run writes it.
+    """
+    place = path / IMAGES / METADATA  # is never replaced while the store is there
+    try:
+        try:
+            descriptor = os.open(place, os.O_RDWR)  # network file systems lock only what can be written
+        except OSError:
+            descriptor = os.open(place, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{path} is damaged: {place} cannot be read: {error.strerror or error}") from error
+    try:
+        if not try_lock(descriptor) or not _is_same(descriptor, place):
+            raise OutputError(f"another run is writing {path}: wait until it is done, or choose another folder")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether a folder is there, with nothing in it."""
+    """Whether a folder is there with nothing in it, what killed runs left apart."""
     try:
-        return not any(path.iterdir())
+        return not has_content(path)
     except OSError:
         return False
 

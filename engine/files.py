@@ -207,11 +207,13 @@ def check_replaceable(
     """
     target = Path(path).absolute()
     try:
+        if target.parent.is_dir():
+            remove_leftovers(target)  # a result that a killed run was replacing is there again
         if not (target.exists() or target.is_symlink()):
             return
         if not force:
             raise OutputError(f"{target} exists already: choose another --out, or replace it with --force")
-        if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not _is_ours(target, content)):
+        if target.is_symlink() or not target.is_dir() or (has_content(target) and not _is_ours(target, content)):
             raise OutputError(
                 f"{target} was not written by facetrt as {content}, so --force does not replace it: choose another "
                 "--out"
@@ -293,6 +295,22 @@ def _label(target: Path) -> str:
 def is_temporary(path: Path) -> bool:
     """Whether a name is one of our temporaries', alive or left by a killed run: it is nobody's data."""
     return TEMPORARY.fullmatch(path.name) is not None
+
+
+def has_content(folder: Path) -> bool:
+    """Whether there is anything in a folder, our temporaries apart."""
+    return not all(map(is_temporary, folder.iterdir()))
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder where the system has such (``TMPDIR``); those of killed runs are removed as well.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with temporary_sibling(Path(tempfile.gettempdir()) / "scratch") as made:
+        yield made
 
 
 def remove_leftovers(target: Path) -> None:

@@ -7,13 +7,12 @@ file. Writing is atomic: of several processes that compile at once each publishe
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import tempfile
 import warnings
 from pathlib import Path
 
+from facetrt.engine.files import atomic_file
 from facetrt.kernels.errors import OutputError
 
 MAX_HEADER_BYTES = 1 << 16
@@ -48,23 +47,16 @@ class CompiledCache:
         Raises:
             OutputError: the folder cannot be written.
         """
-        temporary: Path | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".tmp", delete=False) as file:
-                temporary = Path(file.name)
+            with atomic_file(self.path) as temporary, temporary.open("wb") as file:
                 file.write(self._header(blob))
                 file.write(blob)
-            temporary.replace(self.path)
         except OSError as error:
             raise OutputError(
                 f"the compiled encoder cannot be kept in {self.path.parent}: {error.strerror or error}; choose another "
                 "cache folder, or none"
             ) from error
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
 
     def _header(self, blob: bytes) -> bytes:
         return json.dumps({**self.key, "sha256": hashlib.sha256(blob).hexdigest()}, sort_keys=True).encode() + b"\n"

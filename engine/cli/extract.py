@@ -26,7 +26,7 @@ from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.engine import Engine
-from facetrt.engine.extraction import is_empty_folder
+from facetrt.engine.extraction import is_empty_folder, sole_writer
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.files import (
     FEATURES,
@@ -166,9 +166,7 @@ def extract(
         check_replaceable(out, force=force, inputs=[*paths, bundle])
     with skipped.reported(len(paths)), opening.engine(bundle) as engine:
         chosen = parse_facets(facets, engine.manifest)
-        if force or not out.exists():
-            with atomic_folder(out, force=force):
-                pass
+        _make(out, force=force)
         there = len(stored_numbers(store)) if is_store(store) else 0
         with interruptible(store, len(paths), force=force):
             with progress_bar("extracting", len(paths)) as update:
@@ -183,6 +181,19 @@ def extract(
             write_report(out, paths, features, skipped)
     state = " (complete already)" if there == len(features) else f" ({there} were there already)" if there else ""
     console.print(f"descriptors of {len(features)} images{state}: {store}")
+
+
+def _make(out: Path, *, force: bool) -> None:
+    """The output folder; an empty one in place of an earlier result with ``force``."""
+    with sole_writer(out / FEATURES) if force and is_store(out / FEATURES) else nullcontext():
+        if force:
+            with atomic_folder(out, force=True):
+                pass
+            return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def write_report(out: Path, paths: Sequence[Path], features: FeatureStore, skipped: Skipped) -> None:

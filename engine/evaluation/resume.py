@@ -7,7 +7,6 @@ in progress.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from facetrt.engine.evaluation.protocol import Record
+from facetrt.engine.files import atomic_file, has_content, try_lock
 from facetrt.kernels.errors import InputError, OutputError
 
 ITEMS = "items.jsonl"
@@ -104,20 +104,17 @@ def list_differences(there: Any, now: Any, name: str = "") -> list[str]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is either the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_ours(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: choose another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ITEMS).is_file():
+    if folder.is_dir() and has_content(folder) and not (folder / ITEMS).is_file():
         raise OutputError(f"{folder} holds other files and no {ITEMS} to continue: choose another --out")
 
 
@@ -127,11 +124,9 @@ def _open_locked(folder: Path) -> int:
         file = os.open(folder / ITEMS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not try_lock(file):
         os.close(file)
-        raise OutputError(f"{folder} is being written by another run: wait for it, or choose another --out") from error
+        raise OutputError(f"another run is writing {folder}: wait until it is done, or choose another --out")
     return file
 
 

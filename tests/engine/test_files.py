@@ -15,10 +15,13 @@ from PIL import Image
 from facetrt.engine import InputError, MissingFileError, OutputError
 from facetrt.engine.files import (
     Content,
+    atomic_file,
     atomic_folder,
     check_replaceable,
     find_images,
+    is_temporary,
     natural_order,
+    try_lock,
     unique_stems,
     write_json,
     write_results,
@@ -117,6 +120,54 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -
             pass
     assert not dead.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "out", "*"])
+
+
+def temporary(target: str, process: int) -> str:
+    return f".{target}.facetrt-{socket.gethostname()}-{process}-abc.tmp"
+
+
+def test_a_number_that_another_process_has_now_does_not_keep_a_leftover(tmp_path: Path) -> None:
+    left, locked = tmp_path / temporary("out", os.getpid()), tmp_path / temporary("other", os.getpid())
+    for path in (left, locked):
+        path.mkdir()
+        os.utime(path, (0, 0))
+    descriptor = os.open(locked, os.O_RDONLY)
+    assert try_lock(descriptor)
+    result(tmp_path / "out", "new")
+    os.close(descriptor)
+    assert not left.exists() and locked.exists()
+
+
+def test_a_result_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    result(tmp_path / "out", "old")
+    (tmp_path / "out").rename(tmp_path / f"{temporary('out', gone.pid)}.old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "new"):
+        raise RuntimeError
+    assert not (tmp_path / "out").exists()  # of another name
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out"):
+        pass
+    assert "old" in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    name = "x" * 200 + ".png"
+    for text in ("old", "new"):
+        with atomic_file(tmp_path / name) as path:
+            assert path.suffix == ".png" and is_temporary(path)
+            path.write_text(text)
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / name) as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "new")]
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_finding_images(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,26 @@ def test_a_killed_extraction_continues(tiny_bundle: Path, many: Path, tmp_path: 
     features = FeatureStore.open(out / STORE)
     assert len(features) == MANY and all(np.isfinite(item["key@1"]).all() for item in features)
     assert not [p for p in out.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_of_two_runs_on_one_folder_one_says_so(tiny_bundle: Path, many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [*PROGRAM, "extract", many, "-b", tiny_bundle, "-o", out, "--load-size", "64", "--facets", "key@1"]
+    both = [subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in "ab"]
+    answers = [(process.communicate(timeout=300)[1], process.returncode) for process in both]
+    refused = [stderr for stderr, code in answers if code]
+    assert all(code == 2 and "another run is writing" in stderr for stderr, code in answers if code), answers
+    assert len(refused) <= 1  # none if one came when the other was done
+    assert len(FeatureStore.open(out / STORE)) == MANY and not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_what_a_kill_left_never_blocks(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out, gone = tmp_path / "out", subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = out / f".{STORE}.facetrt-{socket.gethostname()}-{gone.pid}-abc.tmp"
+    (left / "images").mkdir(parents=True)
+    result = facetrt("extract", images, "-b", tiny_bundle, "-o", out, "--load-size", "48")
+    assert result.returncode == 0 and not left.exists(), result.stderr
 
 
 def test_broken_images(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:

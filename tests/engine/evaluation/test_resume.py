@@ -124,7 +124,7 @@ def test_foreign_folders_are_left_alone(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    with ItemStore(tmp_path, {}), pytest.raises(OutputError, match="being written by another run"):
+    with ItemStore(tmp_path, {}), pytest.raises(OutputError, match="another run is writing"):
         ItemStore(tmp_path, {})
     ItemStore(tmp_path, {}).close()
 
