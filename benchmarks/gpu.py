@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from facetrt.benchmarks import gpu_encoder, gpu_kernels, gpu_tasks
+from facetrt.benchmarks import gpu_encoder, gpu_kernels, gpu_tasks, resources
 from facetrt.benchmarks.gpu_workbench import GpuSizes, GpuWorkbench
 from facetrt.benchmarks.results import Bar
 from facetrt.benchmarks.suite import Opening, Report
 from facetrt.benchmarks.tasks import RESEARCH
+from facetrt.engine.bundle import Bundle
 from facetrt.engine.geometry import grid_size
 
 STRIDE, PATCH = 4, 8  # of the model that the bars are for
@@ -24,6 +25,7 @@ def run_gpu(bench: GpuWorkbench, gpu: dict[str, Any], *, notes: Sequence[str] = 
     """
     opening = Opening(gpu=gpu)
     rows = [*gpu_encoder.measure(bench), *gpu_kernels.measure(bench), *gpu_tasks.measure(bench)]
+    rows += resources.measure(Bundle.open(bench.bundle), gpu["arch"])
     comparable = bench.sizes == GpuSizes() and bench.stride == STRIDE and bench.spec.patch == PATCH
     return opening.close("gpu", bench, rows, bars(bench.sizes), comparable=comparable, notes=notes)
 

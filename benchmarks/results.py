@@ -29,7 +29,7 @@ class Row:
     """One measured thing.
 
     Attributes:
-        unit: of ``value``: ``s``, ``MiB`` or ``frames``.
+        unit: of ``value``: ``s``, ``MiB``, ``frames`` or ``registers``.
         value: None if it was not run; ``reason`` says why.
         extrapolated: which loops were timed on a sample, if any.
         ratios: baseline → how many times this row's value the baseline's is, measured in the same rounds.

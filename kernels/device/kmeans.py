@@ -21,13 +21,15 @@ from facetrt.kernels.kmeans import SAMPLES_PER_CENTROID, SEED, SEED_STEP, permut
 MAX_CLUSTERS = 64
 ROWS = 64  # per program that assigns
 COLUMNS = 64  # centroids per program: 4 sets of up to 16, or one of up to 64
+UPDATE_ROWS = {16: 64, 64: 32}  # at a time, by the most clusters: 64 rows and 64 clusters spill registers
 UPDATE_CHANNELS = 64
 PARTS = 64  # most programs that share a run's update
 DRAWS = 4093  # random numbers for empty clusters; a prime, so that after all of them each meets another cluster
 BLOCK = 1024
 GRAM_TILE = 32  # small: few hundred pairs are usual, and should still occupy the device
 TRIALS = 16  # at least 2 + log of any number of clusters
-LLOYD_CLUSTERS, LLOYD_ROWS, LLOYD_BLOCK = 16, 64, 128
+LLOYD_CLUSTERS, LLOYD_ROWS, LLOYD_COLUMNS = 16, 32, 64  # of a product; with more rows or columns registers spill
+LLOYD_BLOCK = 256  # one row for each thread
 LLOYD_ROUNDS, LLOYD_TOLERANCE = 300, 1e-4  # scikit-learn's defaults
 BETTER = 1 - 1e-6  # restarts that end in the same clusters differ by rounding; the first of them counts
 ALIGNED = 4  # float32 per aligned address
@@ -71,10 +73,16 @@ UPDATE = {
             ("stride", "i32"),
             ("channels", "i32"),
         ),
-        {"CLUSTERS": padded, "ROWS": ROWS, "CHANNELS": UPDATE_CHANNELS, "PARTS": PARTS, "DRAWS": DRAWS},
+        {
+            "CLUSTERS": padded,
+            "ROWS": UPDATE_ROWS[padded],
+            "CHANNELS": UPDATE_CHANNELS,
+            "PARTS": PARTS,
+            "DRAWS": DRAWS,
+        },
         divisible=("channels",),
     )
-    for padded in (16, 64)
+    for padded in UPDATE_ROWS
 }
 CHOOSE_RUN = Program(
     "kmeans_choose_run",
@@ -149,6 +157,7 @@ NEXT_SEED = Program(
         ("stride", "i32"),
     ),
     {"TRIALS": TRIALS, "BLOCK": 512},
+    warps=8,  # the candidates' distances are double precision: with 4 warps registers spill
 )
 LLOYD = Program(
     "kmeans_lloyd",
@@ -170,7 +179,7 @@ LLOYD = Program(
         ("rounds", "i32"),
         ("tolerance", "fp32"),
     ),
-    {"CLUSTERS": LLOYD_CLUSTERS, "ROWS": LLOYD_ROWS, "BLOCK": LLOYD_BLOCK},
+    {"CLUSTERS": LLOYD_CLUSTERS, "ROWS": LLOYD_ROWS, "COLUMNS": LLOYD_COLUMNS, "BLOCK": LLOYD_BLOCK},
     warps=8,
     stages=1,
 )

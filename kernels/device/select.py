@@ -9,11 +9,11 @@ from facetrt.kernels.device.program import Program
 from facetrt.kernels.errors import InputError
 
 BLOCK = 1024  # cells per program
-ROWS, CHANNELS = 8, 128  # of a tile where rows are copied
+ROWS, CHANNELS = 8, 128  # of a tile where rows are normalised
+GATHERED_ROWS = 4  # of a tile where rows are copied; more spill registers on sm_90
 
 _BUDDIES = (("nn_ab", "*i32"), ("nn_ba", "*i32"), ("saliency_a", "*fp32"), ("reached", "*u8"), ("sizes", "*i32"))
 _COUNT = (("count_a", "i32"), ("threshold", "fp32"))
-_TILE = {"ROWS": ROWS, "BLOCK": CHANNELS}
 
 NORMALISE_SALIENCY = Program(
     "select_normalise_saliency",
@@ -39,7 +39,7 @@ NORMALISE_ROWS = {
         f"select_normalise_rows_{kind}",
         "select:normalise_rows",
         (("rows", f"*{kind}"), ("units", "*fp32"), ("count", "i32"), ("channels", "i32")),
-        _TILE,
+        {"ROWS": ROWS, "BLOCK": CHANNELS},
         divisible=("channels",),
     )
     for kind in ("fp32", "fp16")
@@ -49,7 +49,7 @@ GATHER_ROWS = {
         f"select_gather_rows_{kind}",
         "select:gather_rows",
         (("rows", f"*{kind}"), ("indices", "*i32"), ("taken", f"*{kind}"), ("count", "i32"), ("channels", "i32")),
-        _TILE,
+        {"ROWS": GATHERED_ROWS, "BLOCK": CHANNELS},
         divisible=("channels",),
     )
     for kind in ("fp32", "fp16")
@@ -140,7 +140,7 @@ def gather_rows(device: Device, rows: DeviceArray, indices: DeviceArray) -> Devi
     taken = device.empty((indices.size, rows.shape[1]), rows.dtype)
     if taken.size:
         program = GATHER_ROWS[_check_rows(rows)]
-        device.launch(program, (-(-indices.size // ROWS),), rows, indices, taken, *taken.shape)
+        device.launch(program, (-(-indices.size // GATHERED_ROWS),), rows, indices, taken, *taken.shape)
     return taken
 
 

@@ -288,13 +288,15 @@ def _best_candidate(gram, closest, stream, trials, total, stride, TRIALS: tl.con
 @triton.jit
 def lloyd(
     gram, count, seeds, members, labels, nearest, cross, norms, inertia, last, wanted, stride, width, rounds, tolerance,
-    CLUSTERS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLUSTERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One restart per program: Lloyd's rounds from its seeds, on the Gram matrix of centred rows.
 
     ``members``, ``labels``, ``norms`` hold two rounds, by parity: what a round writes, it does not read. ``members (2,
     stride)`` says which centroid a row is averaged in, ``cross (wanted, stride)`` are the products of centroids and
     rows, ``norms (2, wanted)`` the centroids' squared lengths. ``last`` becomes the parity of the last labels.
+
+    Products take ``ROWS × COLUMNS`` of the matrix at a time, passes over rows alone BLOCK.
     """
     restart = tl.program_id(0)
     total = tl.load(count)
@@ -316,7 +318,7 @@ def lloyd(
         shift = tl.full((), 0.0, tl.float64)
         for first in range(0, k, CLUSTERS):
             shift += _products(gram, seeds, members, cross, norms, step, first, k, wanted, total, stride,
-                               CLUSTERS, ROWS, BLOCK)  # fmt: skip
+                               CLUSTERS, ROWS, COLUMNS, BLOCK)  # fmt: skip
         tl.debug_barrier()
         moved, error = _assign_rows(gram, cross, norms + now * wanted, members + other * stride, labels, nearest,
                                     step, k, total, stride, BLOCK)  # fmt: skip
@@ -376,7 +378,7 @@ def _farthest(nearest, taken, taken_item, total, BLOCK: tl.constexpr):
 @triton.jit
 def _products(
     gram, seeds, members, cross, norms, step, first, k, wanted, total, stride,
-    CLUSTERS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLUSTERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Products of some centroids with all rows; returns how far, squared, those centroids moved."""
     number = first + tl.arange(0, CLUSTERS)
@@ -385,9 +387,9 @@ def _products(
     size = _sizes(number, seed_item, now, step, total, CLUSTERS, BLOCK)
     old_size = _sizes(number, seed_item, before, step - 1, total, CLUSTERS, BLOCK)
     own, mixed = tl.zeros((CLUSTERS,), tl.float64), tl.zeros((CLUSTERS,), tl.float64)
-    for start in range(0, total, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        sums = tl.zeros((CLUSTERS, BLOCK), tl.float64)
+    for start in range(0, total, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        sums = tl.zeros((CLUSTERS, COLUMNS), tl.float64)
         for first_row in range(0, total, ROWS):
             row = first_row + tl.arange(0, ROWS)
             weight = _averages(number, seed_item, now, row, step, total).to(tl.float32)
