@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from facetrt.engine.features import Float
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.log_bin import average_pool, bin_offsets
+from facetrt.kernels.parallel import one_blas_thread
+from facetrt.kernels.products import first_largest, inner_products
 
 Positions = NDArray[np.float64]  # (n, 2) as (column, row)
 Shapes = NDArray[np.float64]  # (n, 2, 2)
@@ -91,7 +93,8 @@ class DescriptorMap:
             for level, values in enumerate(self.levels):
                 chosen = [i for i, offset in enumerate(offsets) if offset[0] == level]
                 rows = binned[chunk][:, chosen].reshape(-1, values.shape[2])
-                products = (rows @ values.reshape(-1, values.shape[2]).T).reshape(-1, len(chosen), *self.grid)
+                products = inner_products(rows, values.reshape(-1, values.shape[2]))
+                products = products.reshape(-1, len(chosen), *self.grid)
                 for j, i in enumerate(chosen):
                     out[chunk] += shifted(products[:, j], *offsets[i][1:])
         out /= self.norms
@@ -119,13 +122,15 @@ def bilinear(values: Float, positions: Positions) -> Float:
 
 
 def peaks(similarity: Float) -> Positions:
-    """Sub-cell position of each map's maximum, ``(n, 2)``: a soft-argmax around the best cell, the first on ties.
+    """Sub-cell position of each map's maximum, ``(n, 2)``: a soft-argmax around the best cell.
+
+    Similarities that differ by less than ``TIE`` tie, and the first cell wins.
 
     Args:
         similarity: ``(n, grid_h, grid_w)``; cells of ``-inf`` do not take part.
     """
     count, height, width = similarity.shape
-    rows, columns = np.divmod(similarity.reshape(count, -1).argmax(axis=1), width)
+    rows, columns = np.divmod(first_largest(similarity.reshape(count, -1))[0], width)
     reach = np.arange(-PEAK_REACH, PEAK_REACH + 1)
     y, x = rows[:, None, None] + reach[:, None], columns[:, None, None] + reach
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
@@ -154,7 +159,8 @@ def align(a: DescriptorMap, at: Positions, b: DescriptorMap, start: Positions, s
     """
     count = max(1, SLOPES_BYTES // (4 * 4 * len(WINDOW) ** 2 * a.values.shape[2]))  # points at a time
     chunks = [slice(first, first + count) for first in range(0, len(at), count)]
-    parts = [_align(a, at[chunk], b, start[chunk], shapes[chunk]) for chunk in chunks]
+    with one_blas_thread:
+        parts = [_align(a, at[chunk], b, start[chunk], shapes[chunk]) for chunk in chunks]
     return Alignment(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Alignment)))
 
 

@@ -29,6 +29,7 @@ from facetrt.engine.refinement import (
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign_each, kmeans_each
 from facetrt.kernels.parallel import map_threads
+from facetrt.kernels.products import squared_distances
 from facetrt.kernels.vote import Votes, vote
 
 Float = NDArray[np.float32]
@@ -196,7 +197,8 @@ def similarity_to_mean(rows: Float) -> NDArray[np.float64]:
     vectors = rows.astype(np.float64)
     mean = vectors.mean(axis=0)
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(mean)
-    return np.asarray(vectors @ mean / np.maximum(norms, 1e-8))
+    dots = np.einsum("nc,c->n", vectors, mean)  # no BLAS: the same on any number of threads
+    return np.asarray(dots / np.maximum(norms, 1e-8))
 
 
 def cluster_elbow(
@@ -291,16 +293,15 @@ def make_mask(
     salient = votes.salient_labels
 
     def nearest() -> Float:
-        return nearest_of_groups(normalise(features[options.facet]), centroids, salient)
+        return nearest_of_groups(squared_distances(normalise(features[options.facet]), centroids), salient)
 
     all_or_none = len(salient) in (0, len(centroids))
     return mask_of_labels(features, labels, salient, options.refine, None if all_or_none else nearest, refiner)
 
 
-def nearest_of_groups(rows: Float, centroids: Float, salient: NDArray[np.int64]) -> Float:
-    """Squared distances of unit ``rows (cells, C)`` to the nearest salient and other centroid, ``(2, cells)``."""
-    groups = (centroids[salient], np.delete(centroids, salient, axis=0))
-    return np.stack([found.squared_distances for found in assign_each(rows, groups)])
+def nearest_of_groups(distances: Float, salient: NDArray[np.int64]) -> Float:
+    """Distances to the nearest salient and other centroid, ``(2, cells)``, of ``distances (k, cells)`` to all."""
+    return np.stack([group.min(axis=0) for group in (distances[salient], np.delete(distances, salient, axis=0))])
 
 
 def mask_of_labels(

@@ -27,11 +27,12 @@ from facetrt.engine.cosegmentation import (
 from facetrt.engine.features import Features, Float
 from facetrt.engine.images import LoadSize, check_load_size
 from facetrt.engine.model_files import METADATA, Arrays, parse_array, parse_metadata, read_members, write_model
-from facetrt.engine.parts import PartMap, Parts, PartsOptions, map_of_energy, part_energy, squared_distances
+from facetrt.engine.parts import PartMap, Parts, PartsOptions, map_of_energy, part_energy
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.smoothing import Smoother
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import assign
+from facetrt.kernels.kmeans import nearest
+from facetrt.kernels.products import squared_distances, squared_lengths
 
 if TYPE_CHECKING:
     from facetrt.engine.engine import Engine
@@ -144,21 +145,13 @@ class SegmentationModel(Model):
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> Mask:
         """See ``Engine.apply``."""
         rows, salient = self._rows(features), self.salient_labels
-        smoothed = None if smoother is None else self._smoothed(rows, features.grid, smoother)
-        labels = assign(rows, self.centroids).labels if smoothed is None else smoothed.argmin(axis=0)
-
-        def nearest() -> Float:
-            if smoothed is None:
-                return nearest_of_groups(rows, self.centroids, salient)
-            return np.stack([group.min(axis=0) for group in (smoothed[salient], np.delete(smoothed, salient, axis=0))])
-
+        distances = squared_distances(rows, self.centroids)  # (k, cells)
+        if smoother is not None:
+            distances = smoother.smooth(distances.reshape(-1, *features.grid)).reshape(distances.shape)
+        labels = nearest(distances, self.centroids, squared_lengths(rows))
         all_salient = len(salient) == len(self.centroids)
-        return mask_of_labels(features, labels, salient, refine, None if all_salient else nearest)
-
-    def _smoothed(self, rows: Float, grid: tuple[int, int], smoother: Smoother) -> Float:
-        """Squared distances to all centroids, ``(k, cells)``, averaged over frames."""
-        distances = squared_distances(rows, self.centroids).T.reshape(-1, *grid)
-        return smoother.smooth(distances).reshape(len(self.centroids), -1)
+        of_groups = None if all_salient else lambda: nearest_of_groups(distances, salient)
+        return mask_of_labels(features, labels, salient, refine, of_groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from facetrt.engine.resampling import pillow_nearest, torch_nearest
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import assign, kmeans
 from facetrt.kernels.parallel import map_threads
+from facetrt.kernels.products import TIE, first_smallest, squared_distances
 from facetrt.kernels.vote import Votes, vote
 
 Labels = NDArray[np.signedinteger]
@@ -202,16 +203,10 @@ def part_energy(item: Features, rows: Float, centroids: Float, background: Float
     """
     groups = [squared_distances(rows, centroids)]
     if len(background):
-        groups.append(squared_distances(rows, background).min(axis=1, keepdims=True))
-    energy = np.concatenate(groups, axis=1)  # (cells, labels)
-    energy -= energy.max(axis=1, keepdims=True)
-    return np.ascontiguousarray(energy.T.reshape(-1, *item.grid), np.float32)
-
-
-def squared_distances(rows: Float, centroids: Float) -> Float:
-    """``(n, k)``, by products: no (n, k, C) array."""
-    squares = np.einsum("nc,nc->n", rows, rows)[:, None] + np.einsum("kc,kc->k", centroids, centroids)
-    return np.asarray(np.maximum(squares - 2 * (rows @ centroids.T), 0), np.float32)
+        groups.append(squared_distances(rows, background).min(axis=0, keepdims=True))
+    energy = np.concatenate(groups)  # (labels, cells)
+    energy -= energy.max(axis=0)
+    return energy.reshape(-1, *item.grid)
 
 
 def _refine(
@@ -236,7 +231,8 @@ def map_of_energy(
     item: Features, energy: Float, num_parts: int, refine: Refinement, refiner: Refiner = refine_labels
 ) -> PartMap:
     """The parts of smallest ``energy (labels, grid_h, grid_w)``; a label beyond ``num_parts`` is background."""
-    labels, cells = refiner(item.pixels, energy, refine), energy.argmin(axis=0)
+    labels = refiner(item.pixels, energy, refine)
+    cells = first_smallest(energy, 2 * TIE)  # unit rows, and means of such
     for found in (labels, cells):
         found[found == num_parts] = BACKGROUND
     return PartMap(labels.astype(np.int16), cells, refine, item.geometry, item.name)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from facetrt.engine.features import Features, Float
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.parallel import one_blas_thread
+from facetrt.kernels.products import gram_matrix, inner_products
 
 Double = NDArray[np.float64]
 
@@ -57,7 +59,7 @@ class Pca:
             raise InputError(_width_differs(features, self.facet, self.mean.size))
         projected = np.empty((len(rows), len(self.components)), np.float32)
         for start, block in _blocks(rows):
-            projected[start : start + len(block)] = (block - self.mean) @ self.components.T
+            projected[start : start + len(block)] = inner_products(block - self.mean, self.components)
         return projected.reshape(*features.grid, -1)
 
 
@@ -104,7 +106,7 @@ class Moments:
             mean = block.mean(axis=0)
             centred = block - mean
             shift, total = mean - self.mean, self.count + len(block)
-            self.scatter += centred.T @ centred
+            self.scatter += gram_matrix(centred.T)
             self.scatter += np.outer(shift, shift) * (self.count * len(block) / total)
             self.mean += shift * (len(block) / total)
             self.count = total
@@ -116,7 +118,8 @@ def _decompose(moments: Moments, facet: str, components: int) -> Pca:
             f"the images give {moments.count} descriptors, too few for {components} components: use fewer components, "
             "more images or a larger load size"
         )
-    variances, vectors = np.linalg.eigh(moments.scatter)
+    with one_blas_thread:
+        variances, vectors = np.linalg.eigh(moments.scatter)
     chosen = vectors[:, ::-1][:, :components].T  # (c, C)
     largest = np.take_along_axis(chosen, np.abs(chosen).argmax(axis=1, keepdims=True), axis=1)
     total = variances.clip(0).sum()

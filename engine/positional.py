@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.kernels.parallel import one_blas_thread
+
 CUBIC = -0.75  # the coefficient A of the bicubic kernel
 
 
@@ -29,7 +31,8 @@ def positional_table(
     if grid[0] * grid[1] == side * side and image_size[0] == image_size[1]:
         return trained
     rows, columns = _weights(side, grid[0]), _weights(side, grid[1])
-    table = np.einsum("yi,ijc,xj->yxc", rows, trained.astype(np.float64), columns, optimize=True)
+    with one_blas_thread:  # the same bits on any number of threads
+        table = np.einsum("yi,ijc,xj->yxc", rows, trained.astype(np.float64), columns, optimize=True)
     return np.ascontiguousarray(table, np.float32)
 
 

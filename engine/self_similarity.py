@@ -19,13 +19,16 @@ import numpy as np
 from facetrt.engine.features import Features, Float
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.products import inner_products
+
+ROWS = 256  # of a product: the same ones whatever the block, so that no block size changes a bit
 
 
 def self_similarity(features: Features, facet: str, *, block: int = 1024) -> Float:
     """Cosine of every token with every token, ``(t, t)`` float32 with t = 1 + cells; row and column 0 are [CLS].
 
-    Symmetric with unit diagonal up to rounding; rows of zeros give zeros. Beside the result only ``block`` rows are
-    held. At 224 × 224 pixels and stride 4 the result takes 37 MB, and four times that per doubling of the cells.
+    Symmetric with unit diagonal up to rounding; rows of zeros give zeros. Beside the result only ``block`` and 256 rows
+    are held. At 224 × 224 pixels and stride 4 the result takes 37 MB, and four times that per doubling of the cells.
 
     Raises:
         InputError: the facet was not exported, or ``block`` is not positive.
@@ -47,11 +50,16 @@ def self_similarity_blocks(features: Features, facet: str, *, block: int = 1024)
         raise InputError(f"block={block}: expected at least 1 row")
     tokens = _tokens(features, facet)
     norms = np.sqrt(np.einsum("tc,tc->t", tokens, tokens, dtype=np.float64)).astype(np.float32)
+    products, held = np.empty((0, len(tokens)), np.float32), -1
     for start in range(0, len(tokens), block):
-        rows = slice(start, start + block)
-        products = tokens[rows] @ tokens.T
-        products /= np.maximum(norms[rows, None] * norms, NORM_FLOOR)
-        yield start, products
+        rows = np.empty((min(block, len(tokens) - start), len(tokens)), np.float32)
+        for top in range(start // ROWS * ROWS, start + len(rows), ROWS):
+            if top != held:
+                products, held = inner_products(tokens[top : top + ROWS], tokens), top
+            low, high = max(top, start), min(top + ROWS, start + len(rows))
+            rows[low - start : high - start] = products[low - top : high - top]
+        rows /= np.maximum(norms[start : start + len(rows), None] * norms, NORM_FLOOR)
+        yield start, rows
 
 
 def _tokens(features: Features, facet: str) -> Float:

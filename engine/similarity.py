@@ -17,6 +17,7 @@ from facetrt.engine.geometry import Geometry
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import average_pool, bin_offsets, log_bin
+from facetrt.kernels.products import TIE, inner_products
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class SimilarityMap:
 
     Attributes:
         values: ``(grid_h, grid_w)`` float32 cosines on B's grid.
-        cells: ``(k,)`` int64, the most similar cells of B, best first; the first one on ties.
+        cells: ``(k,)`` int64, the most similar cells of B, best first. Cosines that differ by less than ``TIE`` tie,
+            and the first cell comes first.
         cell_a: the cell of A that was compared, or None for [CLS].
         clicked_xy: the point of A that was asked for, in original pixels, or None for [CLS].
     """
@@ -45,7 +47,7 @@ class SimilarityMap:
 
     @property
     def similarity(self) -> Float:
-        """Cosines of :attr:`cells`, ``(k,)`` float32, descending."""
+        """Cosines of :attr:`cells`, ``(k,)`` float32, descending but for ties."""
         return np.asarray(self.values.ravel()[self.cells])
 
     @property
@@ -90,7 +92,7 @@ def similarity_map(
     cell = None if point_xy is None else cell_at(a, point_xy)
     query = a.cls(facet)[None] if cell is None else log_bin(a.map(facet), hierarchy, cells=np.array([cell]))
     values = _cosines(query, b, facet, hierarchy)
-    cells = np.argsort(-values.ravel(), kind="stable")[:top_k]
+    cells = _best(values.ravel())[:top_k]
     return SimilarityMap(values, cells, cell, a.geometry, b.geometry, facet, hierarchy, point_xy)
 
 
@@ -103,6 +105,13 @@ def cell_at(features: Features, point_xy: tuple[float, float]) -> int:
         return int(features.geometry.cells_at(np.array([[x, y]], np.float64))[0])
     except InputError as error:
         raise InputError(f"{features.name}: {error}") from error
+
+
+def _best(values: Float) -> NDArray[np.int64]:
+    """Indices of ``values (n,)``, largest value first; what is closer than rounding stays in the order of the cells."""
+    order = np.argsort(-values, kind="stable")
+    lower = np.diff(values[order], prepend=np.inf) <= -TIE
+    return order[np.lexsort((order, np.cumsum(lower)))]
 
 
 def _cosines(query: Float, b: Features, facet: str, hierarchy: int) -> Float:
@@ -123,9 +132,9 @@ def _cosines(query: Float, b: Features, facet: str, hierarchy: int) -> Float:
     for level in range(max(hierarchy, 1)):
         chosen = [i for i, offset in enumerate(offsets) if offset[0] == level]
         pooled = average_pool(values, level)
-        products = pooled @ bins[chosen].T  # (grid_h, grid_w, bins of this level)
+        products = inner_products(pooled.reshape(-1, pooled.shape[2]), bins[chosen])
         norms = np.einsum("yxc,yxc->yx", pooled, pooled, dtype=np.float64)
-        for product, i in zip(np.moveaxis(products, 2, 0), chosen, strict=True):
+        for product, i in zip(products.T.reshape(-1, *b.grid), chosen, strict=True):
             dots += _shifted(product, *offsets[i][1:])
             squares += _shifted(norms, *offsets[i][1:])
     scale = np.sqrt(squares) * np.linalg.norm(bins.astype(np.float64))

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import Array, average_pool, check_hierarchy, check_map, log_bin_reference
+from facetrt.kernels.products import TIE, first_largest, inner_products
 
 Float = NDArray[np.float32]
 
@@ -38,8 +39,9 @@ TILE_BYTES = 64 << 20  # about as much of a product is made at a time
 class BestBuddies:
     """Nearest neighbours in both directions.
 
-    ``nn_ab (n_a,)`` and ``nn_ba (n_b,)`` int64 cell indices, first one on ties, -1 where the other map is empty;
-    ``sim_ab``, ``sim_ba`` float32 cosines (NaN where there is no neighbour); ``mutual (n_a,)`` bool.
+    ``nn_ab (n_a,)`` and ``nn_ba (n_b,)`` int64 cell indices, -1 where the other map is empty; ``sim_ab``, ``sim_ba``
+    float32 cosines (NaN where there is no neighbour); ``mutual (n_a,)`` bool. Cosines that differ by less than ``TIE``
+    tie, and the first cell wins: equal descriptors have cosines that rounding tells apart.
     """
 
     nn_ab: NDArray[np.int64]
@@ -71,15 +73,13 @@ def best_buddies(map_a: Array, map_b: Array, hierarchy: int = 2) -> BestBuddies:
     nn_ba, sim_ba = _no_neighbours(count_b)
     if count_a == 0 or count_b == 0:
         return BestBuddies(nn_ab, nn_ba, sim_ab, sim_ba)
-    sim_ba[:] = -np.inf
+    sim_ba[:], margin = -np.inf, np.float32(TIE)
     for start, similarity in similarity_tiles(a, b, hierarchy):
         rows = slice(start, start + len(similarity))
-        nn_ab[rows] = similarity.argmax(axis=1)
-        sim_ab[rows] = np.take_along_axis(similarity, nn_ab[rows, None], axis=1)[:, 0]
-        best = similarity.max(axis=0)
-        better = np.flatnonzero(best > sim_ba)  # strict: the first maximum wins
-        sim_ba[better] = best[better]
-        nn_ba[better] = start + similarity.T[better].argmax(axis=1)  # a copy: argmax down columns is 20 times slower
+        nn_ab[rows], sim_ab[rows] = first_largest(similarity)
+        better = np.flatnonzero(similarity.max(axis=0) > sim_ba + margin)  # one further on must be better than a tie
+        nearest, sim_ba[better] = first_largest(similarity.T[better])  # a copy: argmax down columns is slow
+        nn_ba[better] = start + nearest
     return BestBuddies(nn_ab, nn_ba, sim_ab, sim_ba)
 
 
@@ -126,10 +126,11 @@ def _products(level_a: Float, level_b: Float) -> Iterator[Float]:
     """Slabs of one level's products ``S_k``, made in blocks of about ``TILE_BYTES``."""
     grid_h, grid_w, channels = level_a.shape
     height = max(1, TILE_BYTES // (4 * grid_w * level_b.shape[0] * level_b.shape[1]))
-    flat_b = level_b.reshape(-1, channels).T
+    flat_b = level_b.reshape(-1, channels)
     for top in range(0, grid_h, height):
         block = level_a[top : top + height]
-        yield from (block.reshape(-1, channels) @ flat_b).reshape(*block.shape[:2], *level_b.shape[:2])
+        products = inner_products(block.reshape(-1, channels), flat_b)
+        yield from products.reshape(*block.shape[:2], *level_b.shape[:2])
 
 
 def _twice(slabs: Iterator[Float]) -> tuple[Iterator[Float], Iterator[Float]]:
@@ -278,8 +279,10 @@ def best_buddies_reference(map_a: Array, map_b: Array, hierarchy: int = 2) -> Be
             similarity[i, j] = row @ column / max(norms, NORM_FLOOR)
     if similarity.size == 0:
         return BestBuddies(*_no_neighbours(len(a))[:1], *_no_neighbours(len(b))[:1], *_empty_sims(len(a), len(b)))
-    nn_ab, nn_ba = similarity.argmax(1), similarity.argmax(0)
-    return BestBuddies(nn_ab, nn_ba, similarity.max(1).astype(np.float32), similarity.max(0).astype(np.float32))
+    sim_ab, sim_ba = similarity.max(1), similarity.max(0)
+    nn_ab = (similarity >= sim_ab[:, None] - TIE).argmax(1)
+    nn_ba = (similarity >= sim_ba - TIE).argmax(0)
+    return BestBuddies(nn_ab, nn_ba, sim_ab.astype(np.float32), sim_ba.astype(np.float32))
 
 
 def _empty_sims(count_a: int, count_b: int) -> tuple[Float, Float]:

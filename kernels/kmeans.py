@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.kernels.errors import InputError, MissingDependencyError
-from facetrt.kernels.parallel import map_threads
+from facetrt.kernels.parallel import map_threads, one_blas_thread
+from facetrt.kernels.products import (
+    BLOCK_ROWS,
+    TIE,
+    first_smallest,
+    gram_matrix,
+    squared_distances,
+    squared_lengths,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,7 +29,7 @@ SEED = 1234  # FAISS's default; with it fixed, results are deterministic up to s
 SEED_STEP = 15486557  # from one restart's seed to the next
 SAMPLES_PER_CENTROID = 256  # FAISS trains on at most this many rows per centroid
 ROUNDS = 16  # asked of FAISS at a time; most restarts settle within them
-ASSIGN_ROWS = 1 << 16
+EXACT_TIE = 1e-12  # what float64 sums of the same numbers may differ by
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,9 @@ class Assignment:
 def kmeans(samples: Float, num_clusters: int, *, iterations: int = 300, restarts: int = 10) -> KMeans:
     """FAISS k-means with the method's settings: random rows as start, Lloyd rounds, best of the restarts.
 
-    Bit for bit what FAISS computes on one thread with ``niter=iterations, nredo=restarts`` and early stopping off.
-    Restarts run side by side, and each ends where its rounds repeat themselves.
+    Each restart is bit for bit what FAISS computes on one thread with ``niter=iterations`` and early stopping off, and
+    the best one is taken. Objectives tie where they differ by less than ``TIE`` times the sum of the rows' squared
+    lengths; the first restart wins. Restarts run side by side, and each ends where its rounds repeat themselves.
 
     Args:
         samples: ``(n, C)`` float32 rows, finite. More than 256·k rows are subsampled as by FAISS.
@@ -72,7 +81,14 @@ def kmeans_each(samples: Float, counts: Sequence[int], *, iterations: int = 300,
 
     found = map_threads(run, starts)
     runs = [found[i : i + restarts] for i in range(0, len(found), restarts)]
-    return [min(run, key=lambda result: result.objective) for run in runs]  # the first one on ties, as FAISS
+    margin = TIE * float(squared_lengths(rows).sum(dtype=np.float64))
+    return [_first_best(run, margin) for run in runs]
+
+
+def _first_best(runs: Sequence[KMeans], margin: float) -> KMeans:
+    """FAISS takes the smallest objective; restarts often end in one clustering, numbered and rounded differently."""
+    smallest = min(run.objective for run in runs)
+    return next(run for run in runs if run.objective <= smallest + margin)
 
 
 @dataclass(frozen=True)
@@ -162,34 +178,37 @@ def check_samples(samples: Float, num_clusters: int) -> Float:
 
 
 def assign(samples: Float, centroids: Float) -> Assignment:
-    """Nearest centroid by squared Euclidean distance, first one on ties; ``samples (n, C)``, ``centroids (k, C)``.
+    """Nearest centroid by squared Euclidean distance; ``samples (n, C)``, ``centroids (k, C)``.
 
-    Works through blocks of rows, so that memory stays at ``rows × k`` floats.
+    Distances tie where they differ by less than ``TIE`` times the squared lengths; the first centroid wins. Works
+    through blocks of rows, so that memory stays at ``rows × k`` floats.
     """
     return assign_each(samples, [centroids])[0]
 
 
 def assign_each(samples: Float, centroid_sets: Sequence[Float]) -> list[Assignment]:
-    """:func:`assign` for each set of centroids, reading the samples once."""
+    """:func:`assign` for each set of centroids, reading the samples once; bit for bit as one after the other."""
     for centroids in centroid_sets:
         _check_centroids(samples, centroids)
-    together = np.concatenate(centroid_sets)  # (sum of all k, C)
-    centroid_norms = np.einsum("kc,kc->k", together, together)
-    doubled = -2 * together
-    ends = np.cumsum([len(centroids) for centroids in centroid_sets])
-    spans = [slice(end - len(centroids), end) for end, centroids in zip(ends, centroid_sets, strict=True)]
-    found = [Assignment(np.empty(len(samples), np.int64), np.empty(len(samples), np.float32)) for _ in spans]
-    for start in range(0, len(samples), ASSIGN_ROWS):
-        rows = np.asarray(samples[start : start + ASSIGN_ROWS], np.float32)
+    found = [Assignment(np.empty(len(samples), np.int64), np.empty(len(samples), np.float32)) for _ in centroid_sets]
+    for start in range(0, len(samples), BLOCK_ROWS):
+        rows = np.asarray(samples[start : start + BLOCK_ROWS], np.float32)
         block = slice(start, start + len(rows))
-        row_norms = np.einsum("nc,nc->n", rows, rows)
-        distances = rows @ doubled.T
-        distances += centroid_norms
-        for span, result in zip(spans, found, strict=True):
-            result.labels[block] = distances[:, span].argmin(1)
-            nearest = np.take_along_axis(distances[:, span], result.labels[block, None], 1)[:, 0]
-            result.squared_distances[block] = np.maximum(nearest + row_norms, 0)
+        squares = squared_lengths(rows)
+        for centroids, result in zip(centroid_sets, found, strict=True):  # a product each: no set may touch another
+            distances = squared_distances(rows, centroids, squares)
+            result.labels[block] = nearest(distances, centroids, squares)
+            result.squared_distances[block] = distances.min(axis=0)
     return found
+
+
+def nearest(distances: Float, centroids: Float, squares: Float) -> NDArray[np.int64]:
+    """Which of the squared ``distances (k, n)`` is the smallest of each row, as for :func:`assign`, ``(n,)``.
+
+    Args:
+        squares: ``(n,)`` squared lengths of the rows.
+    """
+    return first_smallest(distances, TIE * (squares + squared_lengths(centroids).max()))
 
 
 def _check_centroids(samples: Float, centroids: Float) -> None:
@@ -220,16 +239,26 @@ def diverse_clusters(
     samples = check_samples(rows, num_clusters)
     centred = samples - samples.mean(axis=0)
     tolerance = tolerance * float(samples.var(axis=0).mean())
-    gram = (centred @ centred.T).astype(np.float64)
+    gram = _gram(centred)
     squared = np.maximum(gram.diagonal()[:, None] + gram.diagonal() - 2 * gram, 0)
     random = np.random.RandomState(0)
     best_labels, best_inertia = np.zeros(len(rows), np.int64), np.inf
-    for _ in range(restarts):
-        seeds = _greedy_seeds(squared, num_clusters, random)
-        labels, inertia = _lloyd(gram, seeds, tolerance)
-        if inertia < best_inertia * (1 - 1e-12):
-            best_labels, best_inertia = labels, inertia
+    with one_blas_thread:
+        for _ in range(restarts):
+            seeds = _greedy_seeds(squared, num_clusters, random)
+            labels, inertia = _lloyd(gram, seeds, tolerance)
+            if inertia < best_inertia * (1 - EXACT_TIE):
+                best_labels, best_inertia = labels, inertia
     return best_labels
+
+
+def _gram(rows: Float) -> NDArray[np.float64]:
+    """Dot products of all rows, ``(n, n)``. Rows closer than rounding count as the first of them, and tie exactly."""
+    gram = gram_matrix(rows).astype(np.float64)
+    lengths = gram.diagonal()
+    equal = lengths[:, None] + lengths - 2 * gram <= TIE * (lengths[:, None] + lengths)
+    first = equal.argmax(axis=1)  # of each row itself at the latest
+    return gram[np.ix_(first, first)]
 
 
 def _greedy_seeds(squared: NDArray[np.float64], count: int, random: np.random.RandomState) -> list[int]:
@@ -254,7 +283,7 @@ def _lloyd(gram: NDArray[np.float64], seeds: list[int], tolerance: float) -> tup
     labels = np.full(len(gram), -1, np.int64)
     for _ in range(300):
         distances = _distances_to_means(gram, weights)
-        previous, labels = labels, distances.argmin(axis=0)
+        previous, labels = labels, first_smallest(distances, EXACT_TIE * gram.diagonal().max())
         if np.array_equal(labels, previous):
             break
         moved = _means(labels, distances, len(seeds)) - weights
@@ -262,8 +291,7 @@ def _lloyd(gram: NDArray[np.float64], seeds: list[int], tolerance: float) -> tup
         if np.einsum("ki,ij,kj->", moved, gram, moved, optimize=True) <= tolerance:
             break
     distances = _distances_to_means(gram, weights)
-    labels = distances.argmin(axis=0)
-    return labels, float(distances.min(axis=0).sum())
+    return first_smallest(distances, EXACT_TIE * gram.diagonal().max()), float(distances.min(axis=0).sum())
 
 
 def _distances_to_means(gram: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+import numpy  # noqa: F401  # its matrix library must be loaded before it is looked for
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,18 +49,24 @@ def map_threads(
     return [future.result() for future in futures]
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    """The matrix libraries of the process; looking for them takes thirty times as long as setting their threads."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 class _OneBlasThread:
     """Limits NumPy's matrix library to one thread while anybody wants that; the last one gives the threads back."""
 
     def __init__(self) -> None:
         self._lock, self._users = Lock(), 0
-        self._limits: threadpool_limits | None = None
+        self._limits: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._limits = threadpool_limits(1, user_api="blas")
+                self._limits = _blas().limit(limits=1)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -67,8 +75,9 @@ class _OneBlasThread:
                 self._limits.restore_original_limits()
 
 
-#: For many small products, beside other work or on threads of their own: the library's idle workers spin, which made
-#: small products five times as slow beside a running encoder. It holds for the whole process.
+#: For products whose bits must not depend on the number of threads, and for many small ones beside other work: the
+#: library's idle workers spin, which made small products five times as slow beside a running encoder. It holds for the
+#: whole process.
 one_blas_thread = _OneBlasThread()
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import Array, check_map
 from facetrt.kernels.parallel import map_threads, one_blas_thread
+from facetrt.kernels.products import TIE
 
 Float = NDArray[np.float32]
 
@@ -37,7 +38,8 @@ def propagate(
     """Soft labels of a frame's cells from those of its context frames.
 
     Memory beyond the arguments is that of one tile of cells per processor (about 10 MB each for 8 context frames at
-    radius 12), whatever the grid. Ties at the smallest kept cosine are all kept.
+    radius 12), whatever the grid. What ties with the smallest kept cosine, or falls short of it by less than ``TIE``,
+    is kept too.
 
     Args:
         features: ``(grid_h, grid_w, C)`` floats of the target frame; they need not be normalised.
@@ -141,7 +143,8 @@ def _weigh(tile: _Tile, cosines: Float, labels: Float, topk: int, temperature: f
     """Labels of a tile, ``(rows, columns, labels)``, from its cells' candidate cosines."""
     count = min(topk, cosines.shape[1])
     smallest = np.partition(cosines, -count, axis=1)[:, -count]
-    smallest = np.maximum(smallest, np.finfo(np.float32).min)  # fewer candidates in the grid than topk: -inf stays out
+    smallest = np.maximum(smallest, np.float32(-2))  # fewer candidates in the grid than topk: -inf stays out
+    smallest -= np.float32(TIE)
     kept = np.flatnonzero((cosines >= smallest[:, None]).ravel())  # row-major: the kept of one target are neighbours
     targets, candidates = np.divmod(kept, cosines.shape[1])
     first = np.searchsorted(targets, np.arange(len(cosines)))
@@ -230,9 +233,9 @@ def propagate_reference(
         for x in range(grid_w):
             cosine = _cosine(target[y, x].astype(np.float64), context.astype(np.float64))  # (frames, grid_h, grid_w)
             near = (abs(rows - y) <= radius) & (abs(columns - x) <= radius)
-            affinity = np.where(near, np.exp(cosine / temperature), 0.0)
-            smallest = np.sort(affinity, axis=None)[::-1][: min(topk, affinity.size)][-1]
-            affinity[affinity < smallest] = 0
+            candidates = np.where(near, cosine, -np.inf)
+            smallest = np.sort(candidates, axis=None)[::-1][: min(topk, candidates.size)][-1]
+            affinity = np.where(candidates >= smallest - TIE, np.exp(candidates / temperature), 0.0)
             out[y, x] = np.tensordot(affinity / affinity.sum(), labels.astype(np.float64), axes=3)
     return out.astype(np.float32)
 

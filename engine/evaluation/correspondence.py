@@ -36,6 +36,7 @@ from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import loaded_size
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import average_pool, bin_offsets, check_hierarchy, check_map, log_bin
+from facetrt.kernels.products import inner_products
 
 Float = NDArray[np.float32]
 Points = NDArray[np.float64]
@@ -154,7 +155,7 @@ class Target:
         parts = descriptors.reshape(len(descriptors), len(offsets), channels)
         total = np.zeros((grid_h, grid_w, len(descriptors)), np.float32)
         for i, (level, dy, dx) in enumerate(offsets):
-            product = self.levels[level].reshape(-1, channels) @ parts[:, i].T
+            product = inner_products(self.levels[level].reshape(-1, channels), parts[:, i])
             total += _shifted(product.reshape(grid_h, grid_w, -1), dy, dx)
         total /= np.maximum(self.norms, np.finfo(np.float32).tiny)[..., None]
         return total.reshape(grid_h * grid_w, -1).T

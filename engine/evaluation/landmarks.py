@@ -24,6 +24,7 @@ from facetrt.engine.features import SaliencyMode
 from facetrt.engine.presets import PAPER_COSEGMENT
 from facetrt.engine.refinement import Refinement
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.parallel import one_blas_thread
 
 Array = NDArray[np.float64]
 PartMap = NDArray[np.integer[Any]]
@@ -276,12 +277,13 @@ def regress(inputs: Array, targets: Array, visible: NDArray[np.bool_], test_inpu
     mean, scale = _standard(inputs)
     known, asked = (inputs - mean) / scale, (test_inputs - mean) / scale
     predicted = np.full((len(test_inputs), *targets.shape[1:]), np.nan)
-    for landmark in range(targets.shape[1]):
-        shown = visible[:, landmark]
-        if shown.any():
-            centre, spread = _standard(targets[shown, landmark])
-            weights = np.linalg.lstsq(known[shown], (targets[shown, landmark] - centre) / spread, rcond=None)[0]
-            predicted[:, landmark] = asked @ weights * spread + centre
+    with one_blas_thread:
+        for landmark in range(targets.shape[1]):
+            shown = visible[:, landmark]
+            if shown.any():
+                centre, spread = _standard(targets[shown, landmark])
+                weights = np.linalg.lstsq(known[shown], (targets[shown, landmark] - centre) / spread, rcond=None)[0]
+                predicted[:, landmark] = asked @ weights * spread + centre
     return predicted
 
 

@@ -54,9 +54,11 @@ def test_first_maximum_wins_and_zero_rows_are_harmless() -> None:
     assert best_buddies(same, same, 0).nn_ba.max() == 0
 
 
-@pytest.mark.parametrize("grid", [(1, 6), (2, 5), (9, 10)])
-def test_equal_cells_tie_at_borders_too(grid: tuple[int, int]) -> None:
-    same = np.full((*grid, 3), 0.7, np.float32)
+@pytest.mark.parametrize("grid", [(1, 6), (2, 5), (9, 10), (13, 17)])
+@pytest.mark.parametrize("channels", [3, 64, 768, 1000])
+def test_equal_cells_tie_at_borders_too(grid: tuple[int, int], channels: int) -> None:
+    """Even where their products differ in the last bits, by where they stand in the product."""
+    same = np.broadcast_to(maps((1, 1), channels), (*grid, channels))
     got = best_buddies(same, same)
     np.testing.assert_array_equal(got.nn_ab, np.zeros(grid[0] * grid[1]))
     np.testing.assert_array_equal(got.nn_ba, np.zeros(grid[0] * grid[1]))

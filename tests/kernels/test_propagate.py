@@ -64,6 +64,16 @@ def test_ties_at_the_smallest_kept_value_are_all_kept():
     np.testing.assert_allclose(propagate(frame, [frame], [labels], topk=2), 0.25)
 
 
+@pytest.mark.parametrize("channels", [64, 768, 1000])
+def test_copies_of_a_frame_tie_at_the_smallest_kept_cosine(channels):
+    """Even where their products differ in the last bits, by where they stand in the product."""
+    frame, other = np.random.default_rng(0).standard_normal((2, 1, 1, channels)).astype(np.float32)
+    same = np.broadcast_to(frame, (5, 7, channels))
+    labels = np.random.default_rng(1).random((4, 5, 7, 2)).astype(np.float32)
+    kept = propagate(same, [same, np.broadcast_to(other, same.shape), same, same], labels, topk=2)
+    np.testing.assert_allclose(kept, np.broadcast_to(labels[[0, 2, 3]].mean(axis=(0, 1, 2)), kept.shape), rtol=1e-5)
+
+
 def test_a_cold_temperature_does_not_overflow():
     target, context, labels = _case()
     result = propagate(target, context, labels, temperature=1e-4)
