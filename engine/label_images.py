@@ -57,7 +57,8 @@ def labels_of(image: Image.Image) -> Labels:
 
 def colour_codes(colours: NDArray[np.uint8]) -> Labels:
     """0xRRGGBB of ``(H, W, 3)`` colours."""
-    return colours.astype(np.int64) @ CODE
+    codes: Labels = colours.astype(np.int64) @ CODE
+    return codes
 
 
 def palette_indices(colours: NDArray[np.uint8]) -> Labels | None:
@@ -65,7 +66,7 @@ def palette_indices(colours: NDArray[np.uint8]) -> Labels | None:
     codes, palette = colour_codes(colours), voc_palette() @ CODE
     order = np.argsort(palette)
     indices = order[np.searchsorted(palette, codes, sorter=order).clip(max=VOID)]
-    return indices if (palette[indices] == codes).all() else None
+    return indices if np.array_equal(palette[indices], codes) else None
 
 
 def voc_palette() -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.util import find_spec
@@ -18,13 +18,18 @@ from typing import Any, ClassVar, Self
 import cv2
 import numpy as np
 
+from facetrt.engine.animation import Animation
+from facetrt.engine.clock import JUMP, Clock
+from facetrt.engine.decoded import rgb_pixels
 from facetrt.engine.files import IMAGE_SUFFIXES, find_images
 from facetrt.engine.images import Pixels, as_array, check_array, is_picture, load_image
+from facetrt.engine.sound import Sound, jump_of, open_file
 from facetrt.kernels.errors import InputError, MissingFileError, SourceError, reason
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://")
 NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
 PATIENCE = 1.0  # seconds that a camera may fail to give a frame before that is taken for its end
+STILL_CODECS = ("bmp", "gif", "mjpeg", "png", "webp")  # of previews, where another stream has another codec
 MOST_LOST = 1000  # frames in a row that OpenCV cannot read; damaged headers promise millions
 TEXT_SUFFIXES = frozenset({".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"})  # FFmpeg would draw them
 EXPECTED = (
@@ -40,7 +45,10 @@ class Frame:
     Attributes:
         pixels: ``(H, W, 3)`` uint8 RGB, contiguous; nothing writes into it after it was handed out.
         index: number in the source, from 0; frames that were dropped or skipped are counted.
-        timestamp: seconds; of files since their beginning, of cameras since they were opened.
+        timestamp: seconds; of files since their beginning, of cameras since they were opened. It never decreases:
+            where a file's time runs backwards or jumps, it goes on by one frame.
+
+    Frames of files are turned and mirrored as the file says, and their pixels are square.
     """
 
     pixels: Pixels = field(repr=False)
@@ -70,10 +78,12 @@ class Source(ABC):
         fps: frames per second, on average, or None if that is not known.
         frame_count: frames in all as the file says, or None if that is not known.
         skipped: corrupt frames so far.
+        sound: where it can be copied from, or None.
     """
 
     decoder: ClassVar[str]
     live: ClassVar[bool] = False
+    sound: Sound | None = None
 
     def __init__(self, given: Any, name: str) -> None:
         self._given = given
@@ -135,9 +145,10 @@ def open_source(source: Any) -> Source:
     """Open whatever gives frames.
 
     Args:
-        source: path of a video file (read by PyAV where the extra ``video`` is installed, else by OpenCV), folder of
-            images in natural order, number of a camera, ``rtsp://`` address, or an iterable: of ``(H, W, 3)`` uint8 RGB
-            arrays, DLPack objects, PIL images, image paths or :class:`Frame`. Arrays are copied, frames are not.
+        source: path of a video file (read by PyAV where the extra ``video`` is installed, else by OpenCV) or of an
+            animated GIF, PNG, WebP or AVIF, folder of images in natural order, number of a camera, ``rtsp://`` address
+            (unless a file has this name), or an iterable: of ``(H, W, 3)`` uint8 RGB arrays, DLPack objects, PIL
+            images, image paths or :class:`Frame`. Arrays are copied, frames are not.
 
     Raises:
         MissingFileError: no such file or folder.
@@ -148,13 +159,18 @@ def open_source(source: Any) -> Source:
         return source
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         return CameraSource(int(source))
-    if isinstance(source, str) and "://" in source:
+    if isinstance(source, str) and is_address(source):
         return CameraSource(source)
     if isinstance(source, (str, os.PathLike)) and source != "":  # which Path takes for the current folder
         return _open_path(Path(source))
     if isinstance(source, Iterable) and not isinstance(source, (str, bytes, Frame)) and getattr(source, "ndim", 4) == 4:
         return IterableSource(source)
     raise InputError(f"{_kind(source)} was given: {EXPECTED}")
+
+
+def is_address(source: str) -> bool:
+    """Whether it names a place on a network: ``://`` is in it, and no file has this name."""
+    return "://" in source and not os.path.exists(source)  # noqa: PTH110  (which takes names that are too long)
 
 
 def _kind(source: Any) -> str:
@@ -171,15 +187,26 @@ def _open_path(path: Path) -> Source:
         raise InputError(f"{path} is not a plain file: {EXPECTED}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes): expected a video")
-    if path.suffix.lower() in IMAGE_SUFFIXES - {".gif"}:
-        raise InputError(f"{path} is one image: give the folder of images, or a list of paths")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _open_animation(path)
     if path.suffix.lower() in TEXT_SUFFIXES:
         raise InputError(f"{path} is not a video but text")
     return PyavSource(path) if find_spec("av") else OpencvSource(path)
 
 
+def _open_animation(path: Path) -> Source:
+    source = AnimationSource(path)
+    if source.frame_count == 1:
+        source.close()
+        raise InputError(f"{path} is one image: give the folder of images, or a list of paths")
+    return source
+
+
 class PyavSource(Source):
-    """A video file read by PyAV: packets that cannot be decoded are skipped and counted."""
+    """A video file read by PyAV: packets that cannot be decoded are skipped and counted.
+
+    Of several streams the film is read, not a cover or a thumbnail.
+    """
 
     decoder = "pyav"
 
@@ -188,21 +215,34 @@ class PyavSource(Source):
         import av
 
         try:
-            self._container = av.open(str(path), metadata_errors="ignore")
+            self._container = open_file(path)
         except (av.FFmpegError, ValueError) as error:
             raise InputError(f"{path} is not a video that can be read ({reason(error)})") from error
-        if not self._container.streams.video:
+        stream = film_of(self._container.streams.video)
+        if stream is None:
+            pictures = len(self._container.streams.video)
             self._container.close()
-            raise InputError(f"{path} has no video in it")
-        self._stream = self._container.streams.video[0]
-        rate = self._stream.average_rate
-        self.fps = float(rate) if rate else None
+            raise InputError(f"{path} has no video in it{', only a cover picture' if pictures else ''}")
+        self._stream = stream
+        jump = jump_of(self._container)
+        self.fps = _rate(self._stream.average_rate, self._stream.guessed_rate if jump != JUMP else None)
         self.frame_count = self._stream.frames or None
+        self._aspect = self._stream.sample_aspect_ratio
+        base = self._stream.time_base
+        self._start = float((self._stream.start_time or 0) * base) if base else 0.0
+        self.sound = Sound(path, self._start) if self._container.streams.audio else None
+        self._by_dts = (
+            self._container.format.name == "avi"
+        )  # which knows no other time: shown in another order, it lies
+        self._origin = None if self._by_dts or self._stream.start_time is None else self._start
+        self._clock = Clock(1 / self.fps if self.fps else 1.0, jump)
 
     def _frames(self) -> Generator[Frame]:
         index = 0
         for decoded in self._decoded():
-            pixels = None if decoded is None or decoded.is_corrupt else _upright(decoded)
+            pixels = None
+            if decoded is not None and not decoded.is_corrupt:
+                pixels = rgb_pixels(decoded, self._aspect)
             if pixels is None:
                 self.skipped += 1
             else:
@@ -226,25 +266,75 @@ class PyavSource(Source):
             yield from frames
 
     def _seconds(self, decoded: Any, index: int) -> float:
-        if decoded.pts is None or decoded.time_base is None:
-            return index / self.fps if self.fps else float(index)
+        stamp = decoded.dts if self._by_dts else decoded.pts
+        if stamp is None or decoded.time_base is None:
+            return self._clock.at(index, None)
         base = Fraction(decoded.time_base)
-        return float((decoded.pts - (self._stream.start_time or 0)) * base)
+        raw = float(stamp * base)
+        if self._origin is None or (index == 0 and raw < self._origin):
+            self._origin = raw - index * self._clock.step
+        return self._clock.at(index, raw - self._origin, float((decoded.duration or 0) * base))
 
     def _release(self) -> None:
         self._container.close()
 
 
-def _upright(decoded: Any) -> Pixels | None:
-    """RGB pixels, turned as the file says; quarter turns are all that players know. None if they cannot be RGB."""
-    import av
+def _rate(average: Fraction | None, guessed: Fraction | None) -> float | None:
+    """Frames per second on average; where clocks begin again, an average far from FFmpeg's guess counts a jump."""
+    if not average or (guessed and not 0.4 <= average / guessed <= 2.5):
+        average = guessed
+    return float(average) if average else None
 
-    try:
-        pixels = decoded.to_ndarray(format="rgb24")
-    except av.FFmpegError:  # a damaged header may name colours that do not exist
-        return None
-    turns = round(decoded.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns))
+
+def film_of(streams: Sequence[Any]) -> Any | None:
+    """The stream that is a film; None if there are only covers and thumbnails.
+
+    Of several: one of more than a single frame, that is no series of JPEGs beside a film (a camera's preview), that the
+    file calls its default, with the most frames, of the largest size, and the first.
+    """
+    from av.stream import Disposition
+
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+    def rank(stream: Any) -> tuple[bool, bool, bool, int, int, int]:
+        context = stream.codec_context
+        return (
+            stream.frames != 1,
+            context.name not in STILL_CODECS,
+            bool(stream.disposition & Disposition.default),
+            stream.frames,
+            (context.width or 0) * (context.height or 0),
+            -stream.index,
+        )
+
+    return max((s for s in streams if not s.disposition & stills), key=rank, default=None)
+
+
+class AnimationSource(Source):
+    """An animated GIF, PNG, WebP or AVIF; a damaged picture ends it, as all that follow are drawn upon it."""
+
+    decoder = "pillow"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, str(path))
+        self._animation = Animation(path)
+        durations = self._animation.durations()
+        self.frame_count = self._animation.count
+        self.fps = len(durations) / sum(durations) if durations else None
+
+    def _frames(self) -> Generator[Frame]:
+        seconds, index = 0.0, 0
+        try:
+            for picture in self._animation:
+                yield Frame(picture.pixels, index, seconds)
+                seconds, index = seconds + picture.duration, index + 1
+        except InputError:
+            self.skipped += self._animation.count - index
+            index = self._animation.count
+        _check_any(self, index)
+
+    def _release(self) -> None:
+        self._animation.close()
 
 
 class _CaptureSource(Source):

@@ -7,6 +7,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any, Self, cast
 import cv2
 import numpy as np
 
+from facetrt.engine.decoded import BT601, BT709, is_hd
 from facetrt.engine.files import finishing, temporary_sibling
 from facetrt.engine.images import Pixels
+from facetrt.engine.sound import Sound, SoundCopier
 from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, reason
 
 H264 = ("libx264", "libopenh264")  # encoders of FFmpeg, in this order
@@ -26,6 +29,25 @@ OPENCV_CODES = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "XVID"}  # all are MPEG-
 VIDEO_SUFFIXES = tuple(OPENCV_CODES)
 CLOCK = 90_000  # ticks per second of the time stamps
 DEFAULT_FPS = 25.0
+FULL_RANGE, VIDEO_RANGE = 2, 1  # FFmpeg's numbers: of RGB, and of what players expect of YUV
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How RGB became YUV, in FFmpeg's numbers."""
+
+    matrix: int
+    primaries: int
+    transfer: int
+
+    def tag(self, target: Any) -> None:
+        """Say it to PyAV's frame or encoder."""
+        target.colorspace, target.color_primaries = self.matrix, self.primaries
+        target.color_trc, target.color_range = self.transfer, VIDEO_RANGE
+
+
+HD_COLOURS = Colours(matrix=BT709, primaries=1, transfer=1)
+SD_COLOURS = Colours(matrix=BT601, primaries=1, transfer=1)  # pixels of unknown cameras: sRGB's primaries, as in HD
 
 
 class VideoWriter:
@@ -36,12 +58,13 @@ class VideoWriter:
     nothing is left.
 
     H.264 by PyAV where the extra ``video`` is installed, else MPEG-4 by OpenCV. Both want even sizes: a last odd row or
-    column is repeated.
+    column is repeated. H.264 is tagged with its colours: BT.709 for HD, BT.601 below, as players expect.
 
     Args:
         path: ends in ``.mp4``, ``.mkv`` or ``.avi``; a file that is there is replaced.
         fps: frames per second.
         size: ``(height, width)`` of the frames.
+        sound: to copy beside the frames, whose time stamps are on its clock; only where :attr:`keeps_time`.
 
     Attributes:
         codec: ``h264`` or ``mpeg4``.
@@ -55,7 +78,9 @@ class VideoWriter:
         OutputError: the place cannot be written, or the disk is full.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float, size: tuple[int, int]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float, size: tuple[int, int], *, sound: Sound | None = None
+    ) -> None:
         self.path, self.size = Path(path), size
         check_suffix(self.path)
         if not (math.isfinite(fps) and 0 < fps <= 1000):
@@ -64,6 +89,7 @@ class VideoWriter:
             raise InputError(f"a video of {size[1]}×{size[0]} (width × height) pixels: expected at least one")
         self.fps, self.frames, self.kept = fps, 0, False
         self.codec, self.library, self.keeps_time = describe_writer(self.path)
+        self._sound = sound
         self._file: _File | None = None
         self._stack = ExitStack()
 
@@ -75,13 +101,20 @@ class VideoWriter:
     def __enter__(self) -> Self:
         folder = self._stack.enter_context(temporary_sibling(self.path.absolute()))
         self._temporary = folder / f"video{self.path.suffix.lower()}"
-        make = _PyavFile if self.library == "pyav" else _OpencvFile
         try:
-            self._file = make(self._temporary, self.fps, self.even_size, keeps_time=self.keeps_time)
+            self._file = self._make()
         except BaseException:
             self._stack.close()
             raise
         return self
+
+    def _make(self) -> _File:
+        if self._sound is not None and not self.keeps_time:
+            warnings.warn(f"{self.path.name} gets no sound: write .mp4 or .mkv, by the extra video", stacklevel=3)
+        if self.library == "opencv":
+            return _OpencvFile(self._temporary, self.fps, self.even_size)
+        sound = self._sound if self.keeps_time else None
+        return _PyavFile(self._temporary, self.fps, self.even_size, keeps_time=self.keeps_time, sound=sound)
 
     def write(self, pixels: Pixels, timestamp: float | None = None) -> None:
         """Append a frame, ``(H, W, 3)`` uint8 RGB.
@@ -185,7 +218,9 @@ class _File(ABC):
 
 
 class _PyavFile(_File):
-    def __init__(self, path: Path, fps: float, size: tuple[int, int], *, keeps_time: bool) -> None:
+    def __init__(
+        self, path: Path, fps: float, size: tuple[int, int], *, keeps_time: bool, sound: Sound | None = None
+    ) -> None:
         import av
 
         name = _pyav_encoder()
@@ -205,20 +240,43 @@ class _PyavFile(_File):
         self._stream.pix_fmt = "yuv420p"
         self._tick = Fraction(1, CLOCK) if keeps_time else 1 / rate
         self._stream.codec_context.time_base = self._tick
+        self._colours = HD_COLOURS if is_hd(size[1], size[0]) else SD_COLOURS
+        self._colours.tag(self._stream.codec_context)
+        self._sound = self._open_sound(sound)
+
+    def _open_sound(self, sound: Sound | None) -> SoundCopier | None:
+        """None if there is none that can be read any more: the frames are what was asked for."""
+        if sound is None:
+            return None
+        try:
+            return SoundCopier(sound, self._container, self._path.suffix)
+        except (self._av.FFmpegError, OSError) as error:
+            warnings.warn(f"the sound of {sound.path} cannot be copied: {reason(error)}", stacklevel=5)
+            return None
 
     def write(self, pixels: Pixels, timestamp: float | None) -> None:
-        frame = self._av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame = self._av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=self._colours.matrix,
+            src_color_range=FULL_RANGE,
+            dst_color_range=VIDEO_RANGE,
+        )
+        self._colours.tag(frame)
         frame.pts, frame.time_base = self._next_time(timestamp), self._tick
         self._put(frame)
+        self._copy_sound(frame.pts)
 
     def _next_time(self, timestamp: float | None) -> int:
-        step = round(1 / (self._fps * self._tick))
-        ticks = 0 if self._last < 0 else self._last + step
+        ticks = 0 if self._last < 0 else self._last + self._step
         if self._keeps_time and timestamp is not None:
             self._origin = timestamp if self._origin is None else self._origin
             ticks = max(round((timestamp - self._origin) / self._tick), self._last + 1)
         self._last = ticks
         return ticks
+
+    @property
+    def _step(self) -> int:
+        return round(1 / (self._fps * self._tick))
 
     def _put(self, frame: Any) -> None:
         """None: what the encoder holds back."""
@@ -228,11 +286,23 @@ class _PyavFile(_File):
         except self._av.FFmpegError as error:
             raise self._failed(error) from error
 
+    def _copy_sound(self, ticks: int) -> None:
+        """Until ``ticks``. Only frames with time stamps say where in the sound they are."""
+        if self._sound is None or self._origin is None:
+            return
+        try:
+            self._sound.copy(self._origin, self._origin + float(ticks * self._tick))
+        except self._av.FFmpegError as error:
+            raise self._failed(error) from error
+
     def close(self) -> None:
         try:
             if self._last >= 0:
                 self._put(None)
+                self._copy_sound(self._last + self._step)
         finally:
+            if self._sound is not None:
+                self._sound.close()
             try:
                 self._container.close()
             except self._av.FFmpegError as error:
@@ -245,7 +315,7 @@ class _PyavFile(_File):
 class _OpencvFile(_File):
     """OpenCV says nothing of failed writes: :func:`check_playable` finds out."""
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int], *, keeps_time: bool) -> None:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         code = cv2.VideoWriter.fourcc(*OPENCV_CODES[path.suffix])
         self._writer = cv2.VideoWriter(str(path), code, fps, size[::-1])
         if not self._writer.isOpened():

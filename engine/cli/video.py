@@ -32,7 +32,7 @@ from facetrt.engine.files import (
 from facetrt.engine.first_mask import read_first_mask
 from facetrt.engine.images import LoadSize, Pixels
 from facetrt.engine.models import PartsModel, SegmentationModel, load_model
-from facetrt.engine.sources import LIVE_SCHEMES, Source
+from facetrt.engine.sources import LIVE_SCHEMES, Source, is_address
 from facetrt.engine.stream import Policy, Stream
 from facetrt.engine.video import DEFAULT_FPS, VideoWriter, check_suffix
 from facetrt.engine.video_tasks import (
@@ -77,7 +77,7 @@ class Request:
     @property
     def live(self) -> bool:
         """Whether frames cannot be read twice."""
-        return isinstance(self.source, int) or self.source.startswith(LIVE_SCHEMES)
+        return isinstance(self.source, int) or (self.source.startswith(LIVE_SCHEMES) and is_address(self.source))
 
     @property
     def record_path(self) -> Path:
@@ -400,8 +400,9 @@ class Outputs:
 
     def _open(self, drawn: Drawn) -> VideoWriter:
         fps = self._source.fps if self._source is not None else None
+        sound = self._source.sound if self._source is not None else None
         self._writer = self._written.enter_context(
-            VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), drawn.frame.size)
+            VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), drawn.frame.size, sound=sound)
         )
         if self._writer.library == "opencv":
             self._say("no PyAV with an H.264 encoder: MPEG-4 is written, which browsers do not play (extra: video)")

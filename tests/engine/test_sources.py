@@ -354,7 +354,7 @@ def test_what_pyav_cannot_convert_or_find_is_skipped(mp4: Path, error: str, monk
 
     source = PyavSource(mp4)
     frames = list(source._decoded())
-    broken = SimpleNamespace(is_corrupt=False, to_ndarray=fail, decode=fail)
+    broken = SimpleNamespace(is_corrupt=False, width=96, height=80, colorspace=2, reformat=fail, decode=fail)
     if error == "OSError":
         monkeypatch.setattr(source, "_decoded", lambda: iter([frames[0], broken, frames[2]]))
     else:
