@@ -15,7 +15,7 @@ from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.tasks import facetrt_name
 from facetrt.benchmarks.timing import Clock, Contestant, compare, rows_of
 from facetrt.benchmarks.workbench import Workbench
-from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
+from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reason
 
 ENCODER, MATCH = "original code: encoder", "original code: match"
 ORIGINAL = "original code"
@@ -50,10 +50,12 @@ def _import(path: Path) -> tuple[ModuleType, ModuleType]:
     sys.path.insert(0, str(path.resolve()))
     try:
         return importlib.import_module("extractor"), importlib.import_module("correspondences")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"the original code in {path} needs {error.name}, which is not installed: pip install {error.name}"
         ) from error
+    except Exception as error:  # code that is not ours fails in any way
+        raise InputError(f"the original code in {path} cannot be imported: {reason(error)}") from error
     finally:
         sys.path.remove(str(path.resolve()))
 

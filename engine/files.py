@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import warnings
@@ -25,7 +26,7 @@ from PIL import Image
 
 from facetrt.engine.bundle import read_manifest
 from facetrt.engine.images import image_suffixes
-from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError
+from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError, reading
 
 IMAGE_SUFFIXES = image_suffixes()
 UNREAD_SUFFIXES = frozenset({  # pictures that are not read: where they lie among others, that is said
@@ -36,7 +37,7 @@ UNREAD_SUFFIXES = frozenset({  # pictures that are not read: where they lie amon
 RESULTS = "results.json"
 FEATURES = "features.zarr"  # the store in an output folder of extract
 CONVERT = "convert them to PNG or JPEG, if they belong to it"
-MAX_MARK_BYTES = 64 << 20
+MAX_TEXT_BYTES = 64 << 20  # of a JSON or text file
 
 
 class Content(StrEnum):
@@ -237,23 +238,45 @@ def _is_ours(target: Path, content: Content) -> bool:
         return True
     if content is Content.FEATURES:
         return is_store(target)
-    return is_store(target / FEATURES) or _read_mark(target / RESULTS).get("tool") == "facetrt"
+    return is_store(target / FEATURES) or read_mark(target / RESULTS).get("tool") == "facetrt"
 
 
 def is_store(folder: Path) -> bool:
     """Whether facetrt wrote this feature store."""
-    attributes = _read_mark(folder / "zarr.json").get("attributes")
+    attributes = read_mark(folder / "zarr.json").get("attributes")
     return isinstance(attributes, dict) and "facetrt" in attributes
 
 
-def _read_mark(path: Path) -> dict[str, Any]:
-    """The JSON object that tells what a folder is; empty if there is none."""
+def read_mark(path: Path) -> dict[str, Any]:
+    """The JSON object that tells what a file or folder is; empty if there is none, or anything else."""
     try:
-        readable = path.is_file() and path.stat().st_size <= MAX_MARK_BYTES  # a pipe would be waited for
-        data = json.loads(path.read_bytes()) if readable else None
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except FacetrtError:
         return {}
-    return data if isinstance(data, dict) else {}
+
+
+def read_object(path: Path, what: str = "a JSON object", limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of any content; errors as :func:`read_bytes`."""
+    with reading(path, what):
+        data = json.loads(read_bytes(path, what, limit))
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds a {type(data).__name__}: expected {what}")
+    return data
+
+
+def read_bytes(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """A plain file in full; a pipe or a device is never waited for.
+
+    Raises:
+        MissingFileError, InputError: no such file, something else than a file, or one of more than ``limit`` bytes.
+    """
+    with reading(path, what):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is not {what}: expected a plain file")
+        if found.st_size > limit:
+            raise InputError(f"{path} is not {what}: {found.st_size:,} bytes, expected a file of at most {limit:,}")
+        return path.read_bytes()
 
 
 def _publish(made: Path, target: Path, *, force: bool, content: Content) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.files import atomic_file
-from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError
+from facetrt.engine.files import atomic_file, read_bytes
+from facetrt.kernels.errors import FacetrtError, InputError, OutputError, reading
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,7 +26,6 @@ TOOL = "facetrt"
 METADATA = "metadata"
 MAX_BYTES = 16 << 20  # of a file; 92 centroids of 1024 numbers take 0.4 MB
 MAX_MEMBERS = 8
-DAMAGED = (zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, ValueError, ArithmeticError)
 
 
 def write_model(path: Path, metadata: dict[str, Any], arrays: Arrays, *, force: bool) -> None:
@@ -74,21 +72,14 @@ def _is_model(path: Path) -> bool:
 
 def read_members(path: Path) -> dict[str, bytes]:
     """The files in a stored (not compressed) zip archive, by name; nothing can be larger than the archive itself."""
-    try:
-        if not path.exists():
-            raise MissingFileError(f"{path} does not exist: expected a model that was saved")
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is not a model: expected a file of at most {MAX_BYTES:,} bytes")
-        with zipfile.ZipFile(path) as archive:
+    with reading(path, "a model"):
+        data = read_bytes(path, "a model", MAX_BYTES)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
             stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size <= MAX_BYTES for m in members)
             if not stored or len(members) > MAX_MEMBERS or len({m.filename for m in members}) < len(members):
                 raise InputError(f"{path} is not a model: its members are compressed, repeated, too many or too large")
             return {member.filename: archive.read(member) for member in members}
-    except FacetrtError:
-        raise
-    except DAMAGED as error:
-        raise InputError(f"{path} is not a model: expected an undamaged NPZ file ({error})") from error
 
 
 def parse_metadata(members: Mapping[str, bytes]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from facetrt.engine.model_files import METADATA, Arrays, parse_array, parse_meta
 from facetrt.engine.parts import PartMap, Parts, PartsOptions, map_of_energy, part_energy
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.smoothing import Smoother
-from facetrt.kernels.errors import InputError
+from facetrt.kernels.errors import InputError, reading
 from facetrt.kernels.kmeans import nearest
 from facetrt.kernels.products import squared_distances, squared_lengths
 
@@ -255,16 +255,21 @@ def load_model(path: str | Path) -> SegmentationModel | PartsModel:
     """The model in a file, of either kind; errors as :meth:`Model.load`."""
     members = read_members(Path(path))
     try:
-        metadata = parse_metadata(members)
-        kind, schema = metadata.pop("kind", None), metadata.pop("schema", None)
-        if schema != SCHEMA or kind not in KINDS:
-            raise InputError(
-                f"kind {kind!r:.50} of schema {schema!r:.50}: this version of facetrt reads "
-                f"{' and '.join(KINDS)} of schema {SCHEMA}; learn it again"
-            )
-        return _build(KINDS[kind], metadata, members)
+        with reading(path, "a model of facetrt"):
+            return _parse(members)
     except InputError as error:
         raise InputError(f"{path} is not a model that can be used: {error}") from error
+
+
+def _parse(members: Mapping[str, bytes]) -> SegmentationModel | PartsModel:
+    metadata = parse_metadata(members)
+    kind, schema = metadata.pop("kind", None), metadata.pop("schema", None)
+    if schema != SCHEMA or kind not in list(KINDS):
+        raise InputError(
+            f"kind {kind!r:.50} of schema {schema!r:.50}: this version of facetrt reads "
+            f"{' and '.join(KINDS)} of schema {SCHEMA}; learn it again"
+        )
+    return _build(KINDS[kind], metadata, members)
 
 
 def _facet(engine: Engine, facet: str | None) -> str:

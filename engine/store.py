@@ -35,7 +35,7 @@ from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.files import FEATURES, is_store
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import MAX_PIXELS, LoadSize
-from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
+from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading
 
 FORMAT = 1
 METADATA = "zarr.json"
@@ -156,6 +156,11 @@ class FeatureStore(LazySequence[Features]):
 
 def open_store(path: Path) -> FeatureStore:
     """Like :meth:`FeatureStore.open`, without a warning."""
+    with reading(path, "a feature store of facetrt"):
+        return _open_store(path)
+
+
+def _open_store(path: Path) -> FeatureStore:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: expected a feature store written by 'facetrt extract'")
     attributes = read_attributes(path, MAX_ROOT_BYTES)
@@ -186,7 +191,9 @@ def image_key(number: int) -> str:
 
 def read_attributes(folder: Path, limit: int = MAX_METADATA_BYTES) -> dict[str, Any]:
     """Attributes of a group whose metadata have at most ``limit`` bytes."""
-    return dict(_open_group(folder, limit).attrs.asdict())
+    group = _open_group(folder, limit)
+    with reading(folder, "a Zarr group"):
+        return dict(group.attrs.asdict())
 
 
 def read_image(path: Path, number: int, settings: StoreSettings, facets: Sequence[str]) -> Features:
@@ -196,6 +203,11 @@ def read_image(path: Path, number: int, settings: StoreSettings, facets: Sequenc
         InputError: the store does not have them, or is damaged.
     """
     folder = path / IMAGES / image_key(number)
+    with reading(folder, "an image of a feature store"):
+        return _read_image(folder, settings, facets)
+
+
+def _read_image(folder: Path, settings: StoreSettings, facets: Sequence[str]) -> Features:
     group = _open_group(folder)
     attributes = dict(group.attrs.asdict())
     name, geometry = attributes.get("name"), _geometry(attributes, settings.stride, folder)
@@ -287,10 +299,8 @@ def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 def _open_group(folder: Path, limit: int = MAX_METADATA_BYTES) -> Any:
     zarr = import_zarr()
     _check_metadata(folder, limit)
-    try:
+    with reading(folder, "a Zarr group"):
         return zarr.open_group(zarr.storage.LocalStore(folder, read_only=True), mode="r", zarr_format=3)
-    except Exception as error:  # zarr fails on damaged metadata in any way
-        raise InputError(f"{folder} is not a Zarr group that can be read: {error!s:.100}") from error
 
 
 def _check_metadata(folder: Path, limit: int = MAX_METADATA_BYTES) -> None:
@@ -344,16 +354,20 @@ class _Reader:
         for row in range(math.ceil(shape[0] / chunks[0])):
             key = array.metadata.encode_chunk_key((row, *(0 for _ in shape[1:])))
             self._check_file(self._folder / name / key, nbytes)
-        return np.asarray(array[...])
+        values = np.asarray(array[...])
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(
+                f"{self._folder / name} is damaged: it holds NaN or infinite values; delete {self._folder} and run the "
+                "extraction again"
+            )
+        return values
 
     def _open(self, name: str) -> Any:
         _check_metadata(self._folder / name)
-        try:
+        with reading(self._folder / name, "a Zarr array"):
             array = self._group[name]
             array.chunks  # noqa: B018  (a group has none)
-        except Exception as error:  # as in _open_group
-            raise InputError(f"{self._folder / name} is not a Zarr array that can be read: {error!s:.100}") from error
-        return array
+            return array
 
     def _check_file(self, path: Path, nbytes: int) -> None:
         size = path.stat().st_size if path.is_file() else 0

@@ -13,7 +13,8 @@ class FacetrtError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        text = printable(super().__str__())
+        return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …"
 
 
 class InputError(FacetrtError, ValueError):
@@ -94,11 +95,12 @@ def reading(path: str | PathLike[str], what: str, error: type[FacetrtError] = In
     except FileNotFoundError as missing:
         raise MissingFileError(f"{path} does not exist: expected {what}") from missing
     except MemoryError as large:
-        raise error(f"{path} cannot be read as {what}: it would not fit into memory") from large
+        raise error(f"{path} is not {what} that can be read: it would not fit into memory") from large
     except RecursionError as deep:
-        raise error(f"{path} cannot be read as {what}: it is nested too deeply") from deep
+        raise error(f"{path} is not {what} that can be read: it is nested too deeply") from deep
     except Exception as failed:
-        raise error(f"{path} cannot be read as {what}: {reason(failed)[:MAX_REASON]}") from failed
+        raise error(f"{path} is not {what} that can be read: {reason(failed)[:MAX_REASON]}") from failed
 
 
 MAX_REASON = 200  # characters of other people's messages
+MAX_MESSAGE = 4000  # of ours, which quote what was given

@@ -19,7 +19,7 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, Float
 from facetrt.engine.parity import Metrics, check, compare, worst
 from facetrt.engine.samples import sample_paths
-from facetrt.kernels.errors import InputError
+from facetrt.kernels.errors import InputError, printable
 
 METRICS = ("max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius")
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
@@ -145,5 +145,5 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))  # a manifest may say anything
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from facetrt.engine.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
+    read_mark,
     write_json,
     write_results,
 )
@@ -51,7 +51,6 @@ from facetrt.kernels.errors import BackendError, InputError, OutputError
 POINTS = 20
 WINDOW = "facetrt"
 STOP_KEYS = (27, ord("q"))  # 27 is Esc
-MAX_RECORD = 16 << 20  # bytes; a record has a few thousand
 
 
 @dataclass(frozen=True)
@@ -235,11 +234,8 @@ def _check_places(request: Request) -> None:
 
 def _is_ours(record: Path) -> bool:
     """Whether facetrt wrote a record of a video there."""
-    try:
-        found = json.loads(record.read_bytes()) if record.stat().st_size < MAX_RECORD else None
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and found.get("tool") == "facetrt" and found.get("command") == "video"
+    found = read_mark(record)
+    return found.get("tool") == "facetrt" and found.get("command") == "video"
 
 
 def check_display() -> None:

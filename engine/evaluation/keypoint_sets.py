@@ -24,13 +24,16 @@ from facetrt.engine.evaluation.reading import (
     image_size,
     list_folders,
     list_images,
-    read_json,
+    member,
     read_mat,
     require,
 )
-from facetrt.kernels.errors import InputError, MissingFileError
+from facetrt.engine.files import read_object
+from facetrt.kernels.errors import InputError, MissingFileError, reading
 
 Points = NDArray[np.float64]
+
+PAIR_FILE = "a pair annotation of SPair-71k"
 
 OUTSIDE = 0.1  # a keypoint this share of the image beyond its border says that image and annotation do not match
 
@@ -127,7 +130,9 @@ def read_spair(root: Path, *, split: str, pairs_per_category: int | None, seed: 
     folder = require(root / "PairAnnotation" / split, "SPair-71k", "one JSON file per image pair")
     by_category: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.json")):
-        category = path.stem.rpartition(":")[2] if ":" in path.stem else str(_field(read_json(path), "category", path))
+        category = (
+            path.stem.rpartition(":")[2] if ":" in path.stem else _text(read_object(path, PAIR_FILE), "category", path)
+        )
         by_category.setdefault(category, []).append(path)
     if not by_category:
         raise MissingFileError(f"{folder} holds no pair: SPair-71k has files like 000001-NAME-NAME:CATEGORY.json there")
@@ -146,8 +151,8 @@ def _draw(category: str, paths: list[Path], count: int | None, seed: int) -> lis
 
 
 def _read_spair_pair(root: Path, path: Path) -> KeypointPair:
-    data = read_json(path)
-    category = str(_field(data, "category", path))
+    data = read_object(path, PAIR_FILE)
+    category = _text(data, "category", path)
     source, target = (_read_spair_side(root, path, data, category, side) for side in ("src", "trg"))
     if source.points_xy.shape != target.points_xy.shape:
         raise InputError(f"{path}: {len(source.points_xy)} source and {len(target.points_xy)} target keypoints")
@@ -155,16 +160,24 @@ def _read_spair_pair(root: Path, path: Path) -> KeypointPair:
 
 
 def _read_spair_side(root: Path, path: Path, data: dict[str, Any], category: str, side: str) -> _Annotated:
-    image = root / "JPEGImages" / category / str(_field(data, f"{side}_imname", path))
+    image = member(root / "JPEGImages", f"{category}/{_text(data, f'{side}_imname', path)}", path)
     size = image_size(image)
-    width, height = (int(v) for v in _field(data, f"{side}_imsize", path)[:2])
+    with reading(path, PAIR_FILE):
+        width, height = (int(v) for v in _field(data, f"{side}_imsize", path)[:2])
+        points = np.array(_field(data, f"{side}_kps", path), np.float64).reshape(-1, 2)
     if size != (height, width):
         raise InputError(
             f"{image} has {size[1]}×{size[0]} pixels (width × height), its annotation {path.name} {width}×{height}: "
             "they do not belong together"
         )
-    points = np.array(_field(data, f"{side}_kps", path), np.float64).reshape(-1, 2)
     return _Annotated(image, _inside(points, size, image), size)
+
+
+def _text(data: dict[str, Any], name: str, path: Path) -> str:
+    value = _field(data, name, path)
+    if not isinstance(value, str):
+        raise InputError(f"{path}: field {name!r} is {value!r:.60}: expected a text")
+    return value
 
 
 def _field(data: dict[str, Any], name: str, path: Path) -> Any:

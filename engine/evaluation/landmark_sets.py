@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.evaluation.reading import first_of, image_size, numbers, read_rows, require
+from facetrt.engine.evaluation.reading import first_of, image_size, member, numbers, read_rows, require
 from facetrt.kernels.errors import InputError
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ CUB = "CUB-200-2011"
 CELEBA = "CelebA"
 CUB_CATEGORIES = ("001", "002", "003")  # those that the paper reports
 CUB_LANDMARKS = 15
+PARTS = frozenset(map(str, range(1, CUB_LANDMARKS + 1)))
 CELEBA_LANDMARKS = 5
 SMALLEST_FACE = 0.3  # share of the image that a face's box must cover
 
@@ -77,7 +78,9 @@ def read_cub(root: Path, limit: int | None = None) -> list[LandmarkSet]:
             if limit is None or len(sides[in_training]) < limit:
                 box = numbers(_of(boxes, number, root / "bounding_boxes.txt"), root / "bounding_boxes.txt")
                 located = _of(points, number, root / "parts" / "part_locs.txt")
-                sides[in_training].append(_cub_image(root / "images" / files[number][0], located, box))
+                sides[in_training].append(
+                    _cub_image(member(root / "images", files[number][0], root / "images.txt"), located, box)
+                )
         sets.append(LandmarkSet(category, sides[True], sides[False]))
     return _checked(sets)
 
@@ -93,7 +96,7 @@ def _cub_points(path: Path) -> dict[str, NDArray[np.float64]]:
     found: dict[str, NDArray[np.float64]] = {}
     for image, part, *values in rows:
         table = found.setdefault(image, np.zeros((CUB_LANDMARKS, 3)))
-        if not part.isdigit() or not 1 <= int(part) <= CUB_LANDMARKS:
+        if part not in PARTS:
             raise InputError(f"{path}: image {image} has a part {part}: expected 1 to {CUB_LANDMARKS}")
         table[int(part) - 1] = numbers(values, path)
     return found
@@ -122,7 +125,7 @@ def read_celeba(root: Path, limit: int | None = None) -> list[LandmarkSet]:
         for (image,) in read_rows(path, 1):
             if limit is not None and len(faces) == limit:
                 break
-            face = _celeba_image(folder / image, _of(landmarks, image, path), _of(boxes, image, path))
+            face = _celeba_image(member(folder, image, path), _of(landmarks, image, path), _of(boxes, image, path))
             if face.box_wh[0] * face.box_wh[1] >= SMALLEST_FACE * face.size[0] * face.size[1]:
                 faces.append(face)
         sides.append(faces)

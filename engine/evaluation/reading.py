@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import io
+import math
+import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from facetrt.engine.files import images_in
+from facetrt.engine.files import images_in, read_bytes
+from facetrt.engine.images import check_pixels, open_image
 from facetrt.engine.label_images import GREY_MODES, VOID, labels_of, open_label_image
-from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError
+from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading
 
 
 def require(path: Path, data_set: str, what: str) -> Path:
@@ -43,15 +45,26 @@ def list_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
+def member(root: Path, name: str, annotation: Path) -> Path:
+    """The file ``name`` under ``root`` that an annotation speaks of.
+
+    Raises:
+        InputError: a name that leads elsewhere.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
+        raise InputError(f"{annotation} names the image {name[:100]!r}: expected one inside {root}")
+    return root / name
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """``(height, width)`` from the file's header."""
-    try:
-        with Image.open(path) as image:
+    with reading(path, "an image that an annotation names"):
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing: an annotation names it")
+        with open_image(path) as image:
+            check_pixels(image, str(path))
             return image.height, image.width
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing: an annotation names it") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -76,40 +89,41 @@ def read_mat(path: Path, key: str) -> NDArray[np.float64]:
         MissingDependencyError: scipy is not installed.
     """
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
     except ImportError as error:
         raise MissingDependencyError(
             f"{path.name} is a MATLAB file and needs scipy: pip install 'facetrt[eval]'"
         ) from error
-    try:
-        content = loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read as a MATLAB file: {error}") from error
-    if key not in content:
-        names = ", ".join(name for name in content if not name.startswith("__"))
-        raise InputError(f"{path} has no variable {key}: it has {names or 'none'}")
-    return np.asarray(content[key], np.float64)
+    data = read_bytes(path, MAT_FILE, MAX_MAT_BYTES)
+    with reading(path, MAT_FILE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scipy, on what it makes of damage
+        shapes = {name: shape for name, shape, _ in whosmat(io.BytesIO(data))}  # headers only
+        if key not in shapes:
+            names = ", ".join(name for name in shapes if not name.startswith("__"))
+            raise InputError(f"{path} has no variable {key}: it has {names or 'none'}")
+        if math.prod(shapes[key]) > MAX_MAT_NUMBERS:
+            raise InputError(f"{path}: {key} has shape {shapes[key]}: expected at most {MAX_MAT_NUMBERS:,} numbers")
+        found = np.asarray(loadmat(io.BytesIO(data), variable_names=[key])[key])
+        if found.dtype.kind not in "buif":
+            raise InputError(f"{path}: {key} holds {found.dtype}: expected numbers")
+        return found.astype(np.float64)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds a {type(data).__name__}: expected a JSON object")
-    return data
+MAT_FILE = "a MATLAB file"
+MAX_MAT_BYTES = 4 << 20  # of a file of keypoints; those of PF-WILLOW have a few hundred
+MAX_MAT_NUMBERS = 1 << 20
 
 
 def read_rows(path: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
     """Lines split at blanks; ``skip`` header lines are left out.
 
     Raises:
-        InputError: a line with another number of columns, named with its number.
+        InputError: a line with another number of columns, named with its number, or no UTF-8.
     """
+    with reading(path, "a list in UTF-8"):
+        text = read_bytes(path, "a list of lines").decode()
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[skip:], start=skip + 1):
+    for number, line in enumerate(text.splitlines()[skip:], start=skip + 1):
         fields = line.split()
         if fields and len(fields) != columns:
             raise InputError(f"{path}, line {number}: {len(fields)} columns, expected {columns}: {line[:60]!r}")
@@ -119,11 +133,12 @@ def read_rows(path: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
 
 
 def numbers(fields: Sequence[str], path: Path) -> list[float]:
-    """Texts as floats, or an error that names the file."""
-    try:
-        return [float(field) for field in fields]
-    except ValueError as error:
-        raise InputError(f"{path}: {' '.join(fields)[:60]!r} are not all numbers") from error
+    """Texts as finite floats, or an error that names the file."""
+    with suppress(ValueError, OverflowError):
+        found = [float(field) for field in fields]
+        if all(map(math.isfinite, found)):
+            return found
+    raise InputError(f"{path}: {' '.join(fields)[:60]!r} are not all numbers")
 
 
 def digest(root: Path, paths: Iterable[Path]) -> str:

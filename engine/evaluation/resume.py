@@ -11,17 +11,20 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from facetrt.engine.evaluation.protocol import Record
-from facetrt.engine.files import atomic_file, has_content, try_lock
+from facetrt.engine.files import atomic_file, has_content, read_bytes, try_lock
 from facetrt.kernels.errors import InputError, OutputError
 
 ITEMS = "items.jsonl"
 RESULTS = "results.json"
 PICTURES = "pictures"
+START = b'{"fingerprint": '  # of the first line
+MAX_BYTES = 1 << 30  # an item has some hundreds
 
 Fingerprint = Mapping[str, Any]
 
@@ -74,10 +77,12 @@ class ItemStore:
 
     def _restore(self, fingerprint: Fingerprint) -> None:
         path = self.folder / ITEMS
-        content = path.read_bytes()
+        content = read_bytes(path, "items of an evaluation", MAX_BYTES)
+        if content and not START.startswith(content[: len(START)]):
+            raise OutputError(f"{path} was not written by facetrt: choose another --out")
         complete = content[: content.rfind(b"\n") + 1]
+        lines = [_parse(path, number, line) for number, line in enumerate(complete.split(b"\n")[:-1], start=1)]
         os.ftruncate(self._file, len(complete))  # drops an item whose writing was cut off
-        lines = [_parse(path, number, line) for number, line in enumerate(complete.splitlines(), start=1)]
         if len(lines) <= 1:  # new, or a run that came to nothing
             os.ftruncate(self._file, 0)
             _write(self._file, json.dumps({"fingerprint": fingerprint}))
@@ -131,8 +136,9 @@ def _open_locked(folder: Path) -> int:
 
 
 def _clear(folder: Path, file: int) -> None:
-    first = (folder / ITEMS).read_bytes().partition(b"\n")[0]
-    if first and not first.startswith(b'{"fingerprint": '):
+    with (folder / ITEMS).open("rb") as opened:
+        first = opened.read(len(START))
+    if not START.startswith(first):
         raise OutputError(f"{folder / ITEMS} was not written by facetrt, so --force does not replace it")
     os.ftruncate(file, 0)
     (folder / RESULTS).unlink(missing_ok=True)
@@ -150,10 +156,12 @@ def _write(file: int, line: str) -> None:
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
+    with suppress(ValueError, RecursionError):
         parsed = json.loads(line)
-        if isinstance(parsed, dict) and ("fingerprint" in parsed if number == 1 else {"key", "record"} <= set(parsed)):
+        if isinstance(parsed, dict) and ("fingerprint" in parsed if number == 1 else _is_item(parsed)):
             return parsed
-    except ValueError:
-        pass
     raise InputError(f"{path}, line {number} is damaged: start again with --force")
+
+
+def _is_item(parsed: dict[str, Any]) -> bool:
+    return isinstance(parsed.get("key"), str) and isinstance(parsed.get("record"), dict)

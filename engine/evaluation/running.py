@@ -9,7 +9,8 @@ from pathlib import Path
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.protocol import Evaluation, Summary
 from facetrt.engine.evaluation.report import fingerprint, results, to_json
-from facetrt.engine.evaluation.resume import RESULTS, ItemStore, write_atomically
+from facetrt.engine.evaluation.resume import ITEMS, RESULTS, ItemStore, write_atomically
+from facetrt.kernels.errors import reading
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -54,7 +55,8 @@ def evaluate(
         for key, record in evaluation.run(engine, todo, store.pictures, steps):
             store.add(key, record)
         records = {key: store.records[key] for key in evaluation.keys}
-        summary = evaluation.summarise(records)
+        with reading(out / ITEMS, "items of this evaluation"):  # those of an earlier run say what they like
+            summary = evaluation.summarise(records)
         report = results(evaluation, engine, records, summary, resumed=store.resumed)
         write_atomically(out / RESULTS, to_json(report))
         return Outcome(summary, len(records), store.resumed)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facetrt.engine.evaluation.reading import image_size, list_folders, list_images, read_rows, require
+from facetrt.engine.evaluation.reading import image_size, list_folders, list_images, member, read_rows, require
 from facetrt.engine.label_images import VOID, Labels, read_labels
 from facetrt.kernels.errors import InputError, MissingFileError
 
@@ -57,7 +57,9 @@ def read_davis(root: Path, split: str, limit: int | None = None) -> tuple[list[V
     names = [row[0] for row in read_rows(listed, 1)] if listed.is_file() else [f.name for f in list_folders(frames)]
     if not names:
         raise MissingFileError(f"{frames} holds no sequence: expected folders of frames like car-shadow/00000.jpg")
-    return [_read_video(frames / name, annotations / name) for name in names[:limit]], listed.is_file()
+    return [
+        _read_video(member(frames, name, listed), member(annotations, name, listed)) for name in names[:limit]
+    ], listed.is_file()
 
 
 def _read_video(frames: Path, annotations: Path) -> Video:

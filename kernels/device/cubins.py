@@ -128,7 +128,7 @@ class KernelSet:
             raise BundleError(f"{INDEX} has {len(index)} bytes: expected at most {_INDEX_LIMIT}")
         try:
             found = json.loads(index)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{INDEX} is no JSON: {error}") from error
         _keys(found, {"schema", "architecture", "toolkit", "triton", "programs"}, INDEX)
         if found["schema"] != SCHEMA:
