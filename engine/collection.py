@@ -28,13 +28,15 @@ MEMORY_LIMIT = 1 << 30  # bytes of features held in memory before a collection s
 class LazySequence(Sequence[T], Generic[T]):
     """``count`` items, each made by ``make(index)`` whenever it is asked for.
 
-    ``cheap`` says that making is free, as for items that lie in memory.
+    ``cheap`` says that making is free, as for items that lie in memory. ``outline(index)`` makes an item as far as
+    that takes little reading: features without tokens.
     """
 
     cheap = False
 
-    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+    def __init__(self, count: int, make: Callable[[int], T], outline: Callable[[int], T] | None = None) -> None:
         self._count, self._make = count, make
+        self.outline = make if outline is None else outline
 
     def __len__(self) -> int:
         return self._count
@@ -46,7 +48,7 @@ class LazySequence(Sequence[T], Generic[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             chosen = range(len(self))[index]
-            return LazySequence(len(chosen), lambda i: self._make(chosen[i]))
+            return LazySequence(len(chosen), lambda i: self._make(chosen[i]), lambda i: self.outline(chosen[i]))
         return self._make(range(len(self))[index])
 
 
@@ -57,7 +59,7 @@ class FeatureCollection(LazySequence[Features]):
     """
 
     def __init__(self, facets: Iterable[str], *, memory_limit: int = MEMORY_LIMIT) -> None:
-        super().__init__(0, self._load)
+        super().__init__(0, self._load, lambda i: self._items[i])
         self.facets, self.memory_limit = list(facets), memory_limit
         self._items: list[Features] = []  # without arrays once spilled
         self._bytes = 0
@@ -142,6 +144,13 @@ class FeatureCollection(LazySequence[Features]):
         self.close()
 
 
+def reasons_empty(features: Sequence[Features]) -> list[str | None]:
+    """Of each image, why nothing can be found in it; None if something can. Descriptors are not read for it."""
+    if isinstance(features, LazySequence):
+        return [features.outline(i).why_empty for i in range(len(features))]
+    return [item.why_empty for item in features]
+
+
 def map_features(features: Sequence[Features], function: Callable[[Features], T]) -> Sequence[T]:
     """``function`` of each: computed once for features in memory, at each use for lazy ones."""
     if isinstance(features, LazySequence) and not features.cheap:
@@ -152,7 +161,8 @@ def map_features(features: Sequence[Features], function: Callable[[Features], T]
 def select(features: Sequence[Features], indices: Sequence[int]) -> Sequence[Features]:
     """Some of the features, without reading them."""
     if isinstance(features, LazySequence) and not features.cheap:
-        return LazySequence(len(indices), lambda i: features[indices[i]])
+        outline = features.outline
+        return LazySequence(len(indices), lambda i: features[indices[i]], lambda i: outline(indices[i]))
     return [features[i] for i in indices]
 
 

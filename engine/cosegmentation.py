@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.checks import check_finite, check_voting
-from facetrt.engine.collection import LazySequence, map_features, select
+from facetrt.engine.collection import LazySequence, map_features, reasons_empty, select
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.refinement import (
@@ -71,7 +71,10 @@ class Mask:
         labels: ``(grid_h, grid_w)`` int64 cluster of each cell; -1 everywhere in an outlier image.
         loaded_mask: ``(height, width)`` bool at the loaded size: what the reference returns.
         refinement: what made ``loaded_mask`` of ``cells``. ``none`` also where GrabCut had nothing to learn from.
-        inlier: False where outlier removal left the image out; its mask is empty.
+        inlier: False where outlier removal left the image out, or there is nothing to find in it; its mask is empty.
+        confidence: how salient the mask's cells are beside the others, ``(in - out) / (in + out)`` of the mean
+            saliency inside and outside, at least 0; 0 for a mask of no cell or of all, None without saliency.
+        why_empty: why nothing can be found in the image (it is featureless or too small), or None.
     """
 
     cells: NDArray[np.bool_]
@@ -82,6 +85,8 @@ class Mask:
     inlier: bool
     geometry: Geometry
     name: str
+    confidence: float | None
+    why_empty: str | None
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -104,7 +109,11 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Masks(Sequence[Mask]):
-    """One :class:`Mask` per input image, in order, and how the set was clustered and voted on."""
+    """One :class:`Mask` per input image, in order, and how the set was clustered and voted on.
+
+    Images in which nothing can be found neither take part in the clustering nor vote; where fewer than two are left,
+    nothing is shared, and there are no clusters. ``inlier_similarity (N,)`` is NaN for them.
+    """
 
     masks: list[Mask]
     clustering: Clustering
@@ -136,9 +145,12 @@ def cosegment_features(
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
     """
+    empty = reasons_empty(features)
     similarity, numbers = choose_images(
-        len(features), lambda: np.stack([f.cls(options.facet) for f in features]), options
+        empty, lambda shown: np.stack([features[i].cls(options.facet) for i in shown]), options
     )
+    if not numbers:
+        return nothing_shared(features, options)
     chosen = select(features, numbers)
     rows = map_features(chosen, lambda f: normalise(f[options.facet]))
     clustering = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
@@ -159,34 +171,53 @@ def cosegment_features(
 
 
 def choose_images(
-    count: int, cls_rows: Callable[[], Float], options: CosegmentOptions
+    empty: Sequence[str | None], cls_rows: Callable[[Sequence[int]], Float], options: CosegmentOptions
 ) -> tuple[NDArray[np.float64] | None, list[int]]:
     """Similarity of each image to the mean, if outliers are removed, and the numbers of the images that take part.
 
     Args:
-        cls_rows: gives the images' [CLS] descriptors, ``(N, C)``; called only if outliers are removed.
+        empty: of each image, why nothing can be found in it, or None.
+        cls_rows: gives the [CLS] descriptors of some images, ``(n, C)``; called only if outliers are removed.
+
+    Returns:
+        The numbers are none where fewer than two images have something in them.
 
     Raises:
         InputError: fewer than two images, or fewer than two inliers.
     """
-    if count < 2:
-        raise InputError(f"{count} image was given: co-segmentation needs at least 2 that share an object")
-    similarity = similarity_to_mean(cls_rows()) if options.remove_outliers else None
-    return similarity, np.flatnonzero(find_inliers(similarity, count, options.outlier_threshold)).tolist()
+    if len(empty) < 2:
+        raise InputError(f"{len(empty)} image was given: co-segmentation needs at least 2 that share an object")
+    shown = [number for number, why in enumerate(empty) if why is None]
+    if len(shown) < 2 or not options.remove_outliers:
+        return None, shown if len(shown) > 1 else []
+    similarity = np.full(len(empty), np.nan)
+    similarity[shown] = similarity_to_mean(cls_rows(shown))
+    inliers = find_inliers(similarity[shown], options.outlier_threshold)
+    return similarity, [number for number, inlier in zip(shown, inliers, strict=True) if inlier]
 
 
-def find_inliers(similarity: NDArray[np.float64] | None, count: int, threshold: float) -> NDArray[np.bool_]:
-    """Which images take part, ``(N,)``: all without similarities, else those of at least ``threshold``.
+def nothing_shared(features: Sequence[Features], options: CosegmentOptions) -> Masks:
+    """The result where fewer than two images have something in them: empty masks, no clusters."""
+    none = np.empty((0, 0), np.float32)
+    votes = Votes(np.empty((0, 0)), np.empty(0, np.int64), 0)
+    return Masks([make_mask(item, None, none, votes, options) for item in features], no_clusters(), votes, None)
+
+
+def no_clusters() -> Clustering:
+    """Of no image."""
+    return Clustering([], [], np.empty((0, 0), np.float32), [])
+
+
+def find_inliers(similarity: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+    """Which images take part, ``(N,)``: those of at least ``threshold``.
 
     Raises:
         InputError: fewer than two images are left.
     """
-    if similarity is None:
-        return np.ones(count, np.bool_)
     inliers = similarity >= threshold
     if inliers.sum() < 2:
         raise InputError(
-            f"outlier removal at {threshold} leaves {inliers.sum()} of {count} images (similarities "
+            f"outlier removal at {threshold} leaves {inliers.sum()} of {len(inliers)} images (similarities "
             f"{similarity.min():.2f} to {similarity.max():.2f}): lower outlier_threshold"
         )
     return inliers
@@ -288,6 +319,7 @@ def make_mask(
     votes: Votes,
     options: CosegmentOptions,
     refiner: Refiner = refine_labels,
+    saliency: Float | None = None,
 ) -> Mask:
     """The mask of one image from its cells' clusters ``(cells,)``; None makes the empty mask of an outlier."""
     salient = votes.salient_labels
@@ -296,7 +328,9 @@ def make_mask(
         return nearest_of_groups(squared_distances(normalise(features[options.facet]), centroids), salient)
 
     all_or_none = len(salient) in (0, len(centroids))
-    return mask_of_labels(features, labels, salient, options.refine, None if all_or_none else nearest, refiner)
+    return mask_of_labels(
+        features, labels, salient, options.refine, None if all_or_none else nearest, refiner, saliency
+    )
 
 
 def nearest_of_groups(distances: Float, salient: NDArray[np.int64]) -> Float:
@@ -311,6 +345,7 @@ def mask_of_labels(
     refine: Refinement,
     nearest: Callable[[], Float] | None,
     refiner: Refiner = refine_labels,
+    saliency: Float | None = None,
 ) -> Mask:
     """The mask that an image's clusters make.
 
@@ -320,10 +355,15 @@ def mask_of_labels(
         nearest: gives squared distances to the nearest salient and other centroid, ``(2, cells)``, which a CRF weighs
             against each other; None if there are not both.
         refiner: runs the CRF.
+        saliency: of the cells, where ``features`` do not hold it.
     """
+    if features.why_empty is not None:
+        labels = None
     grid = features.grid
     grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
     cells = np.isin(grid_labels, salient)
+    if saliency is None and features.attention is not None:
+        saliency = features.saliency
     loaded, refinement = enlarge_mask(cells, features.image_size), Refinement.NONE
     refined = None if labels is None else _refine(features, loaded, refine, nearest, refiner)
     if refined is not None:
@@ -337,7 +377,23 @@ def mask_of_labels(
         inlier=labels is not None,
         geometry=features.geometry,
         name=features.name,
+        confidence=None if saliency is None else contrast(saliency, cells),
+        why_empty=features.why_empty,
     )
+
+
+def contrast(saliency: Float, cells: NDArray[np.bool_]) -> float:
+    """``(in - out) / (in + out)`` of the mean saliency inside and outside of some cells, at least 0; see :class:`Mask`.
+
+    Args:
+        saliency: of all cells, in the shape of ``cells`` or flat.
+    """
+    chosen = cells.ravel()
+    if not chosen.any() or chosen.all():
+        return 0.0
+    values = saliency.ravel().astype(np.float64)
+    inside, outside = values[chosen].mean(), values[~chosen].mean()
+    return float(max(inside - outside, 0) / max(inside + outside, np.finfo(np.float64).tiny))
 
 
 def _refine(

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.emptiness import detail_of, why_empty
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import LoadSize, Pixels
 from facetrt.kernels.errors import InputError
@@ -50,6 +51,8 @@ class Features:
         pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
         name: path of the image, or how messages call it.
         load_size: how it was loaded.
+        detail: how much neighbouring patches of the image differ, in grey levels; see
+            :func:`facetrt.engine.emptiness.detail_of`. None where the pixels are unknown.
     """
 
     tokens: Mapping[str, Float] = field(repr=False)
@@ -60,8 +63,11 @@ class Features:
     name: str
     provenance: Provenance
     load_size: LoadSize = None
+    detail: float | None = None
 
     def __post_init__(self) -> None:
+        if self.detail is None and self.pixels.size:
+            object.__setattr__(self, "detail", detail_of(self.pixels, self.geometry))
         grid_h, grid_w = self.grid
         for facet, rows in self.tokens.items():
             if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
@@ -95,6 +101,11 @@ class Features:
         if high <= low:
             return np.zeros_like(self.attention)
         return np.asarray((self.attention - low) / (high - low), np.float32)
+
+    @property
+    def why_empty(self) -> str | None:
+        """Why nothing can be found in this image, to be read after its name; None if something can."""
+        return why_empty(self.detail, self.geometry)
 
     @property
     def grid(self) -> tuple[int, int]:

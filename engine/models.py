@@ -145,6 +145,8 @@ class SegmentationModel(Model):
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> Mask:
         """See ``Engine.apply``."""
         rows, salient = self._rows(features), self.salient_labels
+        if features.why_empty is not None:
+            return mask_of_labels(features, None, salient, refine, None)
         distances = squared_distances(rows, self.centroids)  # (k, cells)
         if smoother is not None:
             distances = smoother.smooth(distances.reshape(-1, *features.grid)).reshape(distances.shape)
@@ -184,7 +186,7 @@ class PartsModel(Model):
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> PartMap:
         """See ``Engine.apply``."""
         energy = part_energy(features, self._rows(features), self.centroids, self.background_centroids)
-        if smoother is not None:
+        if smoother is not None and features.why_empty is None:
             energy = smoother.smooth(energy)
         return map_of_energy(features, energy, self.num_parts, refine)
 

@@ -12,15 +12,15 @@ foreground, or without a part that all images share, everything is background; a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.checks import check_positive, check_voting
-from facetrt.engine.collection import LazySequence, join, map_features
-from facetrt.engine.cosegmentation import Clustering, cluster_elbow, normalise
+from facetrt.engine.collection import LazySequence, join, map_features, reasons_empty, select
+from facetrt.engine.cosegmentation import Clustering, cluster_elbow, contrast, no_clusters, normalise
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.refinement import Progress, Refinement, Refiner, check_available, refine_labels
@@ -72,6 +72,8 @@ class PartMap:
     Attributes:
         loaded_labels: ``(height, width)`` int16 at the loaded size: what the reference returns, with -1 for its NaN.
         cells: ``(grid_h, grid_w)`` integers, the part of each cell before refinement.
+        confidence: how salient the parts' cells are beside the others, as in :class:`Mask`.
+        why_empty: why nothing can be found in the image (it is featureless or too small), or None.
     """
 
     loaded_labels: Labels
@@ -79,6 +81,8 @@ class PartMap:
     refinement: Refinement
     geometry: Geometry
     name: str
+    confidence: float | None
+    why_empty: str | None
 
     @property
     def labels(self) -> Labels:
@@ -92,7 +96,8 @@ class Parts(Sequence[PartMap]):
     """One :class:`PartMap` per input image, in order, and how they came about.
 
     ``centroids (num_parts, C)`` of the last stage; ``background_centroids`` that the parts were weighed against;
-    ``common_parts`` the stage-2 clusters that all images have, or None with two stages.
+    ``common_parts`` the stage-2 clusters that all images have, or None with two stages. Images in which nothing can be
+    found are all background and take part in nothing.
     """
 
     maps: list[PartMap]
@@ -141,6 +146,18 @@ def segment_parts_features(
     """
     if not features:
         raise InputError("no image was given: part co-segmentation needs at least 1")
+    empty, empty_views = reasons_empty(features), reasons_empty(augmented)
+    if any(empty):
+        shown = [number for number, why in enumerate(empty) if why is None]
+        found = (
+            segment_parts_features(select(features, shown), options, augmented, progress, refiner)
+            if shown
+            else _nothing_found()
+        )
+        maps = iter(found.maps)
+        every = [next(maps) if why is None else _background(features[i]) for i, why in enumerate(empty)]
+        return replace(found, maps=every)
+    augmented = select(augmented, [number for number, why in enumerate(empty_views) if why is None])
     everything = join(features, augmented)
     rows = map_features(everything, lambda item: normalise(item[options.facet]))
     foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
@@ -161,6 +178,12 @@ def segment_parts_features(
         centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
     maps = _refine(features, centroids, background, options, progress, refiner)
     return Parts(maps, foreground, votes, centroids, background, second, common)
+
+
+def _nothing_found() -> Parts:
+    """Of no image."""
+    none, votes = np.empty((0, 0), np.float32), Votes(np.empty((0, 0)), np.empty(0, np.int64), 0)
+    return Parts([], no_clusters(), votes, none, none, None, None)
 
 
 def _vote(features: Sequence[Features], foreground: Clustering, options: PartsOptions) -> Votes:
@@ -231,11 +254,18 @@ def map_of_energy(
     item: Features, energy: Float, num_parts: int, refine: Refinement, refiner: Refiner = refine_labels
 ) -> PartMap:
     """The parts of smallest ``energy (labels, grid_h, grid_w)``; a label beyond ``num_parts`` is background."""
+    if item.why_empty is not None:
+        return _background(item)
     labels = refiner(item.pixels, energy, refine)
     cells = first_smallest(energy, 2 * TIE)  # unit rows, and means of such
     for found in (labels, cells):
         found[found == num_parts] = BACKGROUND
-    return PartMap(labels.astype(np.int16), cells, refine, item.geometry, item.name)
+    return _part_map(item, labels.astype(np.int16), cells, refine)
+
+
+def _part_map(item: Features, labels: Labels, cells: Labels, refine: Refinement) -> PartMap:
+    confidence = None if item.attention is None else contrast(item.saliency, cells >= 0)
+    return PartMap(labels, cells, refine, item.geometry, item.name, confidence, item.why_empty)
 
 
 def _common_parts(refined: Sequence[PartMap], count: int) -> Labels:
@@ -250,13 +280,9 @@ def _smoothed_cells(refined: PartMap) -> Labels:
 
 
 def _all_background(features: Sequence[Features]) -> list[PartMap]:
-    return [
-        PartMap(
-            np.full(item.image_size, BACKGROUND, np.int16),
-            np.full(item.grid, BACKGROUND),
-            Refinement.NONE,
-            item.geometry,
-            item.name,
-        )
-        for item in features
-    ]
+    return [_background(item) for item in features]
+
+
+def _background(item: Features) -> PartMap:
+    labels = np.full(item.image_size, BACKGROUND, np.int16)
+    return _part_map(item, labels, np.full(item.grid, BACKGROUND), Refinement.NONE)

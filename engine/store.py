@@ -123,7 +123,9 @@ class FeatureStore(LazySequence[Features]):
     def __init__(
         self, path: Path, settings: StoreSettings, numbers: list[int], complete: bool, skipped: list[dict[str, str]]
     ) -> None:
-        super().__init__(len(numbers), lambda i: read_image(path, numbers[i], settings, settings.facets))
+        super().__init__(
+            len(numbers), lambda i: read_image(path, numbers[i], settings, settings.facets), self._without_descriptors
+        )
         self.path, self.settings, self.numbers = path, settings, numbers
         self.complete, self.skipped = complete, skipped
 
@@ -151,7 +153,14 @@ class FeatureStore(LazySequence[Features]):
 
     def only(self, facets: Sequence[str]) -> LazySequence[Features]:
         """The same images with some of the facets; the others are not read."""
-        return LazySequence(len(self), lambda i: read_image(self.path, self.numbers[i], self.settings, facets))
+        return LazySequence(
+            len(self),
+            lambda i: read_image(self.path, self.numbers[i], self.settings, facets),
+            self._without_descriptors,
+        )
+
+    def _without_descriptors(self, index: int) -> Features:
+        return read_image(self.path, self.numbers[index], self.settings, ())
 
 
 def open_store(path: Path) -> FeatureStore:

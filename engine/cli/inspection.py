@@ -317,9 +317,13 @@ def _facet_record(row: FacetRow) -> dict[str, Any]:
 
 def _find_points(engine: Engine, a: Features, b: Features, count: int) -> list[tuple[float, float]]:
     """Points of A that have a counterpart in B, as ``facetrt match`` picks them."""
-    found = engine.match(a, b, num_pairs=count).points_a_xy
+    matches = engine.match(a, b, num_pairs=count)
+    found = matches.points_a_xy
     if not len(found):
-        raise InputError("no point of the first image corresponds to one of the second: name points with --at X,Y")
+        why = "" if matches.why_empty is None else f"{matches.why_empty}: "
+        raise InputError(
+            f"{why}no point of the first image corresponds to one of the second: name points with --at X,Y"
+        )
     return [(float(x), float(y)) for x, y in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ from facetrt.engine.cli.extract import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
-from facetrt.engine.cosegmentation import Clustering, CosegmentOptions, Masks
+from facetrt.engine.cosegmentation import Clustering, CosegmentOptions, Mask, Masks
 from facetrt.engine.engine import Engine
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.files import (
@@ -52,7 +52,7 @@ from facetrt.engine.images import Pixels, load_image
 from facetrt.engine.matching import Matches
 from facetrt.engine.model_files import check_model_path
 from facetrt.engine.models import Model, parts_model, segmentation_model
-from facetrt.engine.parts import Parts, PartsOptions
+from facetrt.engine.parts import PartMap, Parts, PartsOptions
 from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
 from facetrt.engine.refinement import Refinement
 from facetrt.engine.samples import sample_paths, second_view
@@ -89,6 +89,9 @@ SaliencyOption = Annotated[
     SaliencyMode,
     typer.Option("--saliency", help="From the descriptors' own pass, or from one at half the size and stride 8."),
 ]
+DOUBTFUL = 0.33  # confidence of a match: pictures of noise stay below, two views of a thing above
+DOUBTFUL_MASK = 0.5  # of a mask: in pictures of noise up to 0.45, of photographs 0.7 to 1
+
 SaveModelOption = Annotated[
     Path | None, typer.Option("--save-model", help="File for what was learned, to be applied to further images.")
 ]
@@ -129,9 +132,19 @@ def match(
     pictures = [draw.capped(load_image(path).pixels) for path in paths]
     with atomic_folder(out, force=force) as folder:
         write_matches(folder, (a, b), pictures, matches, options, intermediate=save_intermediate)
-    console.print(f"{len(matches)} point pairs from {len(matches.cells_a)} salient best buddies: {out}")
-    if not len(matches):
+    console.print(
+        f"{len(matches)} point pairs from {len(matches.cells_a)} salient best buddies, confidence "
+        f"{matches.confidence:.2f}: {out}"
+    )
+    if matches.why_empty is not None:
+        console.print(f"nothing to match: {matches.why_empty}", soft_wrap=True)
+    elif not len(matches):
         console.print("nothing corresponds: try a lower --saliency-threshold or a larger --load-size")
+    elif matches.confidence < DOUBTFUL:
+        console.print(
+            f"a confidence below {DOUBTFUL:g} is what images without anything in common have as well: look at "
+            "matches.png before relying on them"
+        )
 
 
 def write_matches(
@@ -154,12 +167,13 @@ def write_matches(
         "loaded_points_a_xy": matches.loaded_points_a_xy,
         "loaded_points_b_xy": matches.loaded_points_b_xy,
     }
-    kept: dict[str, Any] = {"cells_a": matches.cells_a, "cells_b": matches.cells_b, "similarity": matches.similarity}
+    kept: dict[str, Any] = {name: getattr(matches, name) for name in ("cells_a", "cells_b", "similarity", "agreement")}
     write_png(folder / "matches.png", draw.draw_matches(pictures, matches))
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
     record = {"command": "match", "facet": matches.facet, "options": options, "images": [describe(a), describe(b)]}
-    similarity = matches.similarity[matches.selected]
-    write_results(folder, record | {k: v.round(3) for k, v in points.items()} | {"similarity": similarity})
+    record |= {"confidence": round(matches.confidence, 4), "why_empty": matches.why_empty}
+    of_pairs = {name: getattr(matches, name)[matches.selected] for name in ("similarity", "agreement")}
+    write_results(folder, record | {k: v.round(3) for k, v in points.items()} | of_pairs)
     if intermediate:
         for side, features in (("a", a), ("b", b)):
             write_png(folder / f"saliency_{side}.png", saliency_picture(features))
@@ -228,9 +242,12 @@ def cosegment(
                     keep_model(model, save_model, out, folder, force=force)
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
-        f"masks of {len(masks)} images ({found} with foreground), {masks.clustering.tried_k[-1]} clusters: {out}"
+        f"masks of {len(masks)} images ({found} with foreground), {len(masks.clustering.centroids)} clusters: {out}"
     )
-    if not found:
+    say_doubts(masks)
+    if not masks.clustering.tried_k:
+        console.print("fewer than two images show anything, so they share nothing")
+    elif not found:
         console.print("no cluster was salient in enough images: try a lower --saliency-threshold or --votes-percentage")
     report_model(save_model, "cosegment", learned=bool(masks.votes.salient_labels.size))
 
@@ -256,7 +273,7 @@ def write_masks(
             write_png(folder / "clusters" / f"{stem}.png", clusters)
         arrays: dict[str, Any] = {"labels": mask.labels, "loaded_mask": mask.loaded_mask, "saliency": item.saliency}
         np.savez_compressed(folder / "data" / f"{stem}.npz", **arrays)
-        state = {"foreground": round(float(mask.loaded_mask.mean()), 4), "inlier": mask.inlier}
+        state = {"foreground": round(float(mask.loaded_mask.mean()), 4), "inlier": mask.inlier, **doubts(mask)}
         records.append(describe(item) | state | {"refinement": mask.refinement, "mask": f"masks/{stem}.png"})
     write_png(
         folder / "overview.png", draw.table(sheet, ["photograph", "saliency", "clusters", "mask"], stems[: len(sheet)])
@@ -264,6 +281,25 @@ def write_masks(
     np.save(folder / "centroids.npy", masks.clustering.centroids)
     summary = {"command": "cosegment", **record, **_clustering(masks.clustering, masks.votes)}
     write_results(folder, summary | {"images": records})
+
+
+def doubts(result: Mask | PartMap) -> dict[str, Any]:
+    """What a record says of how sure a mask or a map of parts is."""
+    confidence = None if result.confidence is None else round(result.confidence, 4)
+    return {"confidence": confidence, "why_empty": result.why_empty}
+
+
+def say_doubts(results: Iterable[Mask | PartMap]) -> None:
+    """Print in which images there is nothing to find, and why, or little reason to believe what was found."""
+    for result in results:
+        if result.why_empty is not None:
+            console.print(f"nothing to find: {result.name} {result.why_empty}", soft_wrap=True)
+        elif result.confidence is not None and 0 < result.confidence < DOUBTFUL_MASK:
+            console.print(
+                f"doubtful: what was found in {result.name} is hardly more salient than the rest (confidence "
+                f"{result.confidence:.2f})",
+                soft_wrap=True,
+            )
 
 
 OVERVIEW_ROWS = 12  # images shown in the contact sheet
@@ -341,7 +377,8 @@ def parts(
                     model = parts_model(found, encoded, PartsOptions(chosen, **known))  # type: ignore[arg-type]
                     keep_model(model, save_model, out, folder, force=force)
     console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
-    if not found.num_parts:
+    say_doubts(found)
+    if not found.num_parts and found.foreground.tried_k:
         cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"
         console.print(f"{cause}, so everything is background: try a lower --saliency-threshold or --votes-percentage")
     report_model(save_model, "parts", learned=bool(found.num_parts))
@@ -361,7 +398,12 @@ def write_parts(folder: Path, features: Sequence[Features], found: Parts, record
         write_png(folder / "labels" / f"{stem}.png", (part.labels + 1).astype(np.uint8))
         write_png(folder / "overlays" / f"{stem}.png", overlay)
         shares = np.bincount(part.loaded_labels.ravel() + 1, minlength=found.num_parts + 1) / part.loaded_labels.size
-        state = {"shares": shares.round(4), "refinement": part.refinement, "labels": f"labels/{stem}.png"}
+        state = {
+            **doubts(part),
+            "shares": shares.round(4),
+            "refinement": part.refinement,
+            "labels": f"labels/{stem}.png",
+        }
         records.append(describe(item) | state)
     write_png(folder / "overview.png", draw.table(sheet, ["photograph", "parts"], stems[: len(sheet)]))
     np.savez(folder / "parts.npz", centroids=found.centroids, background_centroids=found.background_centroids)

@@ -16,6 +16,7 @@ from facetrt.engine.cosegmentation import (
     Masks,
     choose_images,
     make_mask,
+    nothing_shared,
     too_few_descriptors,
 )
 from facetrt.engine.device.encoding import DeviceFeatures
@@ -68,9 +69,14 @@ def cosegment_on_device(
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
     """
+    hosts = [item.host for item in features]
     similarity, chosen = choose_images(
-        len(features), lambda: np.concatenate([device.download(item.cls) for item in features]), options
+        [item.why_empty for item in hosts],
+        lambda shown: np.concatenate([device.download(features[i].cls) for i in shown]),
+        options,
     )
+    if not chosen:
+        return nothing_shared(hosts, options)
     found = _cluster(device, _gather(device, features, chosen), options)
     labels = dict(zip(chosen, found.clustering.labels, strict=True))
 
@@ -79,11 +85,12 @@ def cosegment_on_device(
 
     def mask(number: int) -> Mask:
         if originals is not None:
-            item = originals[number]
+            item, saliency = originals[number], None
         else:
             with one_at_a_time:
                 item = features[number].to_host(device, options.facet, options.refine)
-        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options, refiner)
+                saliency = device.download(features[number].saliency)
+        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options, refiner, saliency)
 
     masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, found.clustering, found.votes, similarity)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.bundle import CLS_ATTENTION
+from facetrt.engine.emptiness import detail_of
 from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
 from facetrt.engine.features import Features, SaliencyMode, not_exported
 from facetrt.engine.geometry import Geometry, grid_size
@@ -87,7 +88,8 @@ class DeviceFeatures:
 class Frame:
     """A decoded image and the sizes that it is resized to.
 
-    ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, or another library's array on the GPU.
+    ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, or another library's array on the GPU,
+    of which no ``detail`` is known (see :class:`Features`).
     """
 
     pixels: Any = field(repr=False)
@@ -95,6 +97,7 @@ class Frame:
     original_size: tuple[int, int]
     size: tuple[int, int]
     half: tuple[int, int] | None
+    detail: float | None
 
     @property
     def nbytes(self) -> int:
@@ -116,8 +119,11 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
         name, pixels, original = loaded.name, loaded.pixels, loaded.original_size
     size = loaded_size(original, options.load_size, name)
     half = half_size(size) if options.halve else None
-    encoder.check_size(name, size, half, options.stride or encoder.manifest.stride)
-    return Frame(pixels, name, original, size, half)
+    stride = options.stride or encoder.manifest.stride
+    encoder.check_size(name, size, half, stride)
+    geometry = Geometry(original, size, encoder.manifest.architecture.patch, stride)
+    detail = detail_of(pixels, geometry) if isinstance(pixels, np.ndarray) else None
+    return Frame(pixels, name, original, size, half, detail)
 
 
 def batches(encoder: Encoder, frames: Iterable[Frame], options: EncodeOptions) -> Iterator[list[Frame]]:
@@ -264,6 +270,7 @@ class DeviceEncoder:
             name=frame.name,
             provenance=self._encoder.provenance,
             load_size=options.load_size,
+            detail=frame.detail,
         )
 
     def _own(self, values: DeviceArray, row: int) -> DeviceArray:

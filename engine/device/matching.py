@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from facetrt.engine.device.encoding import DeviceFeatures
-from facetrt.engine.matching import Matches, MatchOptions
+from facetrt.engine.matching import (
+    Matches,
+    MatchOptions,
+    agreement_of,
+    confidence_of,
+    no_matches,
+    nothing_to_match,
+)
 from facetrt.kernels.device import convert, kmeans, log_bin, select
 from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.best_buddies import best_buddies
@@ -19,6 +26,8 @@ def match_on_device(
     Args:
         half: compare in float16 with float32 sums (fp16 and bf16 encoders); otherwise in float32.
     """
+    if (why := nothing_to_match(a.host, b.host)) is not None:
+        return no_matches(a.geometry, b.geometry, options.facet, why)
     hierarchy, threshold, num_pairs = options.hierarchy, options.saliency_threshold, options.num_pairs
     maps = [convert.to_half(device, f.rows).reshape(*f.map.shape) if half else f.map for f in (a, b)]
     buddies = best_buddies(device, maps[0], maps[1], hierarchy)
@@ -36,8 +45,12 @@ def match_on_device(
     similarity = convert.take(device, buddies.sim_ab, kept.cells)
     count = int(device.download(kept.count)[0])  # the only wait; the rest has been computed by now
     found = device.download(selected).astype(np.int64)
+    cells_a = device.download(kept.cells)[:count].astype(np.int64)
+    nearest = device.download(buddies.nn_ab).astype(np.int64)
+    agreement = agreement_of(cells_a, nearest, a.geometry.grid, b.geometry.grid)
+    salient = min(int((device.download(item.saliency) > threshold).sum()) for item in (a, b))
     return Matches(
-        cells_a=device.download(kept.cells)[:count].astype(np.int64),
+        cells_a=cells_a,
         cells_b=device.download(cells_b)[:count].astype(np.int64),
         similarity=device.download(similarity)[:count],
         clusters=device.download(clusters)[:count].astype(np.int64),
@@ -45,6 +58,8 @@ def match_on_device(
         geometry_a=a.geometry,
         geometry_b=b.geometry,
         facet=options.facet,
+        agreement=agreement,
+        confidence=confidence_of(agreement, salient),
     )
 
 

@@ -151,7 +151,7 @@ class Cosegmentation(Evaluation):
         return {
             "masks": _scores([mask.mask for mask in masks], annotated),
             "saliency": _scores(salient, annotated),
-            "clusters": masks.clustering.tried_k[-1],
+            "clusters": len(masks.clustering.centroids),
             "shrunk": [path.name for path in found.images if load_size_of(path, options) != options.load_size],
             "salient_clusters": len(masks.votes.salient_labels),
             "inliers": sum(mask.inlier for mask in masks),

@@ -101,9 +101,9 @@ def test_an_error_while_refining_reaches_the_caller(
 
 
 def test_too_few_descriptors(tiny_engine: Engine) -> None:
-    tiny = [photo(8, 8, seed) for seed in range(2)]
+    tiny = [photo(16, 16, seed) for seed in range(2)]
     with pytest.raises(InputError, match="the images give 2 sampled descriptors, too few for 3 clusters"):
-        tiny_engine.cosegment(tiny, load_size=None, low_resolution_saliency=False, elbow=10.0 - 9.9999)
+        tiny_engine.cosegment(tiny, load_size=8, low_resolution_saliency=False, elbow=10.0 - 9.9999)
 
 
 def test_outliers_are_left_out_and_results_stay_in_place(tiny_engine: Engine, features: list[Features]) -> None:

@@ -12,7 +12,17 @@ from facetrt.engine.matching import Matches
 def test_matches_are_drawn_where_they_are_in_pictures_of_any_size() -> None:
     geometries = Geometry((96, 192), (48, 96), 8, 4), Geometry((48, 48), (48, 48), 8, 4)
     cells = np.array([30])
-    found = Matches(cells, cells, np.ones(1, np.float32), np.zeros(1, np.int64), np.array([0]), *geometries, "key@1")
+    found = Matches(
+        cells,
+        cells,
+        np.ones(1, np.float32),
+        np.zeros(1, np.int64),
+        np.array([0]),
+        *geometries,
+        "key@1",
+        np.ones(1, np.float32),
+        1.0,
+    )
     pictures = [np.full((48, 96, 3), 128, np.uint8), np.full((96, 96, 3), 128, np.uint8)]
     drawn = draw.draw_matches(pictures, found)
     assert drawn.shape == (96, 96 + 8 + 96, 3)
