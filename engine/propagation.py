@@ -124,7 +124,7 @@ class MaskPropagator:
             InputError: before :meth:`start`; a frame of another size, stride or bundle than the first.
         """
         if self._first is None:
-            raise InputError("step was called before start: call start(features, labels) with the first frame's mask")
+            raise InputError("step was called before start: call start(features, labels) with the first result's")
         _check_alike(self._first, features)
         descriptors = self._descriptors(features)
         context = [self._first.seen, *self._queue]

@@ -44,7 +44,8 @@ class Frame:
 
     Attributes:
         pixels: ``(H, W, 3)`` uint8 RGB, contiguous; nothing writes into it after it was handed out.
-        index: number in the source, from 0; frames that were dropped or skipped are counted.
+        index: number in the source, from 0; frames that were dropped or skipped are counted, so the first one that
+            arrives need not be number 0.
         timestamp: seconds; of files since their beginning, of cameras since they were opened. It never decreases:
             where a file's time runs backwards or jumps, it goes on by one frame.
 

@@ -204,7 +204,7 @@ class Tracker:
             InputError: :meth:`start` was not called; features of another bundle or stride, or without the facet.
         """
         if self._state is None:
-            raise InputError("a step before the start: call start(features, points_xy) with the first frame")
+            raise InputError("a step before the start: call start(features, points_xy) with the first result's")
         _check_alike(self._state, features)
         seen = DescriptorMap.of(self._state.blend.map(features))
         previous = self._state.previous

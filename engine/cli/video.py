@@ -117,10 +117,14 @@ def video(
     ] = None,
     points: Annotated[int | None, typer.Option("--points", min=1, help="track: how many to choose (20).")] = None,
     point: Annotated[
-        list[str] | None, typer.Option("--point", help="track: X,Y in pixels of the first frame; repeat for more.")
+        list[str] | None,
+        typer.Option("--point", help="track: X,Y in pixels of the first frame that can be read; repeat for more."),
     ] = None,
     first_mask: Annotated[
-        Path | None, typer.Option("--first-mask", help="mask: label image of the first frame; 0 is background.")
+        Path | None,
+        typer.Option(
+            "--first-mask", help="mask: of the first frame that can be read: labels, colours or alpha; 0 is background."
+        ),
     ] = None,
     model: Annotated[
         Path | None,
