@@ -35,7 +35,7 @@ def export(
         typer.Option("--out", "-o", help="Folder to write; it appears complete or not at all. Not for a bundle."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help=".pth, .safetensors or .npz; the published checkpoint by default.")
+        Path | None, typer.Option("--weights", help="Checkpoint of any layout; the published one by default.")
     ] = None,
     stride: Annotated[
         int, typer.Option("--stride", min=1, help="Of the patch convolution; divides the patch size.")

@@ -89,7 +89,7 @@ def export_bundle(
     options = resolve_options(spec, options or ExportOptions())
     with atomic_folder(out, force=force, content=Content.BUNDLE) as folder:
         report("loading weights")
-        vit, checkpoint = load_model(spec, weights, download)
+        vit, checkpoint = load_model(spec, weights, download, report)
         report("tracing the graph")
         manifest = _write_files(folder, vit, spec, options, checkpoint)
         report("comparing with the torch model")
@@ -135,12 +135,15 @@ def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], stride: int) -> No
 
 
 def load_model(
-    spec: ModelSpec, weights: Path | None, download: DownloadProgress | None = None
+    spec: ModelSpec,
+    weights: Path | None,
+    download: DownloadProgress | None = None,
+    report: Report = lambda note: None,
 ) -> tuple[Any, Checkpoint]:
     """The torch model with its weights, and where they came from."""
     vit = spec.build()
-    state, checkpoint = load_weights(spec, weights, download)
-    load_strictly(vit, state, spec.dropped, checkpoint.source)
+    state, checkpoint = load_weights(spec, weights, download, report)
+    load_strictly(vit, state, checkpoint.source)
     return vit, checkpoint
 
 

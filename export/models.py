@@ -23,7 +23,6 @@ class ModelSpec:
         saliency_heads: heads of the last layer whose [CLS] attention is averaged; all if None.
         url: where an official DINO checkpoint is published. timm's models have none: timm downloads them.
         published_bytes, published_sha256: of that file, where known; a download that differs is refused.
-        dropped: classifier tensors that the checkpoint has beyond the backbone.
         match_facet, cosegment_facet, propagate_facet: the facet that each task uses; ``track_facet`` is that for
             matching if None.
         default_facets: what is exported unless facets are named.
@@ -43,7 +42,6 @@ class ModelSpec:
     published_bytes: int | None = None
     published_sha256: str | None = None
     timm_name: str | None = None
-    dropped: tuple[str, ...] = ()
     match_facet: str = "key@9"
     cosegment_facet: str = "key@11"
     propagate_facet: str = "normed@11"
@@ -127,7 +125,6 @@ def _supervised(size: str, patch: int) -> ModelSpec:
         trained_grid=224 // patch,
         normalisation=HALF,
         timm_name=f"{name}.augreg_in21k_ft_in1k" if published else None,
-        dropped=("head.weight", "head.bias"),
     )
 
 

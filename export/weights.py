@@ -1,4 +1,4 @@
-"""Checkpoints: reading files of three formats, finding published ones, loading strictly."""
+"""Weights: from files and from where they are published, checked, hashed and loaded strictly."""
 
 from __future__ import annotations
 
@@ -6,102 +6,99 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from facetrt.engine.bundle import Checkpoint
 from facetrt.export import builtin
+from facetrt.export.backbone import find_backbone, listed
+from facetrt.export.checkpoints import MAX_CHECKPOINT_BYTES, read_checkpoint
 from facetrt.export.models import ModelSpec, import_export_libraries
 from facetrt.kernels.errors import InputError, MissingFileError
 
-MAX_CHECKPOINT_BYTES = 2 << 30
 CHUNK = 1 << 20
 
 DownloadProgress = Callable[[int, int | None], None]  # (bytes so far, bytes in all if known)
+Report = Callable[[str], None]
 StateDict = dict[str, Any]  # name → torch tensor
 
 
 def load_weights(
-    spec: ModelSpec, path: Path | None, progress: DownloadProgress | None = None
+    spec: ModelSpec,
+    path: Path | None,
+    progress: DownloadProgress | None = None,
+    report: Report = lambda note: None,
 ) -> tuple[StateDict, Checkpoint]:
-    """The model's tensors from a file, or from its published checkpoint if ``path`` is None.
+    """The model's tensors in float32 from a file, or from its published checkpoint if ``path`` is None.
+
+    The checkpoint's SHA-256 is that of the tensors, so it is the same for whatever file holds them.
+
+    Args:
+        report: called with what was taken from a file that holds more than the backbone.
 
     Raises:
         MissingFileError: no such file, or it cannot be downloaded.
         InputError: the file cannot be read.
     """
     if path is not None:
-        return read_state_dict(path), Checkpoint(path.name, _sha256(path))
+        return _finished(read_state_dict(path, report), path.name)
     if spec.name == "builtin":
-        return _builtin_state()
+        torch, _ = import_export_libraries()
+        return _finished(
+            {name: torch.from_numpy(values) for name, values in builtin.state_dict().items()}, "closed form"
+        )
     if spec.timm_name is not None:
-        return _timm_state(spec.timm_name)
+        return _finished(_timm_state(spec.timm_name, report), f"timm:{spec.timm_name}")
     if spec.url is None:
         raise MissingFileError(
             f"no supervised checkpoint of {spec.name} is published (timm's of that name is DINO's): pass one with "
             "--weights, or export dino_vits8"
         )
-    cached = fetch_checkpoint(spec, progress)
-    return read_state_dict(cached), Checkpoint(str(spec.url), _sha256(cached))
+    return _finished(read_state_dict(fetch_checkpoint(spec, progress), report), str(spec.url))
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """Tensors of a ``.pth``/``.pt`` (never unpickling code), ``.safetensors`` or ``.npz`` file, by name."""
+def read_state_dict(path: Path, report: Report = lambda note: None) -> StateDict:
+    """The backbone's tensors from a checkpoint file of any layout, by name (see ``find_backbone``)."""
+    return _backbone(read_checkpoint(path), str(path), report)
+
+
+def _backbone(loaded: Any, source: str, report: Report) -> StateDict:
+    found = find_backbone(loaded, source)
+    for note in found.notes():
+        report(f"{source}: {note}")
+    return found.tensors
+
+
+def _finished(state: StateDict, source: str) -> tuple[StateDict, Checkpoint]:
+    """The tensors in float32, and their SHA-256: of names, shapes and values, in the order of the names.
+
+    Raises:
+        InputError: tensors that are no weights: of integers, sparse, not finite, or larger in all than a checkpoint.
+    """
     torch, _ = import_export_libraries()
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist: expected a checkpoint (.pth, .safetensors or .npz)")
-    if path.stat().st_size > MAX_CHECKPOINT_BYTES:
-        raise InputError(f"{path} has {path.stat().st_size:,} bytes: expected at most {MAX_CHECKPOINT_BYTES:,}")
-    readers = {".pth": _read_torch, ".pt": _read_torch, ".safetensors": _read_safetensors, ".npz": _read_npz}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: the ending {path.suffix!r} is unknown: expected {', '.join(readers)}")
-    try:
-        state = reader(path)
-    except Exception as error:  # a damaged or hostile file fails in the readers in any way
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason:.200}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} is not a plain mapping of names to tensors: expected the backbone's state dict")
-    return dict(state)
+    count = sum(tensor.numel() for tensor in state.values())  # before they are converted: views may be of any size
+    if 4 * count > MAX_CHECKPOINT_BYTES:
+        raise InputError(f"{source} has {count:,} weights: expected at most {MAX_CHECKPOINT_BYTES // 4:,}")
+    digest, weights = hashlib.sha256(), {}
+    for name in sorted(state):
+        tensor = state[name]
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            raise InputError(f"{source}: {name} is {tensor.dtype}, {tensor.layout}: expected floating-point numbers")
+        weights[name] = tensor.detach().to(torch.float32).contiguous()
+        if not weights[name].isfinite().all():
+            raise InputError(f"{source}: {name} has values that are not finite: expected a trained model's weights")
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(weights[name].numpy().astype("<f4", copy=False).tobytes())
+    return weights, Checkpoint(source, digest.hexdigest())
 
 
-def _read_torch(path: Path) -> Any:
-    torch, _ = import_export_libraries()
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-
-
-def _read_npz(path: Path) -> Any:
-    torch, _ = import_export_libraries()
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > MAX_CHECKPOINT_BYTES:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {MAX_CHECKPOINT_BYTES:,}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-
-
-def load_strictly(model: Any, state: StateDict, dropped: tuple[str, ...], source: str) -> None:
+def load_strictly(model: Any, state: StateDict, source: str) -> None:
     """Copy ``state`` into ``model``; every tensor must fit.
 
     Raises:
         InputError: a missing or extra tensor, or one of another shape; the message lists the names.
     """
-    state = {name: tensor for name, tensor in state.items() if name not in dropped}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
@@ -111,17 +108,12 @@ def load_strictly(model: Any, state: StateDict, dropped: tuple[str, ...], source
         if name in state and tuple(state[name].shape) != shape
     ]
     problems = {"missing": missing, "extra": extra, "of another shape": shapes}
-    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names]
     if found:
         raise InputError(
             f"{source} does not fit the model; tensors {'; '.join(found)}; is it another model's checkpoint?"
         )
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    model.load_state_dict(state)
 
 
 def cache_folder() -> Path:
@@ -189,7 +181,7 @@ def _download(url: str, path: Path, progress: DownloadProgress | None) -> None:
             raise OSError(f"{done:,} of {total:,} bytes arrived")
 
 
-def _timm_state(name: str) -> tuple[StateDict, Checkpoint]:
+def _timm_state(name: str, report: Report) -> StateDict:
     _, timm = import_export_libraries()
     try:
         model = timm.create_model(name, pretrained=True)
@@ -199,22 +191,7 @@ def _timm_state(name: str) -> tuple[StateDict, Checkpoint]:
             f"are published on the Hugging Face hub as timm/{name}: fetch the checkpoint elsewhere and pass "
             "it with --weights"
         ) from error
-    state = dict(model.state_dict())
-    digest = hashlib.sha256()
-    for tensor_name in sorted(state):
-        digest.update(tensor_name.encode())
-        digest.update(state[tensor_name].numpy().tobytes())
-    return state, Checkpoint(f"timm:{name}", digest.hexdigest())
-
-
-def _builtin_state() -> tuple[StateDict, Checkpoint]:
-    torch, _ = import_export_libraries()
-    arrays = builtin.state_dict()
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(arrays[name].tobytes())
-    return {n: torch.from_numpy(a) for n, a in arrays.items()}, Checkpoint("closed form", digest.hexdigest())
+    return _backbone(dict(model.state_dict()), f"timm's {name}", report)
 
 
 def _sha256(path: Path) -> str:

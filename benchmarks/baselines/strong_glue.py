@@ -49,7 +49,7 @@ class Model:
     def __init__(self, spec: ModelSpec, state: Mapping[str, Any], stride: int, *, bf16: bool = False) -> None:
         self.spec, self.stride, self.bf16 = spec, stride, bf16
         self.vit = spec.build()
-        load_strictly(self.vit, dict(state), spec.dropped, "the benchmark's weights")
+        load_strictly(self.vit, dict(state), "the benchmark's weights")
         side = spec.trained_grid
         trained = self.vit.pos_embed[0, 1:].detach().numpy().reshape(side, side, -1)
         self._table = lru_cache(maxsize=8)(lambda grid, size: torch.from_numpy(positional_table(trained, grid, size)))

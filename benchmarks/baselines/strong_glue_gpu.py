@@ -54,7 +54,7 @@ class StaticNetwork(nn.Module):
         self.spec, self.stride, self.facets = spec, stride, tuple(facets)
         self.grid = grid_size(size, spec.patch, stride)
         self.vit = spec.build()
-        load_strictly(self.vit, dict(state), spec.dropped, "the benchmark's weights")
+        load_strictly(self.vit, dict(state), "the benchmark's weights")
         side = spec.trained_grid
         trained = self.vit.pos_embed[0, 1:].detach().numpy().reshape(side, side, -1)
         self.register_buffer("table", torch.from_numpy(positional_table(trained, self.grid, size)).flatten(0, 1))

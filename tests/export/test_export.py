@@ -22,7 +22,7 @@ from facetrt.export.exporting import export_bundle, load_model, resolve_options
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
-from facetrt.export.weights import fetch_checkpoint, load_strictly, load_weights, read_state_dict
+from facetrt.export.weights import fetch_checkpoint, load_strictly, load_weights
 
 SIZES = [(48, 48), (61, 83), (104, 40), (8, 8)]
 
@@ -210,61 +210,31 @@ def test_output_exists(tiny_bundle: Path, tiny_weights: Path) -> None:
         export_bundle("tiny", tiny_bundle, weights=tiny_weights)
 
 
-def test_three_formats_load_the_same(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: torch.from_numpy(value) for name, value in deterministic_weights(TINY).items()}
-    torch.save(state, tmp_path / "w.pth")
-    save_file(state, tmp_path / "w.safetensors")
-    np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in state.items()})
-    for name in ("w.pth", "w.safetensors", "w.npz"):
-        read = read_state_dict(tmp_path / name)
-        assert read.keys() == state.keys() and all(torch.equal(read[key], state[key]) for key in state)
-
-
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    torch.save({"a": torch.nn.Linear(2, 2)}, tmp_path / "pickled.pth")  # needs code to load
-    torch.save({"state": {"a": torch.zeros(2)}}, tmp_path / "nested.pth")
-    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
-    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
-    (tmp_path / "text.pth").write_bytes(b"hello")
-    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
-    for name in ("pickled.pth", "objects.npz", "cut.safetensors", "text.pth", "cut.npz"):
-        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
-            read_state_dict(tmp_path / name)
-    with pytest.raises(InputError, match="plain mapping"):
-        read_state_dict(tmp_path / "nested.pth")
-    (tmp_path / "w.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"'\.bin' is unknown"):
-        read_state_dict(tmp_path / "w.bin")
-    with pytest.raises(MissingFileError, match="does not exist"):
-        read_state_dict(tmp_path / "none.pth")
-
-
 def test_loading_is_strict() -> None:
     state = {name: torch.from_numpy(value) for name, value in deterministic_weights(TINY).items()}
-    extra = state | {"head.weight": torch.zeros(2, 48), "head.bias": torch.zeros(2)}
-    load_strictly(TINY.build(), extra, ("head.weight", "head.bias"), "x.pth")
+    load_strictly(TINY.build(), state, "x.pth")
+    extra = state | {"reg_token": torch.zeros(1, 4, 48), "dist_token": torch.zeros(1, 1, 48)}
     del extra["norm.bias"]
     extra["cls_token"] = torch.zeros(1, 1, 50)
     with pytest.raises(InputError) as caught:
-        load_strictly(TINY.build(), extra, (), "x.pth")
+        load_strictly(TINY.build(), extra, "x.pth")
     for part in (
         "1 missing: norm.bias",
-        "2 extra: head.bias, head.weight",
+        "2 extra: dist_token, reg_token",
         "cls_token (1, 1, 50) instead of (1, 1, 48)",
     ):
         assert part in str(caught.value)
 
 
-def test_timm_supervised_models_have_their_two_head_tensors_dropped() -> None:
+def test_timm_supervised_models_have_their_two_head_tensors_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
-    spec = find_model("vit_small_patch16_224")
+    spec, notes = find_model("vit_small_patch16_224"), list[str]()
     published = timm.create_model("vit_small_patch16_224", pretrained=False)
-    vit = spec.build()
-    load_strictly(vit, dict(published.state_dict()), spec.dropped, "timm")
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: published)
+    vit, _ = load_model(spec, None, report=notes.append)
     assert torch.equal(vit.blocks[11].attn.qkv.weight, published.blocks[11].attn.qkv.weight)
+    assert len(notes) == 1 and notes[0].endswith("not used: 2 tensors of heads (head.bias, head.weight)")
 
 
 def test_dino_weights_do_not_pass_for_supervised_ones() -> None:
