@@ -47,7 +47,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.number = 0  # of the signal that came; 0 before
-        self._unwinds = self._pending = False
+        self._unwinds = self._handled = self._pending = False
         self._interruption: Interruption | None = None
         self._discard: Callable[[], None] = lambda: None
         self._is_finishing: Callable[[], bool] = lambda: False
@@ -103,17 +103,18 @@ class Stopping:
         os._exit(128 + self.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first, self.number = not self.number, self.number or number
+        self.number = self.number or number
         if not self._unwinds:
             self.end()
-        if not first:
+        if self._handled:
             return  # the thread sees to it
+        self._handled = True
         if self._interruption is not None:
             self._interruption.requested = True
         if self._is_finishing():
             self._pending = True
             return
-        raise Stopped(128 + number)
+        raise Stopped(128 + self.number)
 
     def _watch(self) -> None:
         while not (number := self._next(None)):

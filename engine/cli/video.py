@@ -470,7 +470,7 @@ def progress(description: str, total: int | None) -> Iterator[Tick]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(description, total=total, speed="")
 
         def tick(stream: Stream) -> None:
