@@ -7,8 +7,10 @@ a GPU; the other is skipped.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,28 @@ def golden_vits8(request: pytest.FixtureRequest, golden_vits8_bundle: Path) -> I
         require_openvino()
     with Engine.open(golden_vits8_bundle, backend=request.param) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_as_on_a_gpu() -> Iterator[None]:
+    """The interpreter multiplies by BLAS, where an element's bits may depend on its place in the product.
+
+    On a GPU every element is summed along the inner dimension in one order, and kernels count on that.
+    """
+    if HAS_GPU or find_spec("triton") is None:
+        yield
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+
+    def create_dot(self: Any, a: Any, b: Any, total: Any, *precision: Any) -> Any:
+        left, right, out = (values.data.astype(np.float64) for values in (a, b, total))
+        for i in range(left.shape[-1]):
+            out += left[..., i, None] * right[..., i, None, :]
+        return interpreter.TensorHandle(out.astype(total.data.dtype), total.dtype.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+        yield
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
