@@ -10,7 +10,6 @@ import hashlib
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from typing import Any
 from facetrt.benchmarks.missing import import_library
 from facetrt.benchmarks.results import Row, Spread
 from facetrt.engine.bundle import KERNELS, Bundle
+from facetrt.engine.files import scratch_folder
 from facetrt.export.kernels import FOLDER, compile_kernels
 from facetrt.kernels.device import catalogue
 from facetrt.kernels.device.cubins import (
@@ -122,9 +122,9 @@ def read_resources(kernels: KernelSet) -> dict[str, Resources]:
         BundleError: a damaged file.
     """
     found = {}
-    with tempfile.TemporaryDirectory(prefix="facetrt-cubin-") as folder:
+    with scratch_folder() as folder:
         for name, program in sorted(catalogue.programs().items()):
-            path = Path(folder) / f"{name}.cubin"
+            path = folder / f"{name}.cubin"
             path.write_bytes(kernels.cubin(program))
             kernel = kernels.find(program)
             registers, spilled = read_usage(path, kernel.symbol)
@@ -134,9 +134,15 @@ def read_resources(kernels: KernelSet) -> dict[str, Resources]:
 
 
 def resident_blocks(architecture: str, registers: int, shared: int, warps: int) -> int:
-    """How many blocks a multiprocessor holds at a time; arguments as in :class:`Resources`."""
-    most = _RESIDENTS[architecture]
-    of_warp = _round_up(registers * 32, _REGISTER_UNIT)
+    """How many blocks a multiprocessor holds at a time; the other arguments are as in :class:`Resources`.
+
+    Raises:
+        BackendError: an architecture that kernels are not compiled for.
+    """
+    most = _RESIDENTS.get(architecture)
+    if most is None:
+        raise BackendError(f"kernels for {architecture}: expected one of {', '.join(_RESIDENTS)}")
+    of_warp = _round_up(max(registers, 1) * 32, _REGISTER_UNIT)
     by_registers = _REGISTERS // _PARTITIONS // of_warp * _PARTITIONS // warps
     of_block = _round_up(shared, _SHARED_UNIT) + _SHARED_RESERVED
     by_shared = (SHARED_LIMITS[architecture] + _SHARED_RESERVED) // of_block
@@ -181,9 +187,9 @@ def sources_digest() -> str:
 
 def main(path: Path) -> int:
     """Write the table of all kernels and architectures; 1 if a kernel spills registers."""
-    with tempfile.TemporaryDirectory(prefix="facetrt-kernels-") as folder:
-        compile_kernels(Path(folder), ARCHITECTURES, report=lambda stage: print(stage, file=sys.stderr))
-        sets = [_read_set(Path(folder) / FOLDER / architecture) for architecture in ARCHITECTURES]
+    with scratch_folder() as folder:
+        compile_kernels(folder, ARCHITECTURES, report=lambda stage: print(stage, file=sys.stderr))
+        sets = [_read_set(folder / FOLDER / architecture) for architecture in ARCHITECTURES]
         found = {kernels.architecture: read_resources(kernels) for kernels in sets}  # cubins are read here
     path.write_text(markdown(found, [kernels.toolkit for kernels in sets]), encoding="utf-8")
     spilling = [f"{n} on {a}: {r.spilled} bytes" for a, of in found.items() for n, r in of.items() if r.spilled]

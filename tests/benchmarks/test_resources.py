@@ -119,6 +119,11 @@ def test_resident_blocks(architecture: str, registers: int, shared: int, warps: 
     assert resident_blocks(architecture, registers, shared, warps) == blocks
 
 
+def test_occupancy_of_another_architecture_is_unknown() -> None:
+    with pytest.raises(BackendError, match="kernels for sm_75: expected one of sm_80, "):
+        resident_blocks("sm_75", 32, 0, 4)
+
+
 def test_what_is_no_cubin_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "damaged.cubin"
     path.write_bytes(b"\x7fELF" + bytes(100))
