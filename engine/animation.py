@@ -14,6 +14,7 @@ from facetrt.engine.images import Pixels, check_pixels, decoding, open_image, or
 ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
 UNTIMED = 0.1  # seconds of a picture that says none, or less than a hundredth, as browsers have it
 SHORTEST = 0.01
+SAMPLE = 300  # pictures that an average is taken of; all must be decoded for it
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class Animation:
 
     Attributes:
         count: pictures.
-        seconds: that they last in all, or None where reading that takes decoding them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,10 +55,10 @@ class Animation:
             yield Picture(pixels, _duration(self._image))
 
     def durations(self) -> list[float]:
-        """Seconds of each picture, as far as they can be read."""
+        """Seconds of each of the first few hundred pictures, as far as they can be read."""
         found: list[float] = []
         try:
-            for number in range(self._first, self._first + self.count):
+            for number in range(self._first, self._first + min(self.count, SAMPLE)):
                 self._image.seek(number)
                 self._image.load()
                 found.append(_duration(self._image))

@@ -35,6 +35,7 @@ def rgb_pixels(decoded: Any, aspect: Fraction | None) -> Pixels | None:
             height=height,
             format="rgb24",
             src_colorspace=matrix_of(decoded),
+            dst_colorspace=BT601,  # RGB has none, but older PyAV heeds the source's only where they differ
             interpolation="BICUBIC" if stretched else None,
         ).to_ndarray()
     except (av.FFmpegError, ValueError):

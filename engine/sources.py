@@ -223,7 +223,7 @@ class PyavSource(Source):
         if stream is None:
             pictures = len(self._container.streams.video)
             self._container.close()
-            raise InputError(f"{path} has no video in it{', only a cover picture' if pictures else ''}")
+            raise InputError(f"{path} has no video in it{' but a cover or what cannot be decoded' if pictures else ''}")
         self._stream = stream
         jump = jump_of(self._container)
         self.fps = _rate(self._stream.average_rate, self._stream.guessed_rate if jump != JUMP else None)
@@ -274,7 +274,8 @@ class PyavSource(Source):
         raw = float(stamp * base)
         if self._origin is None or (index == 0 and raw < self._origin):
             self._origin = raw - index * self._clock.step
-        return self._clock.at(index, raw - self._origin, float((decoded.duration or 0) * base))
+        duration = getattr(decoded, "duration", None) or 0  # PyAV 14 does not tell
+        return self._clock.at(index, raw - self._origin, float(duration * base))
 
     def _release(self) -> None:
         self._container.close()
@@ -296,6 +297,7 @@ def film_of(streams: Sequence[Any]) -> Any | None:
     from av.stream import Disposition
 
     stills = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    films = [s for s in streams if s.codec_context is not None and not s.disposition & stills]
 
     def rank(stream: Any) -> tuple[bool, bool, bool, int, int, int]:
         context = stream.codec_context
@@ -308,7 +310,7 @@ def film_of(streams: Sequence[Any]) -> Any | None:
             -stream.index,
         )
 
-    return max((s for s in streams if not s.disposition & stills), key=rank, default=None)
+    return max(films, key=rank, default=None)
 
 
 class AnimationSource(Source):

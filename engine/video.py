@@ -40,10 +40,10 @@ class Colours:
     primaries: int
     transfer: int
 
-    def tag(self, target: Any) -> None:
-        """Say it to PyAV's frame or encoder."""
-        target.colorspace, target.color_primaries = self.matrix, self.primaries
-        target.color_trc, target.color_range = self.transfer, VIDEO_RANGE
+    def tag(self, encoder: Any) -> None:
+        """Say it to PyAV's encoder."""
+        encoder.colorspace, encoder.color_range = self.matrix, VIDEO_RANGE
+        encoder.color_primaries, encoder.color_trc = self.primaries, self.transfer
 
 
 HD_COLOURS = Colours(matrix=BT709, primaries=1, transfer=1)
@@ -261,7 +261,7 @@ class _PyavFile(_File):
             src_color_range=FULL_RANGE,
             dst_color_range=VIDEO_RANGE,
         )
-        self._colours.tag(frame)
+        frame.colorspace, frame.color_range = self._colours.matrix, VIDEO_RANGE
         frame.pts, frame.time_base = self._next_time(timestamp), self._tick
         self._put(frame)
         self._copy_sound(frame.pts)

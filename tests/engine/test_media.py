@@ -107,7 +107,7 @@ def test_a_file_with_a_cover_alone_has_no_video(tmp_path: Path) -> None:
             if packet.size:
                 packet.stream = copied
                 target.mux(packet)
-    with pytest.raises(InputError, match="only a cover picture"):
+    with pytest.raises(InputError, match="no video in it but a cover"):
         open_source(tmp_path / "cover.mp4")
 
 
