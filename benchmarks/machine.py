@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from facetrt.engine.memory import physical_memory
 from facetrt.engine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
-from facetrt.kernels.parallel import processors
+from facetrt.kernels.machine import processors, usable_memory
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")
 PACKAGES = (
@@ -20,13 +19,13 @@ PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, instruction sets that matter here, memory, and the load at start."""
+    """Processor, cores and memory that this process may use, instruction sets that matter, and the load at start."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "cpu": cpu_field("model name") or platform.processor() or platform.machine(),
         "cores": processors(),
         "flags": [flag for flag in FLAGS if flag in cpu_flags()],
-        "memory_gib": round(physical_memory() / 2**30, 1),
+        "memory_gib": round(usable_memory().nbytes / 2**30, 1),
         "system": platform.platform(terse=True),
         "load_average": load,
     }

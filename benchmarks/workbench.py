@@ -21,7 +21,7 @@ from facetrt.engine.samples import sample_images
 from facetrt.export.models import ModelSpec, find_model, import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, FacetKind
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.parallel import processors
+from facetrt.kernels.machine import processors
 
 if TYPE_CHECKING:
     from facetrt.benchmarks.baselines.research_style import Extractor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,13 @@ from PIL import Image
 from facetrt.engine.bundle import read_manifest
 from facetrt.engine.images import image_suffixes
 from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError, reading
+from facetrt.kernels.machine import check_system
+
+try:
+    import fcntl
+except ImportError:
+    check_system()
+    raise
 
 IMAGE_SUFFIXES = image_suffixes()
 UNREAD_SUFFIXES = frozenset({  # pictures that are not read: where they lie among others, that is said

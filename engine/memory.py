@@ -1,10 +1,10 @@
-"""How much memory encoding an image takes, and whether this machine has it: refused before it is allocated."""
+"""How much memory encoding an image takes, and whether this process may have it: refused before it is allocated."""
 
 from __future__ import annotations
 
-import os
+from facetrt.kernels.machine import usable_memory
 
-SHARE = 0.7  # of the machine's memory that encoding one image may take
+SHARE = 0.7  # of the memory that this process may use, that encoding one image may take
 ACTIVATIONS = 30  # float32 numbers per cell and channel; up to 28 were measured, on ViT-S/8 with 12,321 cells
 
 
@@ -18,18 +18,10 @@ def encoding_bytes(*, dim: int, heads: int, cells: int, fused: bool) -> int:
 
 
 def fits(needed: int) -> bool:
-    """Whether this machine can hold so many bytes beside everything else."""
-    return needed <= SHARE * physical_memory()
+    """Whether this process can hold so many bytes beside everything else."""
+    return needed <= SHARE * usable_memory().nbytes
 
 
 def too_much(needed: int, cells: int, stride: int) -> str:
     """The middle of a message about an image that does not fit."""
-    return (
-        f"{cells:,} cells at stride {stride}; encoding them needs about {needed / 1e9:.0f} GB and this machine has "
-        f"{physical_memory() / 1e9:.0f} GB"
-    )
-
-
-def physical_memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{cells:,} cells at stride {stride}; encoding them needs about {needed / 1e9:.1f} GB and {usable_memory()}"

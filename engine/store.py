@@ -36,6 +36,7 @@ from facetrt.engine.files import FEATURES, is_store
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.images import MAX_PIXELS, LoadSize
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading
+from facetrt.kernels.machine import usable_memory
 
 FORMAT = 1
 METADATA = "zarr.json"
@@ -359,7 +360,7 @@ class _Reader:
             )
         nbytes = math.prod(chunks) * np.dtype(dtype).itemsize
         if not memory.fits(nbytes * math.ceil(shape[0] / chunks[0])):
-            raise InputError(f"{self._folder / name} of shape {shape} does not fit into this machine's memory")
+            raise InputError(f"{self._folder / name} of shape {shape} does not fit into memory: {usable_memory()}")
         for row in range(math.ceil(shape[0] / chunks[0])):
             key = array.metadata.encode_chunk_key((row, *(0 for _ in shape[1:])))
             self._check_file(self._folder / name / key, nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from facetrt.export.stopping import Stopped, Stopping
@@ -10,6 +11,7 @@ from facetrt.export.streams import lost_output, open_streams
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    _check_system()
     open_streams()
     stopping = Stopping()
     stopping.install()
@@ -33,3 +35,16 @@ def main() -> None:
         sys.stderr.write(f"error: standard output cannot be written ({failure}): what was to be printed is lost\n")
         code = 1
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _check_system() -> None:
+    if os.name == "posix":  # on others nothing that follows can be imported
+        return
+    from facetrt.kernels.errors import UnsupportedSystemError
+    from facetrt.kernels.machine import check_system
+
+    try:
+        check_system()
+    except UnsupportedSystemError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

@@ -33,6 +33,7 @@ from facetrt.kernels.device.cubins import (
 )
 from facetrt.kernels.device.program import ALIGNMENT, POINTERS, Program
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
+from facetrt.kernels.machine import processors
 
 FOLDER = "kernels"
 HIDDEN = 2  # pointers that triton appends: global and profile scratch memory
@@ -112,7 +113,7 @@ def compile_kernels(
 
 
 def _compile_all(folder: Path, jobs: list[_Job], programs: Mapping[str, Program]) -> dict[_Job, dict[str, Any]]:
-    count = min(os.cpu_count() or 1, len(jobs))
+    count = min(processors(), len(jobs))
     answers: dict[_Job, dict[str, Any]] = {}
     with ThreadPoolExecutor(max(1, count)) as children:
         for share in children.map(lambda start: _run_child(folder, jobs[start::count], programs), range(count)):

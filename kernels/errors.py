@@ -47,6 +47,12 @@ class MissingDependencyError(FacetrtError, ImportError):
     exit_code = 2
 
 
+class UnsupportedSystemError(FacetrtError, ImportError):
+    """An operating system that facetrt does not run on."""
+
+    exit_code = 2
+
+
 class SourceError(FacetrtError, OSError):
     """A camera or network stream that gives no frames any more; restarting the stream may bring it back."""
 

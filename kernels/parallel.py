@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy  # noqa: F401  # its matrix library must be loaded before it is looked for
 from threadpoolctl import ThreadpoolController
+
+from facetrt.kernels.machine import processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,10 +80,3 @@ class _OneBlasThread:
 #: library's idle workers spin, which made small products five times as slow beside a running encoder. It holds for the
 #: whole process.
 one_blas_thread = _OneBlasThread()
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

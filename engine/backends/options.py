@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.machine import processors, processors_to_run_on
 
 MAX_STREAMS = 16  # a GPU is full long before
 
@@ -94,9 +94,11 @@ class RunOptions:
         """From names, or :class:`InputError` listing what there is."""
         if not 1 <= streams <= MAX_STREAMS:
             raise InputError(f"streams={streams}: expected 1 to {MAX_STREAMS}")
-        processors = os.cpu_count() or 1
-        if threads is not None and not 1 <= threads <= processors:
-            raise InputError(f"threads={threads}: expected 1 to {processors}, the processors here, or None for all")
+        here = processors()
+        if threads is not None and not 1 <= threads <= here:
+            raise InputError(f"threads={threads}: expected 1 to {here}, the processors here, or None for all")
+        if threads is None and here < processors_to_run_on():
+            threads = here  # backends count what they may run on, and then wait for their container's share of it
         return RunOptions(
             _choice("backend", backend, BackendName),
             _choice("device", device, DeviceName),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode, memory
 from facetrt.engine import encoding as module
+from facetrt.kernels.machine import Memory
 
 
 def test_features_have_the_documented_shapes(tiny_engine: Engine) -> None:
@@ -160,8 +161,10 @@ def test_bad_images_and_options(tiny_engine: Engine, tmp_path: Path) -> None:
 
 
 def test_more_cells_than_memory_is_refused_before_running(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "physical_memory", lambda: 1 << 20)
-    with pytest.raises(InputError, match="841 cells at stride 4; encoding them needs about"):
+    monkeypatch.setattr(memory, "usable_memory", lambda: Memory(1 << 20, "this container has"))
+    with pytest.raises(
+        InputError, match=r"841 cells at stride 4; encoding them needs about .* and this container has 1 MB"
+    ):
         tiny_engine.encode([photo(120, 120)], load_size=None)
 
 

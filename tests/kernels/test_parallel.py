@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from facetrt.kernels import parallel
-from facetrt.kernels.parallel import MAX_THREADS, map_threads, one_blas_thread, processors
+from facetrt.kernels.parallel import MAX_THREADS, map_threads, one_blas_thread
 
 
 def test_results_keep_their_order() -> None:
@@ -57,10 +57,6 @@ def test_an_error_ends_it_and_its_threads(error: type[BaseException], where: str
     with pytest.raises(error, match="here"):
         map_threads(work, range(1000), progress, threads=2)
     assert len(begun) < 100 and threading.active_count() == before
-
-
-def test_there_is_a_processor() -> None:
-    assert processors() >= 1
 
 
 def test_blas_gets_its_threads_back_after_the_last_user() -> None:
