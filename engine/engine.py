@@ -654,7 +654,9 @@ class Engine:
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) == 4:
-        raise InputError(f"an array of shape {shape} was given: write list(images), one array per image")
+        first = "" if shape[3] in (1, 3, 4) or shape[1] not in (1, 3, 4) else ".transpose(0, 2, 3, 1)"
+        array = "images" if not first or isinstance(images, np.ndarray) else "numpy.asarray(images)"
+        raise InputError(f"an array of shape {shape} was given: write list({array}{first}), one array per image")
     one = (str, bytes, bytearray, memoryview, os.PathLike, Features)
     if isinstance(images, one) or any(
         hasattr(images, name) for name in ("__array__", "__dlpack__", "tobitmap", "read")

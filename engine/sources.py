@@ -388,7 +388,7 @@ class OpencvSource(_CaptureSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, str(path))
-        self._capture = cv2.VideoCapture(str(path))
+        self._capture = cv2.VideoCapture(str(path.absolute()))  # a name with a colon alone would be an address
         if not self._capture.isOpened():
             raise InputError(f"{path} is not a video that can be read")
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

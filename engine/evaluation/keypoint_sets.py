@@ -28,7 +28,7 @@ from facetrt.engine.evaluation.reading import (
     read_mat,
     require,
 )
-from facetrt.engine.files import read_object
+from facetrt.engine.files import read_object, visible_files
 from facetrt.kernels.errors import InputError, MissingFileError, reading
 
 Points = NDArray[np.float64]
@@ -129,7 +129,7 @@ def read_spair(root: Path, *, split: str, pairs_per_category: int | None, seed: 
     require(root / "JPEGImages", "SPair-71k", "the images")
     folder = require(root / "PairAnnotation" / split, "SPair-71k", "one JSON file per image pair")
     by_category: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in (path for path in visible_files(folder) if path.suffix == ".json"):
         category = (
             path.stem.rpartition(":")[2] if ":" in path.stem else _text(read_object(path, PAIR_FILE), "category", path)
         )

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.files import images_in, read_bytes
+from facetrt.engine.files import images_in, natural_order, read_bytes
 from facetrt.engine.images import check_pixels, open_image
 from facetrt.engine.label_images import GREY_MODES, VOID, labels_of, open_label_image
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading
@@ -41,8 +41,9 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Folders directly in ``folder``, sorted; hidden ones are left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    """Folders directly in ``folder``, in natural order; hidden ones are left out."""
+    folders = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    return sorted(folders, key=natural_order)
 
 
 def member(root: Path, name: str, annotation: Path) -> Path:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,39 @@ def test_a_batch_equals_singles_and_keeps_the_order(tiny_engine: Engine) -> None
         np.testing.assert_array_equal(features.pixels, image)
         np.testing.assert_allclose(features["token@2"], alone["token@2"], atol=2e-5)
         np.testing.assert_allclose(features.saliency, alone.saliency, atol=1e-4)
+
+
+def test_images_in_any_form_give_the_same_features(tiny_engine: Engine, tmp_path: Path) -> None:
+    pixels = photo(40, 48)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    with (tmp_path / "a.png").open("rb") as opened:
+        forms = [pixels, data, io.BytesIO(data), opened, Image.fromarray(pixels), tmp_path / "a.png"]
+        if importlib.util.find_spec("torch"):
+            import torch
+
+            forms.append(torch.from_numpy(pixels.copy()))
+        found = tiny_engine.encode(forms, load_size=None)
+    for features in found:
+        np.testing.assert_array_equal(features.saliency, found[0].saliency)
+    assert len(tiny_engine.match(data, io.BytesIO(data), load_size=40).points_a_xy) > 0
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file", "array", "path", "image"])
+def test_one_image_is_no_list(tiny_engine: Engine, tmp_path: Path, kind: str) -> None:
+    one = {
+        "bytes": b"", "file": io.BytesIO(), "array": photo(8, 8), "path": tmp_path, "image": Image.new("RGB", (8, 8))
+    }[kind]  # fmt: skip
+    with pytest.raises(InputError, match=r"write \[image\]"):
+        tiny_engine.encode(one)  # type: ignore[arg-type]
+
+
+def test_a_batch_in_one_array_says_how_it_becomes_a_list(tiny_engine: Engine) -> None:
+    images = np.stack([photo(32, 40), photo(32, 40)])
+    for given, how in ((images, "list(images)"), (images.transpose(0, 3, 1, 2), "list(images.transpose(0, 2, 3, 1))")):
+        with pytest.raises(InputError, match=re.escape(how)):
+            tiny_engine.encode(given)
+        assert len(tiny_engine.encode(eval(how, {"images": given}), load_size=None)) == 2
 
 
 def test_trailing_pixels_are_unused(tiny_engine: Engine) -> None:
