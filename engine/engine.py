@@ -141,6 +141,9 @@ class Engine:
     ) -> list[Features]:
         """Features of each image, in order; images of one shape are run together.
 
+        The last bits of an image's features may depend on the backend, its threads and what else is in the batch. From
+        the features on, tasks give the same bits on any number of threads, wherever the features lie.
+
         Args:
             saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half size, stride 8.
             stride: between cells, a multiple of the bundle's own that divides the patch size; the bundle's own if None.
