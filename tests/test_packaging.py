@@ -65,4 +65,5 @@ def test_product_code_has_no_assert_and_no_pickle() -> None:
         for path in (ROOT / top).rglob("*.py"):
             text = path.read_text()
             assert not re.search(r"^\s*assert\b", text, re.MULTILINE), path
-            assert "import pickle" not in text and "weights_only=False" not in text, path
+            assert not re.search(r"^\s*(import|from) pickle\b", text, re.MULTILINE), path  # pickletools runs nothing
+            assert "weights_only=False" not in text, path
