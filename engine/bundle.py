@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from facetrt.engine.geometry import grid_size
 from facetrt.kernels.errors import BundleError, InputError, MissingFileError
 
-SCHEMA = 3  # 3: TensorRT plans and compiled kernels; 2: attention is one operation of fp32 graphs
+SCHEMA = 4  # 4: what was measured of each precision; 3: TensorRT plans and compiled kernels
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
@@ -78,13 +78,60 @@ class Normalisation:
 class ParityReport:
     """How far the exported graph is from the torch model, the worst over all compared images and outputs.
 
-    ``cases`` lists the inputs; ``outputs`` gives for each output the worst ``max_abs`` (on unit-scale features: divided
-    by their standard deviation), ``min_cosine``, ``mean_cosine``, ``p1_cosine`` (1st percentile over cells) and
-    ``relative_frobenius``.
+    ``cases`` lists the inputs; ``outputs`` gives each output's figures, which :mod:`facetrt.engine.parity` explains.
     """
 
     cases: list[str]
     outputs: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Fp32Parts:
+    """What stays in fp32 where the rest runs in half precision, beside the patch convolution and the residual stream.
+
+    ``blocks`` are whole blocks, by number; ``cls_attention`` is that of the last block, projections included.
+    """
+
+    cls_attention: bool = False
+    blocks: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = ["[CLS] attention"] * self.cls_attention
+        if self.blocks:
+            parts.append(f"block{'s' * (len(self.blocks) > 1)} {', '.join(map(str, self.blocks))}")
+        return " and ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True)
+class PrecisionRecord:
+    """How exact an encoder is in one precision, as it was measured at export.
+
+    Attributes:
+        missed: the worst figure and its bound, in words; empty if the contract holds.
+        measured: with what: a backend and its version, or emulated rounding.
+        fp32: what stays in fp32, so that the contract holds; the least that was found to do.
+        outputs: figures of each output against the torch model in float64, the worst of the export's images.
+        relative_time: of the encoder, as a multiple of its time in fp32 by the same backend; None if not measured.
+    """
+
+    missed: str
+    measured: str
+    fp32: Fp32Parts
+    outputs: dict[str, dict[str, float]]
+    relative_time: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the contract of the precision holds."""
+        return not self.missed
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Largest absolute values in each block on the export's images: attention logits, and everything that is stored."""
+
+    logits: list[float]
+    activations: list[float]
 
 
 @dataclass(frozen=True)
@@ -128,7 +175,8 @@ class PlanRecord:
 class Manifest:
     """Everything the engine needs to know about an encoder.
 
-    ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name.
+    ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name;
+    ``precisions`` says how exact the encoder is in each precision that it was measured in.
     """
 
     schema: int
@@ -145,6 +193,8 @@ class Manifest:
     opset: int
     defaults: dict[str, str]
     parity: ParityReport
+    precisions: dict[str, PrecisionRecord]
+    ranges: Ranges
     tools: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
     plans: dict[str, PlanRecord] = field(default_factory=dict)
@@ -174,6 +224,11 @@ class Manifest:
         """Names of the graph's outputs."""
         return [*self.facets, *([CLS_ATTENTION] if self.saliency_heads is not None else [])]
 
+    def fp32_parts(self, precision: str) -> Fp32Parts:
+        """What a backend leaves in fp32 where it runs in ``precision``."""
+        record = self.precisions.get(precision)
+        return Fp32Parts() if record is None else record.fp32
+
     def default_facet(self, task: str) -> str:
         """The facet that a task uses with this model, for example ``key@9`` for ``match``."""
         return self.defaults.get(task, self.facets[-1])
@@ -189,9 +244,13 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
         schema = data.get("schema") if isinstance(data, dict) else None
+        if schema == 3:  # the same, but nothing was measured of other precisions
+            empty = dataclasses.asdict(Ranges([], []))
+            data |= {"schema": SCHEMA, "precisions": {}, "ranges": empty}
+            schema = SCHEMA
         if schema != SCHEMA:
             raise BundleError(
-                f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schema {SCHEMA}: export it again"
+                f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schemas 3 and {SCHEMA}: export again"
             )
         try:
             manifest: Manifest = _parse(Manifest, data, "")
@@ -209,8 +268,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
     accepted: Any = (int, float) if kind is float else origin or kind
-    fits = isinstance(value, accepted)
-    if not fits or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise BundleError(f"{MANIFEST}: field {where} is {value!r:.60}: expected {getattr(kind, '__name__', kind)}")
     if origin is list:
         return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]

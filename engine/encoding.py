@@ -252,7 +252,9 @@ class Encoder:
         grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
         cells = grid_h * grid_w
         model = self.manifest.architecture
-        needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=self.manifest.precision == "fp32")
+        unfused = self.manifest.fp32_parts(self.backend.options.precision).blocks  # attention there is written out
+        fused = self.manifest.precision == "fp32" and not unfused
+        needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=fused)
         if self.backend.options.device is DeviceName.CPU and not fits(needed):  # a GPU's allocator says it by itself
             raise InputError(
                 f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {too_much(needed, cells, stride)}: use a "

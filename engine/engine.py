@@ -76,6 +76,7 @@ class Engine:
         cache: str | Path | None = None,
         streams: int = 1,
         kernels: str = "auto",
+        allow_inexact: bool = False,
     ) -> Self:
         """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
 
@@ -87,7 +88,7 @@ class Engine:
                 throughput, or where it alone is installed, and otherwise ONNX Runtime; on a GPU it is TensorRT if the
                 bundle has a plan for it, and otherwise ONNX Runtime.
             precision: ``auto`` (the bundle's own), ``fp32``, ``fp16``, ``bf16`` (OpenVINO, on processors that have it),
-                or ``fastest``: bf16 where that is possible, else the bundle's own.
+                or ``fastest``: bf16 where that is possible and keeps its contract, else the bundle's own.
             hint: ``latency``, or ``throughput``: batches side by side (OpenVINO).
             threads: of the processor; None for all cores.
             cache: a folder for compiled encoders, which makes opening faster the next time; only for backends that
@@ -95,10 +96,12 @@ class Engine:
             streams: of a GPU: so many calls, or batches of one call, overlap.
             kernels: where ``match`` and ``cosegment`` do what follows the encoder: ``host``, ``device``, or ``auto``:
                 beside the encoder. On a GPU that takes a bundle with kernels for it (``facetrt export … --kernels``).
+            allow_inexact: run a precision although its contract does not hold with this bundle, or was not measured.
 
         Raises:
             MissingFileError, BundleError: no bundle there, or a damaged one.
-            InputError: a choice that does not exist, or that this bundle or processor does not have.
+            InputError: a choice that does not exist, or that this bundle or processor does not have; a precision that
+                misses its contract.
             MissingDependencyError: the backend's library is not installed.
         """
         options = RunOptions.parse(
@@ -110,6 +113,7 @@ class Engine:
             cache=cache,
             streams=streams,
             kernels=kernels,
+            allow_inexact=allow_inexact,
         )
         opened = Bundle.open(bundle)
         return cls(Encoder(opened, make_backend(opened, options)))

@@ -4,22 +4,60 @@
 * Saliency takes one row of the last attention: the [CLS] query against all keys, never the t × t matrix.
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
 * In fp16 and bf16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because
-  ViTs do not survive naive fp16.
+  ViTs do not survive naive fp16. So do whole blocks, and [CLS] attention, where the contract needs it
+  (:class:`facetrt.engine.bundle.Fp32Parts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from facetrt.engine.bundle import Fp32Parts
 from facetrt.export.attention import attention
 from facetrt.export.options import Facet, FacetKind
 
 RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
 QKV = (FacetKind.QUERY, FacetKind.KEY, FacetKind.VALUE)  # order of the thirds of the fused projection
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What weights and matrix products are made of.
+
+    Attributes:
+        dtype: their type.
+        rounded: compute in fp32 and round to ``dtype`` wherever a tensor of that type would be made. That is what
+            hardware does which sums in fp32 and stores halves, on processors without such hardware.
+        fused: write attention as one operation, which runtimes have a kernel for that runs in its inputs' type.
+    """
+
+    dtype: torch.dtype = torch.float32
+    rounded: bool = False
+    fused: bool = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        half = x.to(self.dtype)
+        return half.float() if self.rounded else half
+
+    def product(self, x: Tensor) -> Tensor:
+        """What is made of a product of tensors of this type: rounded, if they are of this type by name only."""
+        return self(x) if self.rounded else x
+
+    def linear(self, linear: nn.Linear, rows: Tensor | None = None) -> nn.Linear:
+        """A copy of a layer in this arithmetic, or of some of its rows; in fp32 the numbers stay bit for bit."""
+        weight, bias = (v if rows is None else v[rows] for v in (linear.weight, linear.bias))
+        weight, bias = self(weight), self(bias)
+        copy = nn.Linear(linear.in_features, len(weight), dtype=weight.dtype)
+        copy.weight, copy.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return copy
+
+
+FP32 = Arithmetic()
 
 
 class FacetEncoder(nn.Module):
@@ -32,6 +70,7 @@ class FacetEncoder(nn.Module):
         vit: a timm ``VisionTransformer`` with its weights.
         mean, std: per-channel normalisation of RGB in [0, 1].
         saliency_heads: heads whose [CLS] attention is averaged, or None for no saliency output.
+        arithmetic: of the blocks; in fp32 stays what ``fp32`` names.
         table: ``(1, grid_h, grid_w, C)`` positional table of a static encoder.
     """
 
@@ -44,10 +83,13 @@ class FacetEncoder(nn.Module):
         saliency_heads: Sequence[int] | None,
         mean: Sequence[float],
         std: Sequence[float],
-        dtype: torch.dtype = torch.float32,
+        arithmetic: Arithmetic = FP32,
+        fp32: Fp32Parts | None = None,
         table: Tensor | None = None,
     ) -> None:
         super().__init__()
+        fp32 = fp32 or Fp32Parts()
+        exact = replace(FP32, fused=arithmetic.dtype is torch.float32)
         self.facets = tuple(facets)
         self.patches = _bytes_convolution(vit.patch_embed.proj, stride, mean, std)
         self.cls = nn.Parameter(vit.cls_token + vit.pos_embed[:, :1])
@@ -66,7 +108,8 @@ class FacetEncoder(nn.Module):
                 kinds=wanted.get(layer, set()),
                 complete=layer + 1 < depth or bool(wanted[layer] & RESULTS),
                 saliency_heads=saliency_heads if layer == last else None,
-                dtype=dtype,
+                arithmetic=exact if layer in fp32.blocks else arithmetic,
+                cls_arithmetic=exact if fp32.cls_attention else arithmetic,
             )
             for layer in range(depth)
         )
@@ -104,54 +147,70 @@ class Block(nn.Module):
         kinds: set[FacetKind],
         complete: bool,
         saliency_heads: Sequence[int] | None,
-        dtype: torch.dtype,
+        arithmetic: Arithmetic,
+        cls_arithmetic: Arithmetic,
     ) -> None:
         super().__init__()
-        self.kinds, self.complete, self.dtype = kinds, complete, dtype
+        self.kinds, self.complete, self.arithmetic, self.cls_arithmetic = kinds, complete, arithmetic, cls_arithmetic
         self.heads, self.scale = block.attn.num_heads, float(block.attn.scale)
         self.saliency_heads = None if saliency_heads is None else list(saliency_heads)
         self.norm1 = block.norm1
-        needed = [k for k in QKV if complete or k in kinds or (k is FacetKind.KEY and saliency_heads is not None)]
+        apart = (
+            saliency_heads is not None and cls_arithmetic != arithmetic
+        )  # [CLS] attention has projections of its own
+        shared = saliency_heads is not None and not apart
+        needed = [k for k in QKV if complete or k in kinds or (k is FacetKind.KEY and shared)]
         self.needed = needed
-        self.qkv = _rows_of(block.attn.qkv, [QKV.index(kind) for kind in needed], dtype)
+        self.qkv = _thirds(block.attn.qkv, needed, arithmetic)
+        self.cls_key = _thirds(block.attn.qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
         self.cls_query = None
-        if saliency_heads is not None and FacetKind.QUERY not in needed:
-            self.cls_query = _rows_of(block.attn.qkv, [0], dtype)
+        if apart or (shared and FacetKind.QUERY not in needed):
+            self.cls_query = _thirds(block.attn.qkv, [FacetKind.QUERY], cls_arithmetic)
         if complete:
-            self.proj = _cast(block.attn.proj, dtype)
+            self.proj = arithmetic.linear(block.attn.proj)
             self.norm2 = block.norm2
-            self.fc1, self.fc2 = _cast(block.mlp.fc1, dtype), _cast(block.mlp.fc2, dtype)
+            self.fc1, self.fc2 = arithmetic.linear(block.mlp.fc1), arithmetic.linear(block.mlp.fc2)
             self.activation = block.mlp.act
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        normed = self.norm1(x).to(self.dtype)  # (B, t, C)
-        thirds = self.qkv(normed).chunk(len(self.needed), dim=-1) if self.needed else ()
+        a = self.arithmetic
+        normed = self.norm1(x)  # (B, t, C)
+        thirds = a.product(self.qkv(a(normed))).chunk(len(self.needed), dim=-1) if self.needed else ()
         projected = dict(zip(self.needed, thirds, strict=True))
         outputs = {str(kind): projected[kind].float() for kind in self.kinds - RESULTS}
         if self.saliency_heads is not None:
-            query = projected[FacetKind.QUERY][:, :1] if self.cls_query is None else self.cls_query(normed[:, :1])
-            outputs["cls_attention"] = self._cls_attention(query, projected[FacetKind.KEY])
+            outputs["cls_attention"] = self._cls_attention(normed, projected)
         if self.complete:
-            x = x + self.proj(self._attend(*(projected[kind] for kind in QKV))).float()
-            x = x + self.fc2(self.activation(self.fc1(self.norm2(x).to(self.dtype)))).float()
+            x = x + a.product(self.proj(self._attend(*(projected[kind] for kind in QKV)))).float()
+            hidden = a.product(self.activation(a.product(self.fc1(a(self.norm2(x))))))
+            x = x + a.product(self.fc2(hidden)).float()
         if FacetKind.TOKEN in self.kinds:
             outputs["token"] = x
         return x, outputs
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.dtype is torch.float32:
+        a = self.arithmetic
+        if a.dtype is torch.float32 and a.fused:
             return attention(query, key, value, self.heads, self.scale)
-        weights = self._attention(query, key).to(self.dtype)
-        mixed = weights @ self._split(value)  # (B, heads, t, d)
+        weights = a(self._attention(self._split(query), key, a))
+        mixed = a.product(weights @ self._split(value))  # (B, heads, t, d)
         return mixed.transpose(1, 2).flatten(2)
 
-    def _cls_attention(self, query: Tensor, key: Tensor) -> Tensor:
+    def _cls_attention(self, normed: Tensor, projected: dict[FacetKind, Tensor]) -> Tensor:
         """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32."""
-        weights = self._attention(query, key)[:, self.saliency_heads, 0, 1:]
+        a = self.cls_arithmetic
+        key = projected[FacetKind.KEY] if self.cls_key is None else a.product(self.cls_key(a(normed)))
+        if self.cls_query is None:
+            query = projected[FacetKind.QUERY][:, :1]
+        else:
+            query = a.product(self.cls_query(a(normed)[:, :1]))
+        heads = query.reshape(query.shape[0], self.heads, 1, -1)  # of one token: a transposition is no more than that
+        weights = self._attention(heads, key, a)[:, self.saliency_heads, 0, 1:]
         return weights.mean(dim=1)
 
-    def _attention(self, query: Tensor, key: Tensor) -> Tensor:
-        logits = (self._split(query) * self.scale) @ self._split(key).transpose(2, 3)
+    def _attention(self, query: Tensor, key: Tensor, a: Arithmetic) -> Tensor:
+        """Weights of ``(B, heads, queries, d)`` queries over all keys, in fp32."""
+        logits = a.product(a.product(query * self.scale) @ self._split(key).transpose(2, 3))
         return torch.softmax(logits.float(), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -170,17 +229,8 @@ def _bytes_convolution(proj: Any, stride: int, mean: Sequence[float], std: Seque
     return convolution
 
 
-def _rows_of(qkv: nn.Linear, thirds: Sequence[int], dtype: torch.dtype) -> nn.Linear:
-    """The fused projection with only some of its thirds; keeps the numbers bit for bit."""
+def _thirds(qkv: nn.Linear, kinds: Sequence[FacetKind], arithmetic: Arithmetic) -> nn.Linear:
+    """The fused projection with only some of its thirds."""
     dim = qkv.in_features
-    rows = torch.cat([torch.arange(third * dim, (third + 1) * dim) for third in thirds] or [torch.arange(0)])
-    part = nn.Linear(dim, len(rows), dtype=dtype)
-    part.weight = nn.Parameter(qkv.weight[rows].to(dtype))
-    part.bias = nn.Parameter(qkv.bias[rows].to(dtype))
-    return part
-
-
-def _cast(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
-    copy = nn.Linear(linear.in_features, linear.out_features, dtype=dtype)
-    copy.weight, copy.bias = nn.Parameter(linear.weight.to(dtype)), nn.Parameter(linear.bias.to(dtype))
-    return copy
+    rows = torch.cat([torch.arange(dim) + QKV.index(kind) * dim for kind in kinds] or [torch.arange(0)])
+    return arithmetic.linear(qkv, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from facetrt.engine import parity
 from facetrt.engine.backends import BackendName, RunOptions, make_backend
 from facetrt.engine.backends import Precision as RunPrecision
 from facetrt.engine.bundle import (
-    CLS_ATTENTION,
     ENCODER,
     MANIFEST,
     POSITIONAL,
@@ -28,12 +27,16 @@ from facetrt.engine.bundle import (
     Architecture,
     Bundle,
     Checkpoint,
+    FileEntry,
+    Fp32Parts,
     Manifest,
     Normalisation,
     ParityReport,
+    PrecisionRecord,
+    Ranges,
     file_entry,
 )
-from facetrt.engine.encoding import EncodeOptions, Encoder
+from facetrt.engine.encoding import Encoder
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.images import resize
@@ -43,9 +46,23 @@ from facetrt.engine.processor import installed_versions
 from facetrt.engine.samples import sample_images
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
-from facetrt.export.encoder import FacetEncoder
+from facetrt.export.encoder import Arithmetic, FacetEncoder
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.options import ExportOptions, Facet, Precision
+from facetrt.export.precision import (
+    EMULATED,
+    Outputs,
+    Sample,
+    TorchBackend,
+    Trial,
+    hold_contract,
+    measure,
+    measure_on_openvino,
+    measure_ranges,
+    openvino_runs_bf16,
+    relative_time,
+    run,
+)
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
 from facetrt.export.widening import widen
@@ -90,10 +107,16 @@ def export_bundle(
     with atomic_folder(out, force=force, content=Content.BUNDLE) as folder:
         report("loading weights")
         vit, checkpoint = load_model(spec, weights, download, report)
+        manifest = _manifest(spec, options, checkpoint)
+        sample = make_sample(vit, spec, manifest)
+        manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images[:1]))
+        if options.precision is not Precision.FP32:
+            report(f"looking for what {options.precision} must leave in fp32")
+            manifest = with_record(manifest, options.precision, find_parts(vit, spec, options, manifest, sample))
         report("tracing the graph")
-        manifest = _write_files(folder, vit, spec, options, checkpoint)
+        manifest = write_files(folder, vit, spec, options, manifest)
         report("comparing with the torch model")
-        manifest = replace(manifest, parity=verify(folder, manifest, vit, spec))
+        manifest = _compared(folder, manifest, vit, spec, options, sample)
         if options.kernels:
             manifest = replace(manifest, files={**manifest.files, **compile_into(folder, options.kernels, report)})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -147,13 +170,13 @@ def load_model(
     return vit, checkpoint
 
 
-def _write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -> Manifest:
-    """Trace the encoder into ``folder``; returns the manifest, its parity report still empty."""
-    manifest = _manifest(spec, options, checkpoint)
+def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest) -> Manifest:
+    """Trace the encoder into ``folder``; returns the manifest with its files."""
     table = _trained_table(vit, spec)
     if options.size is None:
         np.save(folder / POSITIONAL, table)
-    trace(make_encoder(vit, spec, options, table), folder / ENCODER, options, manifest)
+    network = make_encoder(vit, spec, options, table, fp32=manifest.fp32_parts(options.precision))
+    trace(network, folder / ENCODER, options, manifest)
     return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
 
 
@@ -162,8 +185,21 @@ def _trained_table(vit: Any, spec: ModelSpec) -> NDArray[np.float32]:
     return np.ascontiguousarray(rows.reshape(spec.trained_grid, spec.trained_grid, spec.dim))
 
 
-def make_encoder(vit: Any, spec: ModelSpec, options: ExportOptions, table: NDArray[np.float32]) -> FacetEncoder:
-    """The pruned network; its positional table is baked in where the size is fixed."""
+def make_encoder(
+    vit: Any,
+    spec: ModelSpec,
+    options: ExportOptions,
+    table: NDArray[np.float32],
+    *,
+    fp32: Fp32Parts | None = None,
+    emulated: bool = False,
+) -> FacetEncoder:
+    """The pruned network; its positional table is baked in where the size is fixed.
+
+    Args:
+        fp32: what stays in fp32 where ``options.precision`` is shorter.
+        emulated: with the rounding of that precision in fp32 arithmetic, which runs in torch on any processor.
+    """
     baked = None
     if options.size is not None:
         grid = grid_size(options.size, spec.patch, options.stride)
@@ -176,7 +212,8 @@ def make_encoder(vit: Any, spec: ModelSpec, options: ExportOptions, table: NDArr
         saliency_heads=options.saliency_heads,
         mean=mean,
         std=std,
-        dtype=DTYPES[options.precision],
+        arithmetic=Arithmetic(DTYPES[options.precision], rounded=emulated),
+        fp32=fp32,
         table=baked,
     )
     return encoder.eval()
@@ -242,27 +279,139 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec) -> ParityReport:
-    """Run the exported graph through the engine and the torch model on the same images, and hold it to the contract."""
-    positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
-    bundle = _runnable(Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional))
-    backend = make_backend(bundle, RunOptions(BackendName.ONNXRUNTIME))
-    reference = ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads)
+# ------------------------------------------------------------------------------------------------------- measurements
+def make_sample(vit: Any, spec: ModelSpec, manifest: Manifest) -> Sample:
+    """The images that everything is measured on, and what the torch model gives for them in float64."""
+    images = list(dict(_parity_images(manifest)).values())
+    return Sample(images, reference_outputs(vit, spec, manifest, images, torch.float64))
+
+
+def reference_outputs(
+    vit: Any, spec: ModelSpec, manifest: Manifest, images: Iterable[NDArray[np.uint8]], dtype: torch.dtype
+) -> list[Outputs]:
+    """What the unpruned torch model gives for each image, in arithmetic of ``dtype``."""
+    model = _reference(vit, spec, manifest, dtype)
     facets = [Facet.parse(name) for name in manifest.facets]
-    cases = dict(_parity_images(manifest))
-    reports = []
+    return [model.run(pixels, facets) for pixels in images]
+
+
+def _reference(vit: Any, spec: ModelSpec, manifest: Manifest, dtype: torch.dtype = torch.float32) -> ReferenceModel:
+    return ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads, dtype=dtype)
+
+
+def with_record(manifest: Manifest, precision: str, record: PrecisionRecord) -> Manifest:
+    """The manifest with what was measured of one precision."""
+    return replace(manifest, precisions={**manifest.precisions, str(precision): record})
+
+
+def find_parts(
+    vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample
+) -> PrecisionRecord:
+    """What ``options.precision`` must leave in fp32, found by emulated rounding.
+
+    Raises:
+        ParityError: the contract does not hold whatever stays in fp32.
+    """
+    precision = RunPrecision(options.precision)
+    trial = emulation(vit, spec, options, manifest, sample)
+    record = hold_contract(precision, manifest, trial, emulation(vit, spec, options, manifest, sample.last))
+    if not record.holds:
+        raise ParityError(
+            f"{precision} misses its contract with these weights: {record.missed}, and fp32 for [CLS] attention and for "
+            "the blocks that do most harm is not enough; no bundle was written: export with --precision fp32"
+        )
+    return record
+
+
+def emulation(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample) -> Trial:
+    """Measures ``options.precision`` by rounding as hardware would, in torch, without tracing a graph."""
+    table = _trained_table(vit, spec)
+    bundle = Bundle(
+        Path(), replace(manifest, files={ENCODER: FileEntry(0, "")}), b"", table if manifest.dynamic else None
+    )
+
+    def trial(parts: Fp32Parts) -> PrecisionRecord:
+        network = make_encoder(vit, spec, options, table, fp32=parts, emulated=True)
+        backend = TorchBackend(bundle, network)
+        return measure(RunPrecision(options.precision), parts, sample, backend, bundle, EMULATED)
+
+    return trial
+
+
+def _compared(
+    folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, options: ExportOptions, sample: Sample
+) -> Manifest:
+    """The manifest with what the graph's own precision gives and, of an fp32 bundle, what bf16 does."""
+    report = verify(folder, manifest, vit, spec, sample)
+    measured = f"onnxruntime {manifest.tools.get('onnxruntime', '')}"
+    own = PrecisionRecord("", measured, manifest.fp32_parts(manifest.precision), report.outputs, None)
+    manifest = with_record(replace(manifest, parity=report), manifest.precision, own)
+    if options.precision is not Precision.FP32:
+        return manifest
+    return with_record(manifest, Precision.BF16, measure_bf16(folder, manifest, vit, spec, options, sample))
+
+
+def measure_bf16(
+    folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, options: ExportOptions, sample: Sample
+) -> PrecisionRecord:
+    """How an fp32 bundle does in bf16, by OpenVINO where it can run that here, else by emulated rounding."""
+    half = replace(options, precision=Precision.BF16)
+    trial = emulation(vit, spec, half, manifest, sample)
+    bundle, here = _opened(folder, manifest), openvino_runs_bf16()
+    if here:
+        trial = measure_on_openvino(sample, bundle)
+    record = hold_contract(RunPrecision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.last))
+    if not here or not record.holds:
+        return record
+    return replace(record, relative_time=relative_time(sample.images[0], bundle, record.fp32))
+
+
+def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, sample: Sample | None = None) -> ParityReport:
+    """Run the exported graph through the engine and hold it to the contract of its precision, against float64.
+
+    In fp32 it is also held to what torch's own fp32 loses: that tells rounding from a wrong graph.
+    """
+    sample = sample or make_sample(vit, spec, manifest)
+    bundle = _runnable(_opened(folder, manifest))
     try:
-        for pixels in cases.values():
-            got = _run(Encoder(bundle, backend), pixels)
-            reports.append(parity.compare(got, reference.run(pixels, facets)))
-    finally:
-        backend.close()
-    outputs = parity.worst(reports)
-    try:
+        got = _outputs(bundle, sample.images)
+        outputs = sample.figures(got)
+        if manifest.precision == Precision.FP32:
+            single = reference_outputs(vit, spec, manifest, sample.images, torch.float32)
+            outputs = _with_rounding(outputs, got, single, sample.exact)
         parity.check(outputs, RunPrecision(manifest.precision))
     except ParityError as error:
         raise ParityError(f"the exported graph does not reproduce the model: {error}; no bundle was written") from None
-    return ParityReport(list(cases), outputs)
+    return ParityReport(list(dict(_parity_images(manifest))), outputs)
+
+
+def _opened(folder: Path, manifest: Manifest) -> Bundle:
+    positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
+    return Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional)
+
+
+def _outputs(bundle: Bundle, images: Iterable[NDArray[np.uint8]]) -> list[Outputs]:
+    backend = make_backend(bundle, RunOptions(BackendName.ONNXRUNTIME))
+    try:
+        encoder = Encoder(bundle, backend)
+        return [run(encoder, pixels) for pixels in images]
+    finally:
+        backend.close()
+
+
+def _with_rounding(
+    outputs: dict[str, parity.Metrics], got: Sequence[Outputs], single: Sequence[Outputs], exact: Sequence[Outputs]
+) -> dict[str, parity.Metrics]:
+    """The outputs' metrics, and beside them what the graph and torch's fp32 lose to rounding, once that is checked."""
+    ours, torchs = (
+        parity.worst([parity.rounding_errors(*pair) for pair in zip(each, exact, strict=True)])
+        for each in (got, single)
+    )
+    parity.check_rounding(ours, torchs)
+    return {
+        name: metrics | ours[name] | {f"torch_{figure}": value for figure, value in torchs[name].items()}
+        for name, metrics in outputs.items()
+    }
 
 
 def _runnable(bundle: Bundle) -> Bundle:
@@ -271,14 +420,6 @@ def _runnable(bundle: Bundle) -> Bundle:
         return bundle
     rounded = widen(onnx.load_from_string(bundle.encoder), rounding=True).SerializeToString()
     return replace(bundle, manifest=replace(bundle.manifest, precision=Precision.FP32), encoder=rounded)
-
-
-def _run(encoder: Encoder, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    features = next(encoder.encode([pixels], EncodeOptions()))
-    outputs = dict(features.tokens)
-    if features.attention is not None:
-        outputs[CLS_ATTENTION] = features.attention.ravel()
-    return outputs
 
 
 def _parity_images(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -312,6 +453,8 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         opset=OPSET,
         defaults=spec.defaults,
         parity=ParityReport([], {}),
+        precisions={},
+        ranges=Ranges([], []),
         tools=_tools(),
     )
 

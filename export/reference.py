@@ -1,4 +1,4 @@
-"""The model as published, in plain torch: what an exported graph is compared with.
+"""The model as published, in plain torch: what an exported graph is compared with, in float64 for the truth.
 
 Independent of the pruned encoder on purpose: the whole timm network with hooks, pixels normalised in front of it, the
 positional table from torch's own bicubic interpolation.
@@ -6,6 +6,7 @@ positional table from torch's own bicubic interpolation.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +22,22 @@ from facetrt.export.options import Facet, FacetKind
 
 
 class ReferenceModel:
-    """Facets and [CLS] attention of one image by the unpruned network in fp32."""
+    """Facets and [CLS] attention of one image by the unpruned network, in float32 or float64 throughout."""
 
-    def __init__(self, vit: Any, spec: ModelSpec, *, stride: int, saliency_heads: Sequence[int] | None) -> None:
-        self.vit, self.spec, self.stride, self.saliency_heads = vit, spec, stride, saliency_heads
+    def __init__(
+        self,
+        vit: Any,
+        spec: ModelSpec,
+        *,
+        stride: int,
+        saliency_heads: Sequence[int] | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.vit = vit if dtype is torch.float32 else copy.deepcopy(vit).to(dtype)
+        self.spec, self.stride, self.saliency_heads, self.dtype = spec, stride, saliency_heads, dtype
 
     @torch.no_grad()
-    def run(self, pixels: NDArray[np.uint8], facets: Sequence[Facet]) -> dict[str, NDArray[np.float32]]:
+    def run(self, pixels: NDArray[np.uint8], facets: Sequence[Facet]) -> dict[str, NDArray[Any]]:
         """``pixels (H, W, 3)`` uint8 → each facet ``(1 + cells, C)``, and ``cls_attention (cells,)``."""
         captured: dict[str, Tensor] = {}
         hooks = [
@@ -51,8 +61,8 @@ class ReferenceModel:
         return outputs
 
     def _tokens(self, pixels: NDArray[np.uint8]) -> Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in self.spec.normalisation)
-        image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
+        mean, std = (torch.tensor(v, dtype=self.dtype).view(3, 1, 1) for v in self.spec.normalisation)
+        image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(self.dtype) / 255 - mean) / std
         proj = self.vit.patch_embed.proj
         x = nn.functional.conv2d(image[None], proj.weight, proj.bias, stride=self.stride)
         x = x.flatten(2).transpose(1, 2)  # (1, n, C)

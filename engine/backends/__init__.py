@@ -36,7 +36,30 @@ def make_backend(bundle: Bundle, options: RunOptions) -> Backend:
     backend = BACKENDS[resolved.backend, resolved.device]
     backend.check_installed()  # its absence is reported here, not by the first image
     backend.check_supported(bundle, resolved)
+    if not resolved.allow_inexact:
+        check_exact(bundle, resolved.precision)
     return backend(bundle, resolved)
+
+
+def check_exact(bundle: Bundle, precision: Precision) -> None:
+    """Raise :class:`InputError` if the bundle misses the contract of ``precision``, or nobody measured whether it does.
+
+    A bundle's own precision holds: it would not have been written.
+    """
+    own, record = bundle.manifest.precision, bundle.manifest.precisions.get(precision)
+    if precision == own or (record is not None and record.holds):
+        return
+    insist = "insist with allow_inexact=True (--allow-inexact)"
+    if record is None:
+        raise InputError(
+            f"{bundle.path}: how exact {precision} is was not measured when this bundle was exported: export it "
+            f"again, use precision {own}, or {insist}; 'facetrt info {bundle.path} --measure --precision {precision}' "
+            "measures it on photographs"
+        )
+    raise InputError(
+        f"{precision} misses its contract with this bundle: {record.missed}, measured by {record.measured}: use "
+        f"precision {own}, or fastest, which takes only what holds, or {insist}"
+    )
 
 
 def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
@@ -47,7 +70,9 @@ def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
     """
     own = Precision(bundle.manifest.precision)
     device = choose_device(options.device, options.backend)
-    precision = choose_precision(options.precision, own, options.backend, device)
+    bf16 = bundle.manifest.precisions.get(Precision.BF16)
+    keeps_bf16 = options.allow_inexact or (bf16 is not None and bf16.holds)
+    precision = choose_precision(options.precision, own, options.backend, device, keeps_bf16=keeps_bf16)
     if device is DeviceName.CUDA:
         name = choose_cuda_backend(options.backend, bundle)
     else:
@@ -81,14 +106,21 @@ def choose_kernels(asked: Kernels, device: DeviceName) -> Kernels:
 
 
 def choose_precision(
-    asked: Precision, own: Precision, backend: BackendName, device: DeviceName = DeviceName.CPU
+    asked: Precision,
+    own: Precision,
+    backend: BackendName,
+    device: DeviceName = DeviceName.CPU,
+    *,
+    keeps_bf16: bool = True,
 ) -> Precision:
-    """``auto`` is the bundle's own precision; ``fastest`` is bf16 where this CPU has it, for fp32 bundles."""
+    """``auto`` is the bundle's own precision; ``fastest`` is bf16 where this CPU has it, for fp32 bundles that keep its
+    contract.
+    """
     if asked is Precision.AUTO:
         return own
     if asked is Precision.FASTEST:
         here = device is DeviceName.CPU and own is Precision.FP32
-        possible = here and backend is not BackendName.ONNXRUNTIME and installed("openvino")
+        possible = here and keeps_bf16 and backend is not BackendName.ONNXRUNTIME and installed("openvino")
         return Precision.BF16 if possible and runs_bf16() else own
     return asked
 
@@ -136,6 +168,7 @@ __all__ = [
     "Precision",
     "RunOptions",
     "TensorRtBackend",
+    "check_exact",
     "choose_backend",
     "choose_precision",
     "make_backend",

@@ -40,8 +40,9 @@ class Precision(StrEnum):
     """Of the arithmetic.
 
     ``auto`` is the bundle's own: precision is never lowered without being asked. ``bf16`` keeps the patch convolution
-    and the residual stream in fp32. ``fastest`` is bf16 where OpenVINO is installed and the processor has it, and the
-    bundle's own elsewhere; on a GPU a bundle always runs in its own.
+    and the residual stream in fp32, and what else the bundle's contract was found to need. ``fastest`` is bf16 where
+    the contract holds, OpenVINO is installed and the processor has it, and the bundle's own elsewhere; on a GPU a
+    bundle always runs in its own.
     """
 
     AUTO = "auto"
@@ -78,6 +79,7 @@ class RunOptions:
     cache: Path | None = None
     streams: int = 1
     kernels: Kernels = Kernels.AUTO
+    allow_inexact: bool = False
 
     @staticmethod
     def parse(
@@ -90,6 +92,7 @@ class RunOptions:
         cache: str | Path | None,
         streams: int = 1,
         kernels: str = Kernels.AUTO,
+        allow_inexact: bool = False,
     ) -> RunOptions:
         """From names, or :class:`InputError` listing what there is."""
         if not 1 <= streams <= MAX_STREAMS:
@@ -108,6 +111,7 @@ class RunOptions:
             None if cache is None else Path(cache),
             streams,
             _choice("kernels", kernels, Kernels),
+            allow_inexact,
         )
 
 

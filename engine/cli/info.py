@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +22,7 @@ from facetrt.engine.parity import Metrics, check, compare, worst
 from facetrt.engine.samples import sample_paths
 from facetrt.kernels.errors import InputError, printable
 
-METRICS = ("max_abs", "min_cosine", "mean_cosine", "p1_cosine", "relative_frobenius")
+METRICS = ("mean_cosine", "p1_cosine", "cls_cosine", "relative_frobenius", "max_abs")
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
 
 
@@ -53,8 +54,11 @@ def info(
             f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
         )
     )
+    if manifest.precisions:
+        columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
+        console.print(_table("precisions", columns, _precisions(manifest)))
     if measure:
-        _measure(bundle, opening)
+        _measure(bundle, replace(opening, allow_inexact=True))
 
 
 def _files(bundle: Bundle) -> list[list[str]]:
@@ -74,6 +78,19 @@ def _plan(record: PlanRecord) -> list[str]:
     error = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
     layers = f"{record.layers} ({record.fused_attention})"
     return [record.architecture, record.tensorrt, f"{smallest} … {largest}, tuned for {tuned}", layers, f"{error:.1e}"]
+
+
+def _precisions(manifest: Manifest) -> list[list[str]]:
+    return [
+        [
+            precision,
+            "holds" if record.holds else f"missed: {record.missed}",
+            str(record.fp32),
+            "" if record.relative_time is None else f"{record.relative_time:.2f}",
+            record.measured,
+        ]
+        for precision, record in manifest.precisions.items()
+    ]
 
 
 def _measure(bundle: str, opening: Opening) -> None:
@@ -135,6 +152,8 @@ def _facts(manifest: Manifest) -> list[list[str]]:
         ["facets", ", ".join(manifest.facets)],
         ["saliency heads", heads],
         ["precision", f"{manifest.precision}, opset {manifest.opset}"],
+        ["largest attention logits", ", ".join(f"{value:.3g}" for value in manifest.ranges.logits) or "not measured"],
+        ["largest activations", ", ".join(f"{value:.3g}" for value in manifest.ranges.activations) or "not measured"],
         ["task defaults", ", ".join(f"{task}: {facet}" for task, facet in manifest.defaults.items())],
         ["exported with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())],
     ]

@@ -28,7 +28,7 @@ class Opening:
     backend: Annotated[BackendName, _option("--backend", "Who runs it.")] = BackendName.AUTO
     device: Annotated[DeviceName, _option("--device", "Where.")] = DeviceName.AUTO
     precision: Annotated[
-        Precision, _option("--precision", "Auto is the bundle's own; fastest is bf16 where the processor has it.")
+        Precision, _option("--precision", "Auto is the bundle's own; fastest is bf16 where that is exact enough.")
     ] = Precision.AUTO
     hint: Annotated[Hint, _option("--hint", "One batch at a time, or several side by side.")] = Hint.LATENCY
     threads: Annotated[int | None, _option("--threads", "Of the processor; all cores by default.", min=1)] = None
@@ -37,6 +37,9 @@ class Opening:
     kernels: Annotated[
         Kernels, _option("--kernels", "Where match and cosegment do the rest; auto is beside the encoder.")
     ] = Kernels.AUTO
+    allow_inexact: Annotated[
+        bool, _option("--allow-inexact", "Run a precision although it misses its contract with this bundle.")
+    ] = False
 
     def engine(self, bundle: str | Path) -> Engine:
         """Open a bundle."""

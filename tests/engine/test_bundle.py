@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from facetrt.engine import BundleError, Engine, MissingFileError
+from facetrt.engine.backends import Precision, check_exact
 from facetrt.engine.bundle import Bundle, Manifest, write_manifest
 
 
@@ -144,7 +145,7 @@ def test_a_manifest_that_means_another_graph(copy: Path) -> None:
 
 def test_a_bundle_of_the_schema_before(copy: Path) -> None:
     edit(copy, schema=2)
-    with pytest.raises(BundleError, match="has schema 2; this version of facetrt reads schema 3: export it again"):
+    with pytest.raises(BundleError, match="has schema 2; this version of facetrt reads schemas 3 and 4: export again"):
         Bundle.open(copy)
 
 
@@ -239,3 +240,16 @@ def test_the_manifest_is_replaced_whole(large: Path) -> None:
     write_manifest(large, replace(manifest, description="another"))
     assert Bundle.open(large).manifest.description == "another"
     assert sorted(path.name for path in (large / "plans").iterdir()) == ["p.plan"]
+
+
+def test_schema_3_is_read_and_what_it_did_not_measure_is_said(copy: Path) -> None:
+    data = json.loads((copy / "manifest.json").read_text())
+    del data["precisions"], data["ranges"]
+    (copy / "manifest.json").write_text(json.dumps(data | {"schema": 3}))
+    bundle = Bundle.open(copy)
+    assert bundle.manifest.schema == 4 and bundle.manifest.precisions == {} and bundle.manifest.ranges.logits == []
+    check_exact(bundle, Precision.FP32)
+    with pytest.raises(
+        InputError, match="how exact bf16 is was not measured .*export it again, .*--allow-inexact.*info"
+    ):
+        check_exact(bundle, Precision.BF16)

@@ -127,7 +127,10 @@ def test_the_report_is_in_the_manifest(tiny_engine: Engine) -> None:
     report = tiny_engine.manifest.parity
     assert set(report.outputs) == {"key@1", "query@1", "key@2", "token@2", "cls_attention"}
     assert len(report.cases) == 5 and any("noise" in case for case in report.cases)
-    assert all(metrics["max_abs"] <= 1e-4 for metrics in report.outputs.values())
+    for name, metrics in report.outputs.items():
+        assert metrics["relative_frobenius"] <= 1e-5 and metrics["mean_cosine"] >= 0.999999
+        figures = ["saliency_error"] if name == "cls_attention" else ["error", "bias", "max_error", "cls_error"]
+        assert all(0 < metrics[figure] < 1e-4 and 0 < metrics[f"torch_{figure}"] < 1e-4 for figure in figures)
 
 
 def test_a_graph_that_misses_its_contract_is_not_written(
@@ -166,8 +169,8 @@ def test_a_wrong_layer_head_or_table_would_be_seen(tiny_weights: Path) -> None:
         ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 2]).run(photo(61, 83), names),
         ReferenceModel(vit, TINY, stride=4, saliency_heads=[0, 1]).run(photo(61, 83), [Facet.parse("key@2")]),
     ):
-        metrics = [parity.compare_output(a, b) for a, b in zip(other.values(), right.values(), strict=True)]
-        assert max(m["max_abs"] for m in metrics) > 0.01
+        metrics = parity.compare(dict(zip(right, other.values(), strict=True)), right)
+        assert max(m["relative_frobenius"] for m in metrics.values()) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_precision(
     monkeypatch.setattr(module, "installed", lambda name: there)
     monkeypatch.setattr(module, "runs_bf16", lambda: bf16)
     assert choose_precision(asked, own, backend) is expected
+    assert choose_precision(asked, own, backend, keeps_bf16=False) is (own if asked is FASTEST else expected)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import export_tiny, facets, photo, require_openvino
 
-from facetrt.engine import Engine, InputError, MissingDependencyError, OutputError
+from facetrt.engine import Engine, Features, InputError, MissingDependencyError, OutputError
 from facetrt.engine.backends import openvino as module
 from facetrt.engine.backends.compiled_cache import CompiledCache
+from facetrt.engine.bundle import Fp32Parts, read_manifest
+from facetrt.engine.parity import compare
 from facetrt.export.options import Precision
 
 require_openvino()
@@ -34,6 +39,51 @@ def test_bf16_keeps_its_islands(tiny_bundle: Path) -> None:
         nodes = engine._encoder.backend._compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
     kinds = {(n.get_rt_info()["layerType"].value, n.get_rt_info()["runtimePrecision"].value) for n in nodes}
     assert ("Convolution", "f32") in kinds and ("FullyConnected", "bf16") in kinds
+
+
+def with_record(bundle: Path, folder: Path, missed: str, fp32: Fp32Parts) -> Path:
+    """The bundle, as if that had been measured of bf16."""
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    record = replace(manifest.precisions["bf16"], missed=missed, fp32=fp32)
+    changed = replace(manifest, precisions={**manifest.precisions, "bf16": record})
+    (folder / "manifest.json").write_text(changed.to_json())
+    return folder
+
+
+@pytest.mark.usefixtures("bf16")
+def test_bf16_outside_its_contract_runs_only_if_one_insists(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_record(tiny_bundle, tmp_path / "inexact", "key@2 has relative_frobenius 0.03 > 0.01", Fp32Parts())
+    with pytest.raises(
+        InputError, match=r"key@2 has relative_frobenius 0.03 > 0.01, .* use precision fp32.*--allow-in"
+    ):
+        Engine.open(bundle, precision="bf16")
+    with Engine.open(bundle, precision="fastest") as engine:
+        assert engine.precision == "fp32"
+    with Engine.open(bundle, precision="bf16", allow_inexact=True) as engine:
+        assert engine.precision == "bf16"
+
+
+@pytest.mark.usefixtures("bf16")
+def test_blocks_and_cls_attention_stay_in_fp32(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_record(tiny_bundle, tmp_path / "kept", "", Fp32Parts(cls_attention=True, blocks=[0, 1]))
+    errors = {}
+    with Engine.open(tiny_bundle) as exact:
+        expected = exact.encode([photo(96, 96)], load_size=None)[0]
+    for name, path, parts in (("plain", tiny_bundle, Fp32Parts()), ("kept", bundle, None)):
+        plain = with_record(path, tmp_path / name / "b", "", parts) if parts else path
+        with Engine.open(plain, precision="bf16") as engine:
+            got = engine.encode([photo(96, 96)], load_size=None)[0]
+            metrics = compare(outputs(got), outputs(expected))
+            errors[name] = {output: figures["relative_frobenius"] for output, figures in metrics.items()}
+    for output in ("key@1", "key@2", "cls_attention"):  # key@2 is of block 2, which reads exact tokens
+        assert errors["kept"][output] < 0.5 * errors["plain"][output]
+    assert errors["kept"]["key@1"] < 1e-3 < errors["plain"]["key@1"]
+
+
+def outputs(features: Features) -> dict[str, np.ndarray]:
+    assert features.attention is not None
+    return {**features.tokens, "cls_attention": features.attention.ravel()}
 
 
 @pytest.mark.usefixtures("bf16")

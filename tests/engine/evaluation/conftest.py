@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facetrt.engine.bundle import Architecture, Checkpoint, FileEntry, Manifest, Normalisation, ParityReport
+from facetrt.engine.bundle import Architecture, Checkpoint, FileEntry, Manifest, Normalisation, ParityReport, Ranges
 from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
 from facetrt.engine.features import Features, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry
@@ -42,6 +42,8 @@ class StubEngine:
             opset=18,
             defaults={"match": "key@9", "cosegment": "key@9", "propagate": "key@9"},
             parity=ParityReport([], {}),
+            precisions={},
+            ranges=Ranges([], []),
             tools={},
             files={"encoder.onnx": FileEntry(1, model)},
         )

@@ -1,0 +1,269 @@
+"""How exact an encoder is in half precision, and what must stay in fp32 for its contract to hold.
+
+Trained weights may lose far more in half precision than others: peaky [CLS] attention multiplies errors of its logits,
+and a block that makes massive activations rounds them to steps as large as everything else. So it is measured, on the
+images and against the float64 reference that fp32 is checked with, and what does the harm is kept in fp32, as little
+as will do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facetrt.engine import parity
+from facetrt.engine.backends import BACKENDS, BackendName, DeviceName, RunOptions
+from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.backends.base import Backend, Tensors
+from facetrt.engine.backends.openvino import import_openvino, runs_bf16
+from facetrt.engine.bundle import CLS_ATTENTION, Bundle, Fp32Parts, Manifest, PrecisionRecord, Ranges
+from facetrt.engine.encoding import EncodeOptions, Encoder
+from facetrt.export.encoder import FacetEncoder
+from facetrt.export.reference import ReferenceModel
+from facetrt.kernels.errors import MissingDependencyError, ParityError
+
+Pixels = NDArray[np.uint8]
+Outputs = dict[str, NDArray[Any]]  # of one image, by name
+Trial = Callable[[Fp32Parts], PrecisionRecord]
+
+ROOM = (0.8, 0.4, 0.2)  # shares of what a contract allows that a search aims at, one after the other
+EMULATED = "rounding emulated in fp32"
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images, and what the torch model gives for them in float64."""
+
+    images: Sequence[Pixels]
+    exact: Sequence[Outputs]
+
+    def figures(self, got: Sequence[Outputs]) -> dict[str, parity.Metrics]:
+        """The worst over the images of each output's figures."""
+        return parity.worst([parity.compare(*pair) for pair in zip(got, self.exact, strict=True)])
+
+    @property
+    def last(self) -> Sample:
+        """One image of it."""
+        return Sample(self.images[-1:], self.exact[-1:])
+
+
+# --------------------------------------------------------------------------------------------------------------- search
+def hold_contract(precision: RunPrecision, manifest: Manifest, trial: Trial, emulate: Trial) -> PrecisionRecord:
+    """The cheapest of a few choices of what stays in fp32 that keeps the contract; without one the first, the fastest.
+
+    Args:
+        trial: measures a choice as it will run.
+        emulate: measures a choice by emulated rounding, on one image: which block does how much harm.
+    """
+    tried: list[PrecisionRecord] = []
+    for parts in choices(precision, manifest, emulate):
+        if parts not in [record.fp32 for record in tried]:
+            tried.append(trial(parts))
+            if tried[-1].holds:
+                return tried[-1]
+    return tried[0]
+
+
+def choices(precision: RunPrecision, manifest: Manifest, emulate: Trial) -> Iterator[Fp32Parts]:
+    """What may stay in fp32, cheapest first: nothing, [CLS] attention, and the blocks that do most harm."""
+    saliency = manifest.saliency_heads is not None
+    yield Fp32Parts()
+    if saliency:
+        yield Fp32Parts(cls_attention=True)
+    harm = _harm_of_blocks(precision, manifest, emulate)
+    for room in ROOM:
+        blocks = sorted(_worst_blocks(harm, room))
+        if len(blocks) < len(harm):  # with all of them nothing would be left in half precision
+            yield Fp32Parts(saliency, blocks)
+
+
+def _harm_of_blocks(precision: RunPrecision, manifest: Manifest, emulate: Trial) -> NDArray[np.float64]:
+    """``(blocks, figures)``: what each block alone, in half precision, uses up of what the contract allows.
+
+    Blocks' errors are independent: their squares add up, and 1 - cosine is a square already.
+    """
+    depth = encoder_depth(manifest)
+    contract, saliency = parity.CONTRACTS[precision], manifest.saliency_heads is not None
+    rows = []
+    for block in range(depth):
+        record = emulate(Fp32Parts(saliency, [b for b in range(depth) if b != block]))
+        rows.append(
+            [
+                value if name in parity.LOW else value**2
+                for output in manifest.outputs
+                for name, value in contract.excess(record.outputs.get(output, {"mean_cosine": -np.inf})).items()
+            ]
+        )
+    width = max(map(len, rows))
+    return np.array([row if len(row) == width else [np.inf] * width for row in rows])  # a block that overflows does all
+
+
+def _worst_blocks(harm: NDArray[np.float64], room: float) -> set[int]:
+    """The fewest blocks, by taking the worst one each time, without which all others stay within ``room``."""
+    kept: set[int] = set()
+    while len(kept) < len(harm):
+        left = np.array([row if i not in kept else np.zeros_like(row) for i, row in enumerate(harm)])
+        total = left.sum(axis=0)
+        if (total <= room**2).all():
+            break
+        kept.add(int(left[:, int(total.argmax())].argmax()))
+    return kept
+
+
+def encoder_depth(manifest: Manifest) -> int:
+    """How many of the model's blocks the encoder has."""
+    layers = [int(facet.rpartition("@")[2]) + 1 for facet in manifest.facets]
+    return manifest.architecture.depth if manifest.saliency_heads is not None else max(layers)
+
+
+# ---------------------------------------------------------------------------------------------------------- measurement
+def measure(
+    precision: RunPrecision, parts: Fp32Parts, sample: Sample, backend: Backend, bundle: Bundle, measured: str
+) -> PrecisionRecord:
+    """What a backend gives on a sample; it is closed."""
+    try:
+        encoder = Encoder(bundle, backend)
+        figures = sample.figures([run(encoder, pixels) for pixels in sample.images])
+        missed = parity.violation(figures, precision)
+    except ParityError as error:  # NaN or infinite: fp16 overflows
+        figures, missed = {}, str(error)
+    finally:
+        backend.close()
+    return PrecisionRecord(missed, measured, parts, figures, None)
+
+
+def run(encoder: Encoder, pixels: Pixels) -> Outputs:
+    """All outputs of one image."""
+    features = next(encoder.encode([pixels], EncodeOptions()))
+    outputs: Outputs = dict(features.tokens)
+    if features.attention is not None:
+        outputs[CLS_ATTENTION] = features.attention.ravel()
+    return outputs
+
+
+class TorchBackend(Backend):
+    """Runs a network in torch, under the contract of all backends."""
+
+    name = BackendName.ONNXRUNTIME
+
+    def __init__(self, bundle: Bundle, network: FacetEncoder) -> None:
+        super().__init__(bundle, RunOptions(BackendName.ONNXRUNTIME, DeviceName.CPU))
+        self._network = network
+
+    @classmethod
+    def check_installed(cls) -> None:
+        """Export has it."""
+
+    @classmethod
+    def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
+        """Every bundle."""
+
+    def _activate(self) -> None:
+        """The network is there."""
+
+    @torch.no_grad()
+    def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
+        names = ("images", "positional", "rows", "cols")
+        outputs = self._network(*(torch.from_numpy(np.array(inputs[name])) for name in names if name in inputs))
+        return [output.numpy() for output in outputs]
+
+    def _close(self) -> None:
+        """Nothing is held."""
+
+
+def measure_on_openvino(sample: Sample, bundle: Bundle) -> Trial:
+    """A trial of an fp32 bundle in bf16 by OpenVINO itself."""
+
+    def trial(parts: Fp32Parts) -> PrecisionRecord:
+        chosen = _keeping(bundle, parts)
+        measured = f"openvino {import_openvino().get_version().partition('-')[0]}"
+        backend = _openvino(chosen, RunPrecision.BF16)
+        return measure(RunPrecision.BF16, parts, sample, backend, chosen, measured)
+
+    return trial
+
+
+def relative_time(pixels: Pixels, bundle: Bundle, parts: Fp32Parts) -> float:
+    """Of the encoder by OpenVINO in bf16, as a multiple of its time in fp32."""
+    bf16 = _seconds(pixels, _keeping(bundle, parts), RunPrecision.BF16)
+    return bf16 / _seconds(pixels, bundle, RunPrecision.FP32)
+
+
+def _keeping(bundle: Bundle, parts: Fp32Parts) -> Bundle:
+    """The bundle with other parts in fp32 where it runs in bf16."""
+    record = PrecisionRecord("", "", parts, {}, None)
+    precisions = {**bundle.manifest.precisions, str(RunPrecision.BF16): record}
+    return replace(bundle, manifest=replace(bundle.manifest, precisions=precisions))
+
+
+def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:
+    kind = BACKENDS[BackendName.OPENVINO, DeviceName.CPU]
+    return kind(bundle, RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision))
+
+
+def _seconds(pixels: Pixels, bundle: Bundle, precision: RunPrecision) -> float:
+    """The fastest of a few runs after the first."""
+    backend = _openvino(bundle, precision)
+    try:
+        encoder = Encoder(bundle, backend)
+        run(encoder, pixels)
+        times = []
+        for _ in range(TIMED_RUNS):
+            start = time.perf_counter()
+            run(encoder, pixels)
+            times.append(time.perf_counter() - start)
+        return min(times)
+    finally:
+        backend.close()
+
+
+def openvino_runs_bf16() -> bool:
+    """Whether bf16 can be measured as it will run."""
+    try:
+        return runs_bf16()
+    except MissingDependencyError:
+        return False
+
+
+# --------------------------------------------------------------------------------------------------------------- ranges
+@torch.no_grad()
+def measure_ranges(model: ReferenceModel, images: Sequence[Pixels]) -> Ranges:
+    """Largest attention logits and stored activations of each block of the torch model."""
+    blocks = model.vit.blocks
+    logits, activations = [0.0] * len(blocks), [0.0] * len(blocks)
+
+    def hook(layer: int, *, qkv: bool) -> Callable[..., None]:
+        def keep(module: Any, inputs: Any, output: Tensor) -> None:
+            activations[layer] = max(activations[layer], float(output.abs().max()))
+            if qkv:
+                logits[layer] = max(logits[layer], _largest_logit(output, blocks[layer].attn))
+
+        return keep
+
+    handles = [
+        module.register_forward_hook(hook(layer, qkv=module is block.attn.qkv))
+        for layer, block in enumerate(blocks)
+        for module in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, block)
+    ]
+    try:
+        for pixels in images:
+            model.run(pixels, [])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Ranges(logits, activations)
+
+
+def _largest_logit(qkv: Tensor, attention: Any) -> float:
+    """Over heads and pairs of tokens; a head at a time."""
+    query, key, _ = qkv[0].reshape(qkv.shape[1], 3, attention.num_heads, -1).unbind(1)  # (t, heads, d)
+    products = (query[:, head] @ key[:, head].T for head in range(attention.num_heads))
+    return max(float(product.abs().max()) for product in products) * float(attention.scale)

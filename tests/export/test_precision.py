@@ -1,0 +1,129 @@
+"""What half precision loses, and what stays in fp32 so that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from trained_like import SPEC, trained_like
+
+from facetrt.engine import ParityError
+from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.bundle import Bundle, Fp32Parts, Manifest, PrecisionRecord
+from facetrt.export import exporting
+from facetrt.export import precision as module
+from facetrt.export.exporting import emulation, export_bundle, find_parts, load_model, make_sample, measure_bf16
+from facetrt.export.models import MODELS
+from facetrt.export.options import ExportOptions, Precision
+from facetrt.export.precision import choices, measure_ranges
+
+OPTIONS = ExportOptions(stride=8, precision=Precision.BF16)
+Setting = tuple[Any, ExportOptions, Manifest, module.Sample]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    MODELS[SPEC.name] = SPEC
+    yield tmp_path_factory.mktemp("precision")
+    del MODELS[SPEC.name]
+
+
+def setting(folder: Path, kind: str, **changes: Any) -> Setting:
+    np.savez(folder / f"{kind}.npz", **trained_like(kind))
+    vit, checkpoint = load_model(SPEC, folder / f"{kind}.npz")
+    options = exporting.resolve_options(SPEC, replace(OPTIONS, **changes))
+    manifest = exporting._manifest(SPEC, options, checkpoint)
+    return vit, options, manifest, make_sample(vit, SPEC, manifest)
+
+
+def test_what_is_kept_in_fp32_is_the_cheapest_that_holds(folder: Path) -> None:
+    vit, options, manifest, sample = setting(folder, "massive")
+    record = find_parts(vit, SPEC, options, manifest, sample)
+    assert record.holds and record.fp32.cls_attention and 0 < len(record.fp32.blocks) < SPEC.depth
+    plain = emulation(vit, SPEC, options, manifest, sample)(Fp32Parts())
+    assert not plain.holds and "relative_frobenius" in plain.missed
+
+
+def test_a_half_precision_graph_has_those_parts_in_fp32(folder: Path) -> None:
+    np.savez(folder / "m.npz", **trained_like("massive"))
+    manifest = export_bundle(SPEC.name, folder / "massive", OPTIONS, weights=folder / "m.npz")
+    kept = manifest.fp32_parts("bf16")
+    graph = onnx.load(folder / "massive" / "encoder.onnx").graph
+    kinds = {t.name: t.data_type for t in graph.initializer if t.name.endswith(".bias") and "norm" not in t.name}
+    for block in range(SPEC.depth - 1):
+        expected = onnx.TensorProto.FLOAT if block in kept.blocks else onnx.TensorProto.BFLOAT16
+        assert kinds[f"blocks.{block}.fc1.bias"] == kinds[f"blocks.{block}.qkv.bias"] == expected
+    assert kinds[f"blocks.{SPEC.depth - 1}.cls_key.bias"] == onnx.TensorProto.FLOAT
+    assert Bundle.open(folder / "massive").manifest.precisions["bf16"].holds
+
+
+def test_fp16_that_overflows_is_refused_with_the_reason(folder: Path) -> None:
+    params = trained_like("sharp1")
+    for i in range(SPEC.depth):  # no block alone is to blame
+        params[f"blocks.{i}.mlp.fc1.weight"] *= np.float32(1e5)
+    np.savez(folder / "large.npz", **params)
+    with pytest.raises(ParityError, match=r"fp16 misses its contract with these weights: .*infinite.*--precision fp32"):
+        export_bundle(
+            SPEC.name, folder / "large", replace(OPTIONS, precision=Precision.FP16), weights=folder / "large.npz"
+        )
+    assert not (folder / "large").exists()
+
+
+def test_blocks_that_do_most_harm_are_kept_first(folder: Path) -> None:
+    _, _, manifest, _ = setting(folder, "sharp1")
+    depth = manifest.architecture.depth
+
+    def emulate(parts: Fp32Parts) -> PrecisionRecord:
+        (alone,) = set(range(depth)) - set(parts.blocks)
+        error = {1: 0.02, 3: 0.009}.get(alone, 0.001)
+        return PrecisionRecord("", "", parts, {name: {"relative_frobenius": error} for name in manifest.outputs}, None)
+
+    found = list(choices(RunPrecision.BF16, manifest, emulate))
+    assert found[:2] == [Fp32Parts(), Fp32Parts(cls_attention=True)]
+    assert [parts.blocks for parts in found[2:]] == [[1, 3], [1, 3], [1, 3]]
+
+
+def test_without_openvino_an_fp32_bundle_is_measured_by_emulated_rounding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit, options, manifest, sample = setting(folder, "sharp1", precision=Precision.FP32)
+    monkeypatch.setattr(exporting, "openvino_runs_bf16", lambda: False)
+    monkeypatch.setattr(exporting, "_opened", lambda folder, manifest: None)
+    record = measure_bf16(folder, manifest, vit, SPEC, options, sample)
+    assert record.holds and record.measured == module.EMULATED and record.relative_time is None
+    assert 1e-3 < record.outputs["key@1"]["relative_frobenius"] < 1e-2
+
+
+def test_ranges_tell_peaky_attention_and_massive_activations(folder: Path) -> None:
+    found = {}
+    for kind in ("sharp1", "sharp3", "massive"):
+        vit, _, manifest, sample = setting(folder, kind)
+        found[kind] = measure_ranges(exporting._reference(vit, SPEC, manifest), sample.images[:1])
+    last = SPEC.depth - 1
+    assert found["sharp3"].logits[last] == pytest.approx(9 * found["sharp1"].logits[last], rel=0.01)
+    assert found["sharp3"].logits[:last] == found["sharp1"].logits[:last]
+    assert max(found["massive"].activations) > 5 * max(found["sharp1"].activations)
+
+
+def test_emulated_rounding_is_what_a_half_precision_network_gives(folder: Path) -> None:
+    vit, options, manifest, _ = setting(folder, "sharp1")
+    table = exporting._trained_table(vit, SPEC)
+    inputs = (
+        torch.randint(0, 256, (1, 48, 48, 3), dtype=torch.uint8),
+        torch.from_numpy(table)[None],
+        *(torch.arange(6),) * 2,
+    )
+    parts = Fp32Parts(cls_attention=True, blocks=[2])
+    with torch.no_grad():
+        real, emulated, exact = (
+            exporting.make_encoder(vit, SPEC, chosen, table, fp32=parts, emulated=flag)(*inputs)
+            for chosen, flag in ((options, False), (options, True), (replace(options, precision=Precision.FP32), False))
+        )
+    for a, b, c in zip(real, emulated, exact, strict=True):
+        assert (a - b).norm() < 0.6 * (a - c).norm()  # sums in another order round otherwise here and there
