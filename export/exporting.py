@@ -317,8 +317,8 @@ def find_parts(
     record = hold_contract(precision, manifest, trial, emulation(vit, spec, options, manifest, sample.last))
     if not record.holds:
         raise ParityError(
-            f"{precision} misses its contract with these weights: {record.missed}, and fp32 for [CLS] attention and for "
-            "the blocks that do most harm is not enough; no bundle was written: export with --precision fp32"
+            f"{precision} misses its contract with these weights: {record.missed}, and fp32 for [CLS] attention and "
+            "the blocks that do most harm does not help; no bundle was written: export with --precision fp32"
         )
     return record
 

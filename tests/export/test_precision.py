@@ -112,7 +112,7 @@ def test_ranges_tell_peaky_attention_and_massive_activations(folder: Path) -> No
 
 
 def test_emulated_rounding_is_what_a_half_precision_network_gives(folder: Path) -> None:
-    vit, options, manifest, _ = setting(folder, "sharp1")
+    vit, options, _, _ = setting(folder, "sharp1")
     table = exporting._trained_table(vit, SPEC)
     inputs = (
         torch.randint(0, 256, (1, 48, 48, 3), dtype=torch.uint8),
