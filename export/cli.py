@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
-from facetrt.engine.bundle import MANIFEST
+from facetrt.engine.bundle import MANIFEST, PrecisionRecord
 from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
 from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar
 from facetrt.export.additions import add_kernels
@@ -135,6 +135,16 @@ def _export_model(model: str, out: Path, options: ExportOptions, weights: Path |
         f"{out}: {', '.join(manifest.outputs)}; worst relative error {worst:.1e} against torch on "
         f"{len(manifest.parity.cases)} images"
     )
+    for precision, record in manifest.precisions.items():
+        if precision != Precision.FP32:
+            console.print(f"{precision}: {_outcome(record)} (measured by {record.measured})")
+
+
+def _outcome(record: PrecisionRecord) -> str:
+    if not record.holds:
+        return f"misses its contract, and runs with --allow-inexact only: {record.missed}"
+    cost = "" if record.relative_time is None else f", {record.relative_time:.2f} of the time of fp32"
+    return f"keeps its contract with {record.fp32} in fp32{cost}"
 
 
 def _add_plan(folder: Path, options: PlanOptions) -> None:
