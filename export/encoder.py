@@ -161,7 +161,7 @@ class Block(nn.Module):
         shared = saliency_heads is not None and not apart
         needed = [k for k in QKV if complete or k in kinds or (k is FacetKind.KEY and shared)]
         self.needed = needed
-        self.qkv = _thirds(block.attn.qkv, needed, arithmetic)
+        self.qkv = _thirds(block.attn.qkv, needed, arithmetic) if needed else None
         self.cls_key = _thirds(block.attn.qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
         self.cls_query = None
         if apart or (shared and FacetKind.QUERY not in needed):
@@ -175,7 +175,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         a = self.arithmetic
         normed = self.norm1(x)  # (B, t, C)
-        thirds = a.product(self.qkv(a(normed))).chunk(len(self.needed), dim=-1) if self.needed else ()
+        thirds = a.product(self.qkv(a(normed))).chunk(len(self.needed), dim=-1) if self.qkv is not None else ()
         projected = dict(zip(self.needed, thirds, strict=True))
         outputs = {str(kind): projected[kind].float() for kind in self.kinds - RESULTS}
         if self.saliency_heads is not None:
@@ -232,5 +232,5 @@ def _bytes_convolution(proj: Any, stride: int, mean: Sequence[float], std: Seque
 def _thirds(qkv: nn.Linear, kinds: Sequence[FacetKind], arithmetic: Arithmetic) -> nn.Linear:
     """The fused projection with only some of its thirds."""
     dim = qkv.in_features
-    rows = torch.cat([torch.arange(dim) + QKV.index(kind) * dim for kind in kinds] or [torch.arange(0)])
+    rows = torch.cat([torch.arange(dim) + QKV.index(kind) * dim for kind in kinds])
     return arithmetic.linear(qkv, rows)
