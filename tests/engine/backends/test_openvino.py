@@ -87,7 +87,7 @@ def outputs(features: Features) -> dict[str, np.ndarray]:
 @pytest.mark.usefixtures("bf16")
 def test_an_openvino_that_does_not_keep_them_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.KEEP_FP32, "name", "UnknownMark")
-    with pytest.raises(Exception, match="does not keep (the patch convolution|a product) in fp32"):
+    with pytest.raises(Exception, match=r"does not keep (the patch convolution|a product) in fp32"):
         encode(tiny_bundle, precision="bf16")
 
 
