@@ -487,13 +487,13 @@ def complaint(case: Case, folder: Path) -> str | None:
 
 
 def make_seeds(folder: Path, names: list[str]) -> None:
-    """An undamaged example of each case, which must load."""
+    """An undamaged example of each case, which must load: else its damage would show nothing."""
     for name in names:
         (folder / name).mkdir(parents=True)
         CASES[name].make(folder / name)
-        wrong = complaint(CASES[name], folder / name)
-        if wrong is not None and not name.startswith("checkpoint"):
-            raise SystemExit(f"the undamaged {name} cannot be read: {wrong}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            CASES[name].read(folder / name)
 
 
 def work(seeds: Path, names: list[str], seed: int) -> None:
