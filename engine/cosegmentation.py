@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.checks import check_finite, check_voting
 from facetrt.engine.collection import LazySequence, map_features, reasons_empty, select
+from facetrt.engine.descriptors import Rows, assign_rows, distances_to, normalise, unit_rows
 from facetrt.engine.features import Features
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.refinement import (
@@ -27,9 +28,9 @@ from facetrt.engine.refinement import (
     refine_labels,
 )
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import assign_each, kmeans_each
+from facetrt.kernels.kmeans import kmeans_each
+from facetrt.kernels.log_bin import check_hierarchy
 from facetrt.kernels.parallel import map_threads
-from facetrt.kernels.products import squared_distances
 from facetrt.kernels.vote import Votes, vote
 
 Float = NDArray[np.float32]
@@ -50,6 +51,7 @@ class CosegmentOptions:
     remove_outliers: bool = False
     outlier_threshold: float = 0.7
     refine: Refinement = Refinement.GRABCUT
+    hierarchy: int = 0
 
     def __post_init__(self) -> None:
         check_voting(
@@ -58,6 +60,7 @@ class CosegmentOptions:
             votes_percentage=self.votes_percentage,
             sample_interval=self.sample_interval,
         )
+        check_hierarchy(self.hierarchy)
         check_finite("outlier_threshold", self.outlier_threshold)
         check_available(self.refine)
 
@@ -152,7 +155,7 @@ def cosegment_features(
     if not numbers:
         return nothing_shared(features, options)
     chosen = select(features, numbers)
-    rows = map_features(chosen, lambda f: normalise(f[options.facet]))
+    rows = descriptors_of(chosen, options.facet, options.hierarchy)
     clustering = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
     votes = vote(
         clustering.labels,
@@ -168,6 +171,13 @@ def cosegment_features(
 
     masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
     return Masks(masks, clustering, votes, similarity)
+
+
+def descriptors_of(features: Sequence[Features], facet: str, hierarchy: int) -> Sequence[Rows]:
+    """Unit descriptors of each image; binned ones, which would fill memory, are made again at each use."""
+    if hierarchy:
+        return LazySequence(len(features), lambda i: unit_rows(features[i], facet, hierarchy))
+    return map_features(features, lambda item: normalise(item[facet]))
 
 
 def choose_images(
@@ -233,7 +243,7 @@ def similarity_to_mean(rows: Float) -> NDArray[np.float64]:
 
 
 def cluster_elbow(
-    descriptors: Sequence[Float],
+    descriptors: Sequence[Rows],
     *,
     elbow: float = 0.975,
     sample_interval: int = 100,
@@ -244,7 +254,7 @@ def cluster_elbow(
     Stops at the first k whose error exceeds ``elbow`` times the previous one; that k itself is used.
 
     Args:
-        descriptors: per image ``(cells, C)`` float32, rows of unit length.
+        descriptors: per image ``(cells, C)`` float32, rows of unit length, or :class:`BinnedRows`.
         sample_interval: every how many-th descriptor of each image the clusters are trained on.
 
     Raises:
@@ -272,7 +282,7 @@ class _Fit:
     labels: list[NDArray[np.unsignedinteger]]
 
 
-def _sweep(descriptors: Sequence[Float], samples: Float, max_clusters: int) -> Iterator[_Fit]:
+def _sweep(descriptors: Sequence[Rows], samples: Float, max_clusters: int) -> Iterator[_Fit]:
     """k = 1, 2, … up to ``max_clusters`` or the number of samples.
 
     Several k share one reading of all descriptors. What was done beyond the last k that the caller takes is in vain:
@@ -284,14 +294,14 @@ def _sweep(descriptors: Sequence[Float], samples: Float, max_clusters: int) -> I
         yield from _fits(descriptors, samples, range(first, min(first + ahead, most + 1)))
 
 
-def _fits(descriptors: Sequence[Float], samples: Float, counts: Sequence[int]) -> list[_Fit]:
+def _fits(descriptors: Sequence[Rows], samples: Float, counts: Sequence[int]) -> list[_Fit]:
     """Clusterings of the samples, one for each of ``counts``, assigned to all descriptors in one reading."""
     centroids = [found.centroids for found in kmeans_each(samples, counts)]
     labels: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in counts]
     sums, cells = np.zeros(len(counts)), 0
     for rows in descriptors:
         cells += len(rows)
-        for i, found in enumerate(assign_each(rows, centroids)):
+        for i, found in enumerate(assign_rows(rows, centroids)):
             sums[i] += found.squared_distances.sum(dtype=np.float64)
             labels[i].append(found.labels.astype(np.min_scalar_type(counts[i])))  # most of them are dropped
     return [_Fit(*fit) for fit in zip(centroids, (sums / cells).tolist(), labels, strict=True)]
@@ -304,12 +314,6 @@ def too_few_descriptors(samples: int, interval: int) -> str:
         f"the images give {samples} sampled descriptors, too few for {samples + 1} clusters: use more images, a larger "
         f"load size{smaller}"
     )
-
-
-def normalise(rows: Float) -> Float:
-    """Rows divided by their length; zero rows stay zero, as in FAISS."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)
 
 
 def make_mask(
@@ -325,7 +329,8 @@ def make_mask(
     salient = votes.salient_labels
 
     def nearest() -> Float:
-        return nearest_of_groups(squared_distances(normalise(features[options.facet]), centroids), salient)
+        rows = unit_rows(features, options.facet, options.hierarchy)
+        return nearest_of_groups(distances_to(rows, centroids)[0], salient)
 
     all_or_none = len(salient) in (0, len(centroids))
     return mask_of_labels(

@@ -306,6 +306,7 @@ class Engine:
         remove_outliers: bool = False,
         outlier_threshold: float = 0.7,
         refine: str = Refinement.GRABCUT,
+        hierarchy: int = 0,
         progress: Progress | None = None,
         on_broken: OnBroken | None = None,
     ) -> Masks:
@@ -323,6 +324,8 @@ class Engine:
             remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
                 ``outlier_threshold``; their masks are empty.
             refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
+            hierarchy: levels of log-binning of the descriptors that are clustered; 0 for none, as in the reference
+                without ``bin``. Kernels on a GPU have none.
             progress: called with (images done, images in all) while encoding, and from 1 again while refining masks.
             on_broken: as in :meth:`encode`; images left out get no mask.
 
@@ -339,7 +342,12 @@ class Engine:
             remove_outliers=remove_outliers,
             outlier_threshold=outlier_threshold,
             refine=Refinement.parse(refine),
+            hierarchy=hierarchy,
         )
+        if self._device is not None and hierarchy:
+            raise InputError(
+                f"hierarchy={hierarchy}: co-segmentation on a GPU has no log-binning: open the engine with kernels=host"
+            )
         if isinstance(images, Sized) and len(images) < 2:
             raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
         if self._device is not None and not isinstance(images, LazySequence):
@@ -370,6 +378,7 @@ class Engine:
         flip_augmentation: bool = False,
         three_stages: bool = False,
         refine: str = Refinement.CRF,
+        hierarchy: int = 0,
         seed: int = 0,
         progress: Progress | None = None,
         on_broken: OnBroken | None = None,
@@ -385,6 +394,7 @@ class Engine:
             flip_augmentation: whether each image's mirror joins as well. Augmented views neither vote nor leave.
             three_stages: find sub-clusters first, drop those that some image lacks, cluster the rest into parts.
             refine: ``crf``, ``pydensecrf`` or ``none``.
+            hierarchy: levels of log-binning of the descriptors that are clustered; 0 for none.
             progress: as in :meth:`cosegment`; with three stages maps are refined twice.
             seed: of the random crops.
         """
@@ -398,6 +408,7 @@ class Engine:
             sample_interval=sample_interval,
             three_stages=three_stages,
             refine=Refinement.parse(refine),
+            hierarchy=hierarchy,
         )
         if num_crop_augmentations < 0 or seed < 0:
             raise InputError(f"num_crop_augmentations={num_crop_augmentations}, seed={seed}: expected at least 0")

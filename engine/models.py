@@ -22,8 +22,8 @@ from facetrt.engine.cosegmentation import (
     Masks,
     mask_of_labels,
     nearest_of_groups,
-    normalise,
 )
+from facetrt.engine.descriptors import Rows, distances_to, unit_rows
 from facetrt.engine.features import Features, Float
 from facetrt.engine.images import LoadSize, check_load_size
 from facetrt.engine.model_files import METADATA, Arrays, parse_array, parse_metadata, read_members, write_model
@@ -32,7 +32,7 @@ from facetrt.engine.refinement import Refinement
 from facetrt.engine.smoothing import Smoother
 from facetrt.kernels.errors import InputError, reading
 from facetrt.kernels.kmeans import nearest
-from facetrt.kernels.products import squared_distances, squared_lengths
+from facetrt.kernels.log_bin import check_hierarchy
 
 if TYPE_CHECKING:
     from facetrt.engine.engine import Engine
@@ -76,6 +76,7 @@ class Model:
             for key, value in self.options.items()
         )
         _check(plain, "options", self, "finite numbers by name")
+        check_hierarchy(self.hierarchy)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -110,10 +111,15 @@ class Model:
     def _arrays(self) -> Arrays:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _metadata_names()}
 
-    def _rows(self, features: Features) -> Float:
-        """Unit descriptors of the cells, ``(cells, C)``."""
-        rows = normalise(features[self.facet])
-        if not np.isfinite(rows).all():
+    @property
+    def hierarchy(self) -> int:
+        """Levels of log-binning of the descriptors; 0 for none."""
+        return int(self.options.get("hierarchy", 0))
+
+    def _rows(self, features: Features) -> Rows:
+        """Unit descriptors of the cells, ``(cells, C)``, binned if those of the model are."""
+        rows = unit_rows(features, self.facet, self.hierarchy)
+        if not np.isfinite(features[self.facet]).all():
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones")
         if rows.shape[1] != (width := self._arrays()["centroids"].shape[1]):
             raise InputError(f"the model's centroids have {width} numbers and {self.facet} has {rows.shape[1]}")
@@ -147,10 +153,10 @@ class SegmentationModel(Model):
         rows, salient = self._rows(features), self.salient_labels
         if features.why_empty is not None:
             return mask_of_labels(features, None, salient, refine, None)
-        distances = squared_distances(rows, self.centroids)  # (k, cells)
+        distances, squares = distances_to(rows, self.centroids)  # (k, cells)
         if smoother is not None:
             distances = smoother.smooth(distances.reshape(-1, *features.grid)).reshape(distances.shape)
-        labels = nearest(distances, self.centroids, squared_lengths(rows))
+        labels = nearest(distances, self.centroids, squares)
         all_salient = len(salient) == len(self.centroids)
         of_groups = None if all_salient else lambda: nearest_of_groups(distances, salient)
         return mask_of_labels(features, labels, salient, refine, of_groups)

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.checks import check_positive, check_voting
-from facetrt.engine.collection import LazySequence, join, map_features, reasons_empty, select
-from facetrt.engine.cosegmentation import Clustering, cluster_elbow, contrast, no_clusters, normalise
+from facetrt.engine.collection import LazySequence, join, reasons_empty, select
+from facetrt.engine.cosegmentation import Clustering, cluster_elbow, contrast, descriptors_of, no_clusters
+from facetrt.engine.descriptors import Rows, assign_rows, blocks, only, unit_rows
 from facetrt.engine.features import Features, Float
 from facetrt.engine.geometry import Geometry
 from facetrt.engine.refinement import Progress, Refinement, Refiner, check_available, refine_labels
 from facetrt.engine.resampling import pillow_nearest, torch_nearest
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import assign, kmeans
+from facetrt.kernels.kmeans import kmeans
+from facetrt.kernels.log_bin import check_hierarchy
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.products import TIE, first_smallest, squared_distances
 from facetrt.kernels.vote import Votes, vote
@@ -49,6 +51,7 @@ class PartsOptions:
     sample_interval: int = 100
     three_stages: bool = False
     refine: Refinement = Refinement.CRF
+    hierarchy: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_parts <= 64:
@@ -59,6 +62,7 @@ class PartsOptions:
             votes_percentage=self.votes_percentage,
             sample_interval=self.sample_interval,
         )
+        check_hierarchy(self.hierarchy)
         if self.refine is Refinement.GRABCUT:
             raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
         check_positive("elbow_second_stage", self.elbow_second_stage)
@@ -154,12 +158,12 @@ def segment_parts_features(
             if shown
             else _nothing_found()
         )
-        maps = iter(found.maps)
-        every = [next(maps) if why is None else _background(features[i]) for i, why in enumerate(empty)]
+        in_order = iter(found.maps)
+        every = [next(in_order) if why is None else _background(features[i]) for i, why in enumerate(empty)]
         return replace(found, maps=every)
     augmented = select(augmented, [number for number, why in enumerate(empty_views) if why is None])
     everything = join(features, augmented)
-    rows = map_features(everything, lambda item: normalise(item[options.facet]))
+    rows = descriptors_of(everything, options.facet, options.hierarchy)
     foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
     votes = _vote(features, foreground, options)
     masks = [np.isin(labels, votes.salient_labels) for labels in foreground.labels]
@@ -197,17 +201,17 @@ def _vote(features: Sequence[Features], foreground: Clustering, options: PartsOp
     )
 
 
-def _second_stage(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Clustering:
-    chosen = LazySequence(len(masks), lambda i: rows[i][masks[i]])
+def _second_stage(rows: Sequence[Rows], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Clustering:
+    chosen = LazySequence(len(masks), lambda i: only(rows[i], masks[i]))
     if options.three_stages:
         return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=options.sample_interval)
     centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
-    found = [assign(image_rows, centroids) for image_rows in chosen]
+    found = [assign_rows(image_rows, [centroids])[0] for image_rows in chosen]
     error = sum(float(f.squared_distances.sum(dtype=np.float64)) for f in found) / sum(len(f.labels) for f in found)
     return Clustering([options.num_parts], [error], centroids, [f.labels for f in found])
 
 
-def _samples(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Float:
+def _samples(rows: Sequence[Rows], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Float:
     """Every n-th foreground descriptor of each image, counted within that image's foreground."""
     chosen = [r[np.flatnonzero(mask)[:: options.sample_interval]] for r, mask in zip(rows, masks, strict=True)]
     samples = np.concatenate(chosen)
@@ -219,17 +223,21 @@ def _samples(rows: Sequence[Float], masks: Sequence[NDArray[np.bool_]], options:
     return samples
 
 
-def part_energy(item: Features, rows: Float, centroids: Float, background: Float) -> Float:
+def part_energy(item: Features, rows: Rows, centroids: Float, background: Float) -> Float:
     """Squared distances of every cell to each part, and last to the nearest background centroid if there is one.
 
     The cell's maximum is subtracted, so all are at most 0. Returns ``(labels, grid_h, grid_w)`` float32.
     """
-    groups = [squared_distances(rows, centroids)]
-    if len(background):
-        groups.append(squared_distances(rows, background).min(axis=0, keepdims=True))
-    energy = np.concatenate(groups)  # (labels, cells)
+    every = [np.concatenate(_distances(block, centroids, background)) for block in blocks(rows)]
+    energy = np.concatenate(every, axis=1)  # (labels, cells)
     energy -= energy.max(axis=0)
     return energy.reshape(-1, *item.grid)
+
+
+def _distances(rows: Float, centroids: Float, background: Float) -> list[Float]:
+    """Squared distances to each part, and in a last row to the nearest background centroid if there is one."""
+    groups = [squared_distances(rows, centroids)]
+    return [*groups, squared_distances(rows, background).min(axis=0, keepdims=True)] if len(background) else groups
 
 
 def _refine(
@@ -244,7 +252,7 @@ def _refine(
 
     def refine(number: int) -> PartMap:
         item = items[number]
-        energy = part_energy(item, normalise(item[options.facet]), centroids, background)
+        energy = part_energy(item, unit_rows(item, options.facet, options.hierarchy), centroids, background)
         return map_of_energy(item, energy, len(centroids), options.refine, refiner)
 
     return map_threads(refine, range(len(items)), progress, threads=options.refine.threads)

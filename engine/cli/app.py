@@ -105,6 +105,9 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier r
 LoadSizeOption = Annotated[
     str, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH (224x336), or none.")
 ]
+HierarchyOption = Annotated[
+    int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning of descriptors; 0 for none.")
+]
 IntermediateOption = Annotated[
     bool, typer.Option("--save-intermediate", help="Also write saliency maps and what the task saw on the way.")
 ]

@@ -15,6 +15,7 @@ from facetrt.engine.bundle import Manifest
 from facetrt.engine.cli.app import (
     BundleOption,
     ForceOption,
+    HierarchyOption,
     ImagesArgument,
     LoadSizeOption,
     OutOption,
@@ -42,6 +43,7 @@ from facetrt.engine.images import LoadSize, Pixels
 from facetrt.engine.pca import Pca, fit_pca
 from facetrt.engine.similarity import SimilarityMap, similarity_map
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.log_bin import bin_offsets
 
 OVERVIEW_IMAGES = 24  # at most so many rows in the overview of a PCA
 AUTOMATIC_POINTS = 3
@@ -62,6 +64,7 @@ def pca(
         int, typer.Option("--components", min=1, help="How many; the last three also make a colour picture.")
     ] = 4,
     facet: FacetOption = None,
+    hierarchy: HierarchyOption = 0,
     per_image: Annotated[bool, typer.Option("--per-image", help="Components of each image by itself.")] = False,
     load_size: LoadSizeOption = "224",
     force: ForceOption = False,
@@ -77,11 +80,11 @@ def pca(
     check_replaceable(out, force=force, inputs=[*paths, bundle])
     with opening.engine(bundle) as engine:
         chosen = _choose_facet(engine.manifest, facet)
-        channels = engine.manifest.architecture.dim
+        channels = engine.manifest.architecture.dim * len(bin_offsets(hierarchy))
         if components > channels:
             raise InputError(f"--components {components}: {chosen} has {channels} channels, so at most that many exist")
-        fitted = (_fit_each if per_image else _fit_jointly)(engine, paths, size, chosen, components)
-        options = {"components": components, "per_image": per_image}
+        fitted = (_fit_each if per_image else _fit_jointly)(engine, paths, size, chosen, components, hierarchy)
+        options = {"components": components, "per_image": per_image, "hierarchy": hierarchy}
         with atomic_folder(out, force=force) as folder:
             ratio = write_pca(folder, unique_stems(paths), fitted, {"facet": chosen, "options": options})
     explained = "" if per_image else f" explain {ratio.sum():.0%} of the variance"
@@ -89,22 +92,22 @@ def pca(
 
 
 def _fit_each(
-    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int
+    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int, hierarchy: int
 ) -> Iterator[tuple[Features, Pca]]:
     with progress_bar("projecting", len(paths)) as update:
         for item in engine.encode_iter(paths, load_size=size, progress=update):
-            yield item, fit_pca([item], facet, components)
+            yield item, fit_pca([item], facet, components, hierarchy=hierarchy)
 
 
 def _fit_jointly(
-    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int
+    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int, hierarchy: int
 ) -> Iterator[tuple[Features, Pca]]:
     """Encode once, fit on everything, then read again."""
     with progress_bar("encoding", len(paths)) as update:
         collected = engine.collect(paths, facets=[facet], load_size=size, memory_limit=MEMORY_LIMIT, progress=update)
     with collected:
         with progress_bar("fitting", len(paths)) as update:
-            fitted = fit_pca(_counted(collected, update), facet, components)
+            fitted = fit_pca(_counted(collected, update), facet, components, hierarchy=hierarchy)
         with progress_bar("projecting", len(paths)) as update:
             for item in _counted(collected, update):
                 yield item, fitted
@@ -174,7 +177,7 @@ def similarity(
     ] = None,
     cls: Annotated[bool, typer.Option("--cls", help="Compare the first image's [CLS] instead of a point.")] = False,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Mark so many of the most similar cells.")] = 5,
-    hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 0,
+    hierarchy: HierarchyOption = 0,
     facet: FacetOption = None,
     load_size: LoadSizeOption = "224",
     force: ForceOption = False,
@@ -239,9 +242,7 @@ def facets_command(
         int | None,
         typer.Option("--points", min=1, max=12, help="Without --at: so many points found as 'match' finds them (3)."),
     ] = None,
-    hierarchy: Annotated[
-        int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning of the heat maps; 0 for none.")
-    ] = 0,
+    hierarchy: HierarchyOption = 0,
     load_size: LoadSizeOption = "224",
     force: ForceOption = False,
     *,

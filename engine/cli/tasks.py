@@ -18,6 +18,7 @@ from facetrt.engine.cli.app import (
     BUNDLE_VARIABLE,
     BundleOption,
     ForceOption,
+    HierarchyOption,
     ImagesArgument,
     IntermediateOption,
     LoadSizeOption,
@@ -108,7 +109,7 @@ def match(
     saliency_threshold: Annotated[
         float, typer.Option("--saliency-threshold", help="Points are cells more salient than this, of 0 to 1.")
     ] = 0.05,
-    hierarchy: Annotated[int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning; 0 for none.")] = 2,
+    hierarchy: HierarchyOption = 2,
     facet: FacetOption = None,
     preset: PresetOption = Preset.REFERENCE,
     save_intermediate: IntermediateOption = False,
@@ -170,13 +171,18 @@ def write_matches(
     kept: dict[str, Any] = {name: getattr(matches, name) for name in ("cells_a", "cells_b", "similarity", "agreement")}
     write_png(folder / "matches.png", draw.draw_matches(pictures, matches))
     np.savez(folder / "matches.npz", **points, **loaded, **kept, clusters=matches.clusters, selected=matches.selected)
-    record = {"command": "match", "facet": matches.facet, "options": options, "images": [describe(a), describe(b)]}
+    record: dict[str, Any] = {
+        "command": "match",
+        "facet": matches.facet,
+        "options": options,
+        "images": [describe(a), describe(b)],
+    }
     record |= {"confidence": round(matches.confidence, 4), "why_empty": matches.why_empty}
     of_pairs = {name: getattr(matches, name)[matches.selected] for name in ("similarity", "agreement")}
     write_results(folder, record | {k: v.round(3) for k, v in points.items()} | of_pairs)
     if intermediate:
-        for side, features in (("a", a), ("b", b)):
-            write_png(folder / f"saliency_{side}.png", saliency_picture(features))
+        for side, item in (("a", a), ("b", b)):
+            write_png(folder / f"saliency_{side}.png", saliency_picture(item))
         everything = dataclasses.replace(matches, selected=np.arange(len(matches.cells_a)))
         write_png(folder / "best_buddies.png", draw.draw_matches(pictures, everything))
 
@@ -193,6 +199,7 @@ def cosegment(
     votes_percentage: VotesOption = 75,
     sample_interval: SampleOption = 100,
     saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
+    hierarchy: HierarchyOption = 0,
     remove_outliers: Annotated[
         bool, typer.Option("--remove-outliers", help="Leave out images that are unlike the others.")
     ] = False,
@@ -222,6 +229,7 @@ def cosegment(
         "remove_outliers": remove_outliers,
         "outlier_threshold": outlier_threshold,
         "refine": refine,
+        "hierarchy": hierarchy,
     }
     skipped, keep = Skipped(skip_broken), {"load_size": size, "saliency": saliency, "store": features}
     check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
@@ -334,6 +342,7 @@ def parts(
     flip_augmentation: Annotated[bool, typer.Option("--flip-augmentation", help="Mirrors join as well.")] = False,
     three_stages: Annotated[bool, typer.Option("--three-stages", help="Drop parts that some image lacks.")] = False,
     saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
+    hierarchy: HierarchyOption = 0,
     refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops.")] = 0,
     facet: FacetOption = None,
@@ -357,6 +366,7 @@ def parts(
         "flip_augmentation": flip_augmentation,
         "three_stages": three_stages,
         "refine": refine,
+        "hierarchy": hierarchy,
         "seed": seed,
     }
     keep = {"load_size": parse_size(load_size), "saliency": saliency, "store": features}

@@ -9,7 +9,7 @@ from helpers import photo
 
 from facetrt.engine import PAPER_COSEGMENT, Engine, Features, InputError, Refinement, cluster_elbow
 from facetrt.engine.collection import LazySequence
-from facetrt.engine.cosegmentation import normalise
+from facetrt.engine.descriptors import normalise
 from facetrt.engine.refinement import enlarge_mask, grabcut
 from facetrt.kernels import assign, kmeans, parallel
 

@@ -133,7 +133,7 @@ def test_pictures_are_scaled_per_component_and_enlarged_by_nearest_neighbour() -
 def test_overview(features: list[Features], components: int) -> None:
     fit = fit_pca(features, FACET, components)
     rows = [pca_row(item, fit.project(item)) for item in features]
-    assert [picture.shape[:2] for picture in rows[1]] == [display_size(features[1], 150)] * (
+    assert [picture.shape[:2] for picture in rows[1]] == [display_size(features[1].image_size, 150)] * (
         2 if components == 1 else 6
     )
     sheet = pca_overview(rows, ["a", "b" * 99, "c"], list(fit.explained_variance_ratio))
