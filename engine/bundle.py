@@ -30,6 +30,8 @@ BUILTIN = "builtin"
 PLANS = "plans"  # folder of TensorRT plans
 KERNELS = "kernels"  # folder of compiled kernels, one folder for each architecture
 
+FACET_KINDS = ("key", "query", "value", "token", "normed")
+
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for a single-file graph
 
@@ -232,6 +234,14 @@ class Manifest:
     def default_facet(self, task: str) -> str:
         """The facet that a task uses with this model, for example ``key@9`` for ``match``."""
         return self.defaults.get(task, self.facets[-1])
+
+    def missing_facet(self, facet: str) -> str:
+        """The message where ``facet`` is asked for and was not exported: what there is, and what the model can have."""
+        kind, _, layer = facet.partition("@")
+        there = f"{facet} was not exported: this bundle has {', '.join(self.facets)}"
+        if kind in FACET_KINDS and layer.isdecimal() and int(layer) < self.architecture.depth:
+            return f"{there}; export the model again with --facets {','.join([*self.facets, facet])}"
+        return f"{there}; its model has {' and '.join(FACET_KINDS)} of layers 0 to {self.architecture.depth - 1}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -234,10 +234,11 @@ class Encoder:
         stride = self.manifest.stride
         if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
             kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
+            fitting = [s for s in (8, 4, 2, 1) if self.manifest.architecture.patch % s == 0]
             raise InputError(
                 f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
                 f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
-                "--dynamic and a stride that divides 8"
+                f"--dynamic and stride {' or '.join(map(str, fitting))}"
             )
 
     def check_size(self, name: str, shape: tuple[int, int], half: tuple[int, ...] | None, stride: int) -> None:

@@ -129,6 +129,11 @@ class Engine:
         return self._encoder.backend.name
 
     @property
+    def device(self) -> str:
+        """Where the encoder runs: ``cpu`` or ``cuda``."""
+        return self._encoder.backend.options.device
+
+    @property
     def precision(self) -> str:
         """Precision that the encoder runs in."""
         return self._encoder.backend.options.precision
@@ -251,7 +256,7 @@ class Engine:
                 f"this engine is on {self._encoder.backend.options.device}, its kernels on the host: open it with "
                 "device='cuda' and kernels='device'"
             )
-        chosen = self.manifest.default_facet("match") if facet is None else facet
+        chosen = self._facet("match", facet)
         options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
         return self._device.encode(_as_images(images), chosen, options, progress)
 
@@ -284,7 +289,7 @@ class Engine:
         images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
         if not images:
             _refuse_load_size(load_size)
-        chosen = self.manifest.default_facet("match") if facet is None else facet
+        chosen = self._facet("match", facet)
         options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
         if self._device is not None:
             return self._device.match(image_a, image_b, EncodeOptions(load_size), options, progress)
@@ -332,7 +337,7 @@ class Engine:
         Memory stays bounded: features are spilled as in :meth:`collect`, or read from the store that is given. A sample
         of them is clustered, and further passes read a few images at a time.
         """
-        chosen = self.manifest.default_facet("cosegment") if facet is None else facet
+        chosen = self._facet("cosegment", facet)
         options = CosegmentOptions(
             facet=chosen,
             elbow=elbow,
@@ -399,7 +404,7 @@ class Engine:
             seed: of the random crops.
         """
         options = PartsOptions(
-            facet=self.manifest.default_facet("cosegment") if facet is None else facet,
+            facet=self._facet("cosegment", facet),
             num_parts=num_parts,
             elbow=elbow,
             elbow_second_stage=elbow_second_stage,
@@ -422,6 +427,17 @@ class Engine:
                 self._augment(augmented, features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
             with self._refiner() as refiner:
                 return segment_parts_features(features, options, augmented, progress, refiner)
+
+    def _facet(self, task: str, facet: str | None) -> str:
+        """``facet``, or the bundle's default for a task.
+
+        Raises:
+            InputError: it was not exported.
+        """
+        chosen = self.manifest.default_facet(task) if facet is None else facet
+        if chosen not in self.manifest.facets:
+            raise InputError(self.manifest.missing_facet(chosen))
+        return chosen
 
     @contextmanager
     def _refiner(self) -> Iterator[Refiner]:
@@ -518,7 +534,7 @@ class Engine:
             facet: the bundle's default for propagation (the last block's normed output for DINO) if None.
             queue: as for :class:`MaskPropagator`, and so are ``radius``, ``topk`` and ``temperature``.
         """
-        chosen = self.manifest.default_facet("propagate") if facet is None else facet
+        chosen = self._facet("propagate", facet)
         return MaskPropagator(chosen, queue=queue, radius=radius, topk=topk, temperature=temperature)
 
     def collect(
@@ -582,7 +598,7 @@ class Engine:
         chosen = self.manifest.facets if facets is None else list(facets)
         for facet in chosen:
             if facet not in self.manifest.facets:
-                raise InputError(f"{facet} was not exported: this bundle has {', '.join(self.manifest.facets)}")
+                raise InputError(self.manifest.missing_facet(facet))
         return extract_features(
             self._encoder,
             _as_images(images),

@@ -147,7 +147,7 @@ def _opened(path: Path, settings: StoreSettings, *, force: bool) -> Iterator[Non
     """A store with these settings, new or to be continued, that no other run writes while the block lasts."""
     for facet in settings.facets:
         if not FACET.fullmatch(facet):
-            raise InputError(f"facet {facet!r}: a store needs names like key@9")
+            raise InputError(f"facet {facet!r}: a store needs names of the form KIND@LAYER")
     with ExitStack() as held:
         if force and is_store(path):
             held.enter_context(sole_writer(path))  # nobody may write what is about to be replaced

@@ -141,6 +141,6 @@ class Features:
 def not_exported(facet: str, there: Sequence[str]) -> str:
     """The message where a facet is asked for that is not ``there``."""
     return (
-        f"{facet} was not exported: this bundle has {', '.join(there)}; add it with "
-        f"'facetrt export … --facets {','.join([*there, facet])}'"
+        f"{facet} was not exported: this bundle has {', '.join(there)}; further ones that its model has are added by "
+        "'facetrt export … --facets'"
     )

@@ -44,14 +44,15 @@ def export(
     dynamic: Annotated[bool, typer.Option("--dynamic", help="A bundle for any image size (the default).")] = False,
     facets: Annotated[
         str | None,
-        typer.Option("--facets", help="Comma-separated, like key@9,token@11; the model's defaults if not given."),
+        typer.Option("--facets", help="KIND@LAYER, comma-separated; the model's defaults if not given."),
     ] = None,
     precision: Annotated[
         Precision, typer.Option("--precision", help="Of weights and matrix products; bf16 runs on GPUs only.")
     ] = Precision.FP32,
     saliency: Annotated[bool, typer.Option("--saliency/--no-saliency", help="Output [CLS] attention.")] = True,
     saliency_heads: Annotated[
-        str | None, typer.Option("--saliency-heads", help="Like 0,2,4,5; the model's own by default.")
+        str | None,
+        typer.Option("--saliency-heads", help="Numbers, comma-separated; the model's own by default."),
     ] = None,
     kernels: Annotated[
         str, typer.Option("--kernels", help="Compile for GPUs: none, all, or like sm_80,sm_90.", rich_help_panel=GPU)
@@ -225,7 +226,7 @@ def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"--saliency-heads {text}: expected numbers, like 0,2,4,5") from error
+        raise InputError(f"--saliency-heads {text}: expected numbers of heads, comma-separated") from error
 
 
 def main() -> None:

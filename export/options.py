@@ -49,7 +49,7 @@ class Facet:
         found = FACET.fullmatch(text)
         if found is None:
             raise InputError(
-                f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@9"
+                f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@1"
             )
         return Facet(FacetKind(found[1]), int(found[2]))
 

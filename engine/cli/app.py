@@ -70,14 +70,15 @@ def parse_facets(text: str | None, manifest: Manifest) -> list[str]:
     """Comma-separated facets that the bundle has; all of them for None. Found out before anything is encoded."""
     names = manifest.facets if text is None else [name.strip() for name in text.split(",")]
     if not all(names):
-        raise InputError(f"facets {text!r}: expected names like key@9,token@11")
+        raise InputError(f"facets {text!r}: expected names out of {','.join(manifest.facets)}")
     for name in names:
         if name not in manifest.facets:
-            raise InputError(f"{name} was not exported: this bundle has {', '.join(manifest.facets)}")
+            raise InputError(manifest.missing_facet(name))
     return list(dict.fromkeys(names))
 
 
 BUNDLE_VARIABLE = "FACETRT_BUNDLE"  # names the bundle for every command that opens one
+FACET_HELP = "KIND@LAYER, one of those that 'facetrt info' lists; the bundle's own choice by default."
 BUNDLE_HELP = "Bundle folder, or 'builtin' for the small model that ships with facetrt."
 
 

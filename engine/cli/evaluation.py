@@ -13,6 +13,7 @@ import typer
 from facetrt.engine.cli.app import (
     BUNDLE_HELP,
     BUNDLE_VARIABLE,
+    FACET_HELP,
     app,
     console,
     errors,
@@ -45,9 +46,7 @@ def evaluate_command(
         str | None, typer.Option("--load-size", help="Shorter side, HEIGHTxWIDTH, or none; the protocol's by default.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many items per category.")] = None,
-    facet: Annotated[
-        str | None, typer.Option("--facet", help="Like key@9; the bundle's own choice by default.")
-    ] = None,
+    facet: Annotated[str | None, typer.Option("--facet", help=FACET_HELP)] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE, any option of the protocol; may be repeated.")
     ] = None,

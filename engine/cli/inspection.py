@@ -50,7 +50,7 @@ AUTOMATIC_POINTS = 3
 FIGURE_COMPONENTS = 4
 
 FacetOption = Annotated[
-    str | None, typer.Option("--facet", help="Like key@11; the deepest exported keys by default, as the reference.")
+    str | None, typer.Option("--facet", help="KIND@LAYER; the deepest exported keys by default, as the reference.")
 ]
 
 
@@ -232,7 +232,7 @@ def facets_command(
     out: OutOption,
     facets: Annotated[
         str | None,
-        typer.Option("--facets", help="Comma-separated, like key@9,token@11; all of the bundle's by default."),
+        typer.Option("--facets", help="KIND@LAYER, comma-separated; all of the bundle's by default."),
     ] = None,
     at: Annotated[
         list[str] | None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision
+from facetrt.engine.cli.app import errors
 from facetrt.engine.engine import Engine
 
 PANEL = "Running the encoder"
@@ -42,8 +43,11 @@ class Opening:
     ] = False
 
     def engine(self, bundle: str | Path) -> Engine:
-        """Open a bundle."""
-        return Engine.open(bundle, **{field.name: getattr(self, field.name) for field in fields(self)})
+        """Open a bundle; what runs is said where something was asked for or left to facetrt."""
+        engine = Engine.open(bundle, **{field.name: getattr(self, field.name) for field in fields(self)})
+        if (self.backend, self.device, self.precision) != (BackendName.AUTO, DeviceName.AUTO, Precision.AUTO):
+            errors.print(f"running {engine.backend} in {engine.precision} on {engine.device}")
+        return engine
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:

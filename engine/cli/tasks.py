@@ -16,6 +16,7 @@ from facetrt.engine.bundle import BUILTIN
 from facetrt.engine.cli.app import (
     BUNDLE_HELP,
     BUNDLE_VARIABLE,
+    FACET_HELP,
     BundleOption,
     ForceOption,
     HierarchyOption,
@@ -74,7 +75,7 @@ PresetOption = Annotated[
 PresetSizeOption = Annotated[
     str | None, typer.Option("--load-size", help="Shorter side (224, or the preset's), HEIGHTxWIDTH, or none.")
 ]
-FacetOption = Annotated[str | None, typer.Option("--facet", help="Like key@9; the bundle's own choice by default.")]
+FacetOption = Annotated[str | None, typer.Option("--facet", help=FACET_HELP)]
 VoteThresholdOption = Annotated[
     float,
     typer.Option("--saliency-threshold", help="An image votes for clusters of a mean saliency above this, of 0 to 1."),
@@ -140,7 +141,10 @@ def match(
     if matches.why_empty is not None:
         console.print(f"nothing to match: {matches.why_empty}", soft_wrap=True)
     elif not len(matches):
-        console.print("nothing corresponds: try a lower --saliency-threshold or a larger --load-size")
+        lower = ["a lower --saliency-threshold"] if saliency_threshold > 0 else []
+        larger = ["a larger --load-size"] if engine.manifest.dynamic else []
+        advice = f": try {' or '.join(lower + larger)}" if lower + larger else ""
+        console.print(f"nothing corresponds{advice}")
     elif matches.confidence < DOUBTFUL:
         console.print(
             f"a confidence below {DOUBTFUL:g} is what images without anything in common have as well: look at "

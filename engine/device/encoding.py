@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from facetrt.engine.bundle import CLS_ATTENTION
 from facetrt.engine.emptiness import detail_of
 from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
-from facetrt.engine.features import Features, SaliencyMode, not_exported
+from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
 from facetrt.engine.images import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.refinement import Refinement
@@ -191,9 +191,8 @@ class DeviceEncoder:
         return self._encode_batch([self._prepare(frame, options) for frame in batch], facet, options)
 
     def _check_outputs(self, facet: str) -> None:
-        facets = self._encoder.manifest.facets
-        if facet not in facets:
-            raise InputError(not_exported(facet, facets))
+        if facet not in self._encoder.manifest.facets:
+            raise InputError(self._encoder.manifest.missing_facet(facet))
         if self._encoder.manifest.saliency_heads is None:
             raise InputError("this bundle has no saliency: export it with saliency (it is on by default)")
 

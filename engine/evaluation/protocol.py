@@ -121,9 +121,7 @@ class Evaluation(ABC):
         if facet is None:
             raise InputError(f"the bundle names no facet for '{self.task}': choose one of {exported} with --facet")
         if facet not in manifest.facets:
-            raise InputError(
-                f"{facet} was not exported: this bundle has {exported}; export it with --facets, or choose with --facet"
-            )
+            raise InputError(f"{manifest.missing_facet(facet)}; or choose another with --facet")
         self.options = replace(self.options, facet=facet)
 
     def options_record(self) -> dict[str, Any]:

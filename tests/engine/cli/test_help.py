@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -10,7 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 import facetrt.engine
+from facetrt.engine.bundle import Bundle
 from facetrt.engine.cli.app import BUNDLE_VARIABLE
+from facetrt.engine.samples import sample_paths
 from facetrt.export.cli import app
 from facetrt.kernels.errors import InputError
 
@@ -41,3 +44,26 @@ def test_the_bundle_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     found = CliRunner().invoke(app, arguments)
     assert "no bundle" not in str(found.exception)  # it goes on to the images, and stops there
     assert BUNDLE_VARIABLE in CliRunner().invoke(app, ["similarity", "--help"], env={"COLUMNS": "160"}).stdout
+
+
+def test_advice_names_what_the_model_can_have() -> None:
+    manifest = Bundle.open("builtin").manifest  # four blocks
+    assert f"--facets {','.join([*manifest.facets, 'query@0'])}" in manifest.missing_facet("query@0")
+    for impossible in ("token@11", "key@4", "kye@1", "key", ""):
+        message = manifest.missing_facet(impossible)
+        assert "layers 0 to 3" in message and "--facets" not in message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_names_a_facet_that_a_bundle_may_lack(name: str) -> None:
+    texts = [COMMANDS[name].help or "", *(getattr(p, "help", None) or "" for p in COMMANDS[name].params)]
+    assert not [text for text in texts if "key@" in text or "token@" in text]
+
+
+def test_what_runs_is_said_where_something_was_asked(tmp_path: Path) -> None:
+    photo = next(iter(sample_paths().values()))
+    common = ["similarity", str(photo), str(photo), "--cls", "--load-size", "48", "-b", "builtin", "--force", "-o"]
+    asked = CliRunner().invoke(app, [*common, str(tmp_path / "out"), "--precision", "fastest"])
+    assert asked.exit_code == 0 and "running " in asked.output and " on cpu" in asked.output
+    record = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
+    assert f"running {record['backend']} in {record['precision']} on {record['device']}" in asked.output
