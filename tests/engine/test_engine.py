@@ -132,7 +132,7 @@ def test_static_equals_dynamic(work: Path, tiny_weights: Path, tiny_engine: Engi
         with pytest.raises(InputError, match=r"built for 52×83: use load size 52x83, or export with --dynamic"):
             engine.encode([image], load_size=40)
         with pytest.raises(InputError, match="low-resolution saliency"):
-            engine.cosegment([image, image], load_size=None)
+            engine.cosegment([image, image], load_size=None, facet="key@1")
 
 
 def test_low_resolution_saliency_is_a_stride_8_pass_at_half_size(

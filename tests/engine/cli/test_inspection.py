@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (("facets", images, first, *common), "3 images were given: facets needs exactly 2"),
         (("facets", *two, "--at", "1,1", "--points", 2), "give one of them"),
         (("facets", *two, "--facets", "key@1,value@9"), "value@9 was not exported"),
-        (("facets", *two, "--facets", "key@1,"), "expected names like key@9,token@11"),
+        (("facets", *two, "--facets", "key@1,"), "expected names out of key@1,query@1"),
         (("pca", empty, *common), "holds no image"),
         (("pca", first, *common, "--facet", "key@9"), "key@9 was not exported"),
         (("pca", first, *common, "--components", 60), "--components 60: key@2 has 48 channels"),
