@@ -56,7 +56,7 @@ def test_the_trivial_baseline_needs_no_model(coseg, tmp_path):
 
 @pytest.mark.parametrize("arguments", [(), ("--bundle", "x", "--baseline")])
 def test_exactly_one_of_bundle_and_baseline(coseg, tmp_path, arguments):
-    with pytest.raises(InputError, match="either --bundle BUNDLE or --baseline"):
+    with pytest.raises(InputError, match=r"either --bundle BUNDLE .* or --baseline"):
         _run("msrc", coseg, "--out", tmp_path / "out", *arguments, catch=False)
 
 
