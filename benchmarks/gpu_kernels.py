@@ -16,7 +16,8 @@ from facetrt.benchmarks.gpu_workbench import CountingDevice, GpuWorkbench
 from facetrt.benchmarks.kernels import crf_energy
 from facetrt.benchmarks.results import Row, Spread
 from facetrt.benchmarks.timing import Contestant, Timings, queued, rows_of
-from facetrt.engine.cosegmentation import MAX_CLUSTERS, CosegmentOptions, cluster_elbow, normalise
+from facetrt.engine.cosegmentation import MAX_CLUSTERS, CosegmentOptions, cluster_elbow
+from facetrt.engine.descriptors import normalise
 from facetrt.engine.images import resize as resize_on_cpu
 from facetrt.engine.samples import sample_images
 from facetrt.kernels import best_buddies, dense_crf, log_bin, vote

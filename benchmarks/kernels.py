@@ -15,7 +15,8 @@ from facetrt.benchmarks.missing import import_library
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Contestant, rows_of
 from facetrt.benchmarks.workbench import Workbench
-from facetrt.engine.cosegmentation import cluster_elbow, normalise
+from facetrt.engine.cosegmentation import cluster_elbow
+from facetrt.engine.descriptors import normalise
 from facetrt.engine.images import resize
 from facetrt.engine.samples import sample_images
 from facetrt.kernels import best_buddies, dense_crf, log_bin
