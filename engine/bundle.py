@@ -6,10 +6,13 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
+import re
+import stat
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.geometry import grid_size
+from facetrt.engine.graph import check_graph
 from facetrt.kernels.errors import BundleError, InputError, MissingFileError
 
 SCHEMA = 4  # 4: what was measured of each precision; 3: TensorRT plans and compiled kernels
@@ -26,6 +30,7 @@ ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
 CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
 BUILTIN = "builtin"
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 PLANS = "plans"  # folder of TensorRT plans
 KERNELS = "kernels"  # folder of compiled kernels, one folder for each architecture
@@ -34,6 +39,11 @@ FACET_KINDS = ("key", "query", "value", "token", "normed")
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for a single-file graph
+MAX_FILES = 10_000  # listed, or found in the folder: plans and kernels of a few architectures are some hundreds
+MAX_ARCHITECTURE = {"dim": 1 << 14, "depth": 256, "heads": 256, "patch": 256, "trained_grid": 1024}  # no ViT is larger
+MAX_SIDE = 1 << 16  # pixels of a fixed size
+FACET = re.compile(r"[a-z_]{1,32}@(\d{1,3})", re.ASCII)
+NPY_HEADER = 128  # bytes before a table's numbers: version 1.0's header, always padded to this length
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,10 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 1 <= value <= 1 << 16:
-                raise BundleError(f"architecture.{name} is {value}: expected a positive number")
+            if not 1 <= value <= MAX_ARCHITECTURE[name]:
+                raise BundleError(f"architecture.{name} is {value}: expected 1 to {MAX_ARCHITECTURE[name]:,}")
+        if self.dim % self.heads:
+            raise BundleError(f"architecture.heads is {self.heads}, which does not divide dim, {self.dim}")
 
 
 @dataclass(frozen=True)
@@ -204,10 +216,10 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.stride < 1 or self.architecture.patch % self.stride:
             raise BundleError(f"stride {self.stride} does not divide the patch size {self.architecture.patch}")
-        if self.size is not None and len(self.size) != 2:
-            raise BundleError(f"size {self.size}: expected [height, width]")
-        if not self.facets:
-            raise BundleError("the manifest lists no facets: expected at least one")
+        if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= MAX_SIDE for side in self.size)):
+            raise BundleError(f"size {self.size!r:.60}: expected [height, width], at most {MAX_SIDE:,} each")
+        self._check_outputs()
+        self._check_numbers()
         if self.size is not None:
             grid_size((self.size[0], self.size[1]), self.architecture.patch, self.stride)
         for name in self.files:
@@ -215,6 +227,33 @@ class Manifest:
         unlisted = sorted(set(self.plans) - set(self.files))
         if unlisted:
             raise BundleError(f"{MANIFEST} describes the plans {unlisted}, but does not list these files")
+
+    def _check_outputs(self) -> None:
+        if not self.facets:
+            raise BundleError("the manifest lists no facets: expected at least one")
+        if len(set(self.facets)) < len(self.facets):
+            raise BundleError("the manifest lists a facet twice")
+        depth, heads = self.architecture.depth, self.architecture.heads
+        for facet in self.facets:
+            found = FACET.fullmatch(facet)
+            if found is None or int(found[1]) >= depth:
+                raise BundleError(
+                    f"facet {facet!r:.60}: expected a kind, @ and a layer of 0 to {depth - 1}, like key@0"
+                )
+        chosen = self.saliency_heads
+        if chosen is not None and (
+            not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(heads))
+        ):
+            raise BundleError(f"saliency_heads {chosen!r:.60}: expected some of the heads 0 to {heads - 1}, each once")
+
+    def _check_numbers(self) -> None:
+        for name, channels in vars(self.normalisation).items():
+            if len(channels) != 3 or not all(math.isfinite(value) for value in channels):
+                raise BundleError(f"normalisation.{name} is {channels!r:.60}: expected three finite numbers")
+        if self.precision not in PRECISIONS:
+            raise BundleError(f"precision {self.precision!r:.60}: expected {', '.join(PRECISIONS)}")
+        if len(self.files) > MAX_FILES:
+            raise BundleError(f"the manifest lists {len(self.files):,} files: expected at most {MAX_FILES:,}")
 
     @property
     def dynamic(self) -> bool:
@@ -280,9 +319,13 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     accepted: Any = (int, float) if kind is float else origin or kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise BundleError(f"{MANIFEST}: field {where} is {value!r:.60}: expected {getattr(kind, '__name__', kind)}")
+    if isinstance(value, str):
+        _check_text(value, where)
     if origin is list:
         return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
+        for key in value:
+            _check_text(key, where)
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     return value
 
@@ -296,8 +339,16 @@ def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}".lstrip(".")) for name in names})
 
 
+def _check_text(text: str, where: str) -> None:
+    """A lone surrogate can be written to no file, terminal or path."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BundleError(f"{MANIFEST}: field {where} holds {ascii(text)[:60]}, which is no text")
+
+
 def _check_name(name: str) -> None:
     path = PurePosixPath(name)
+    if len(name) > 1024 or any(len(part.encode()) > 255 for part in path.parts):
+        raise BundleError(f"{MANIFEST} names the file {name[:60]!r}…, which is too long a name")
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
         raise BundleError(f"{MANIFEST} names the file {name!r}, which would lie outside the bundle")
 
@@ -322,7 +373,8 @@ class Bundle:
 
         Raises:
             MissingFileError: the folder or its manifest does not exist.
-            BundleError: unknown schema; a file that is missing, changed, foreign or outside the folder.
+            BundleError: unknown schema; a file that is missing, changed, foreign or outside the folder; a graph that
+                the exporter would not have written, see :mod:`facetrt.engine.graph`.
         """
         folder = builtin_path() if str(path) == BUILTIN else Path(path)
         manifest = read_manifest(folder)
@@ -330,11 +382,14 @@ class Bundle:
         for name, entry in manifest.files.items():
             if complete or not _read_later(name):
                 _check_present(folder, name, entry)
-            _check_inside(folder, name)
         contents = {n: _read_checked(folder, n, entry) for n, entry in manifest.files.items() if not _read_later(n)}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
         positional = _read_positional(contents.get(POSITIONAL), manifest) if manifest.dynamic else None
+        try:
+            check_graph(contents[ENCODER], manifest)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from None
         return Bundle(folder, manifest, contents[ENCODER], positional)
 
     def read(self, name: str) -> bytes:
@@ -362,19 +417,45 @@ def builtin_path() -> Path:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest alone, without checking the files it lists."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    if "\0" in str(folder) or _regular_size(folder / MANIFEST, _inside(folder, MANIFEST)) is None:
         raise MissingFileError(
             f"{folder} is not a bundle: it has no {MANIFEST}; give a folder written by 'facetrt export', or 'builtin'"
         )
-    return Manifest.from_json(_read(path, MAX_MANIFEST_BYTES))
+    return Manifest.from_json(_read_bounded(folder, MANIFEST, MAX_MANIFEST_BYTES))
 
 
-def _read(path: Path, limit: int) -> bytes:
-    size = path.stat().st_size
-    if size > limit:
-        raise BundleError(f"{path} has {size:,} bytes: expected at most {limit:,}")
-    return path.read_bytes()
+def _read_bounded(folder: Path, name: str, limit: int) -> bytes:
+    """Contents of a regular file that lies inside the bundle, never more than ``limit`` bytes.
+
+    What is no regular file is not opened: a pipe would be waited for, and a device does who knows what.
+    """
+    path = _inside(folder, name)
+    size = _regular_size(folder / name, path)
+    if size is not None and size > limit:
+        raise BundleError(f"{folder / name} has {size:,} bytes: expected at most {limit:,}")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # it may have been replaced just now
+            data = file.read(limit + 1) if regular else b""
+    except OSError as error:
+        raise BundleError(f"{folder / name} cannot be read: {error.strerror}") from error
+    if not regular or len(data) > limit:
+        raise BundleError(f"{folder / name} changed while it was read: open the bundle again when nobody writes to it")
+    return data
+
+
+def _regular_size(shown: Path, path: Path) -> int | None:
+    """Size of a regular file, or None if there is nothing at ``path``; anything else raises."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BundleError(f"{shown} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{shown} is no regular file; export or copy the bundle again")
+    return found.st_size
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -395,23 +476,27 @@ def _read_later(name: str) -> bool:
     return PurePosixPath(name).parts[:1] in ((PLANS,), (KERNELS,))
 
 
-def _check_present(folder: Path, name: str, entry: FileEntry) -> Path:
+def _check_present(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
-    if not path.is_file():
+    size = _regular_size(path, _inside(folder, name))
+    if size is None:
         raise BundleError(f"{path} is missing, but {MANIFEST} lists it; {_remedy(folder, name)}")
-    _check_inside(folder, name)
-    size = path.stat().st_size
     if size != entry.bytes or size > MAX_FILE_BYTES:
         raise BundleError(
             f"{path}: field 'bytes' differs: {size:,} on disk, {entry.bytes:,} in {MANIFEST}; {_remedy(folder, name)}"
         )
-    return path
 
 
-def _check_inside(folder: Path, name: str) -> None:
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file without links, the bundle's own folder aside. Raises for one that leads outside."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        root, resolved = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        raise BundleError(f"{path} is a link that leads nowhere: copy the file itself into the bundle") from error
+    if not resolved.is_relative_to(root):
         raise BundleError(f"{path} is a link that leads outside the bundle; copy the file itself into it")
+    return resolved
 
 
 def _remedy(folder: Path, name: str) -> str:
@@ -425,8 +510,8 @@ def _remedy(folder: Path, name: str) -> str:
 
 
 def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
-    path = _check_present(folder, name, entry)
-    data = path.read_bytes()
+    _check_present(folder, name, entry)
+    path, data = folder / name, _read_bounded(folder, name, entry.bytes)
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
         raise BundleError(
@@ -472,29 +557,58 @@ def _unit(name: str) -> str:
 
 
 def _refuse_foreign(folder: Path, files: Mapping[str, FileEntry]) -> None:
-    """Unlisted plans and kernels are what a killed build left: they are never read."""
+    """Unlisted plans and kernels are what a killed build left: they are never read, but no link may lead outside."""
     known = {MANIFEST, *files}
-    for path in sorted(folder.rglob("*")):
+    for count, path in enumerate(_walk(folder)):
+        if count == MAX_FILES:
+            raise BundleError(f"{folder} holds more than {MAX_FILES:,} files: expected a folder of a bundle alone")
         name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            _inside(folder, name)
         if not path.is_dir() and name not in known and not _read_later(name):
             raise BundleError(f"{path} does not belong to the bundle: {MANIFEST} does not list it; remove it")
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything in a folder, links not followed."""
+    for place, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            yield Path(place, name)
+
+
 def _read_positional(data: bytes | None, manifest: Manifest) -> NDArray[np.float32]:
+    """The header is checked before NumPy makes room for what it states."""
     side, dim = manifest.architecture.trained_grid, manifest.architecture.dim
-    expected = side * side * dim * 4 + 128
+    shape = (side, side, dim)
+    expected = math.prod(shape) * 4 + NPY_HEADER
     if data is None or len(data) != expected:
         given = "is not listed" if data is None else f"has {len(data):,} bytes"
         raise BundleError(
             f"{POSITIONAL} {given}: expected {expected:,} bytes for a table of {side}×{side}×{dim} float32"
         )
-    try:
-        table = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BundleError(f"{POSITIONAL} is not a NumPy array: {error}") from error
-    if table.shape != (side, side, dim) or table.dtype != np.float32:
-        raise BundleError(f"{POSITIONAL} is {table.dtype} {table.shape}: expected float32 {(side, side, dim)}")
+    stated = _npy_header(data[:NPY_HEADER])
+    if stated != (shape, False, np.dtype("<f4")):
+        order = "Fortran" if stated[1] else "C"
+        raise BundleError(
+            f"{POSITIONAL} is {stated[2]} {stated[0]} in {order} order: expected float32 {shape} in C order"
+        )
+    table = np.frombuffer(data, "<f4", offset=NPY_HEADER).reshape(shape)
+    if not np.isfinite(table).all():
+        raise BundleError(f"{POSITIONAL} holds numbers that are not finite: export the bundle again")
     return np.asarray(table, np.float32)
+
+
+def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        stated: tuple[tuple[int, ...], bool, np.dtype[Any]] = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # it parses Python, and fails in as many ways
+        raise BundleError(f"{POSITIONAL} is not a NumPy array: {' '.join(str(error).split()):.120}") from error
+    if version != (1, 0) or file.tell() != NPY_HEADER:
+        raise BundleError(f"{POSITIONAL} has a header of version {version}, {file.tell()} bytes: expected {NPY_HEADER}")
+    return stated
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -39,6 +39,7 @@ from facetrt.engine.bundle import (
 from facetrt.engine.encoding import Encoder
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
+from facetrt.engine.graph import check_graph
 from facetrt.engine.images import resize
 from facetrt.engine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.positional import positional_table
@@ -387,7 +388,9 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, sample: 
 
 def _opened(folder: Path, manifest: Manifest) -> Bundle:
     positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
-    return Bundle(folder, manifest, (folder / ENCODER).read_bytes(), positional)
+    encoder = (folder / ENCODER).read_bytes()
+    check_graph(encoder, manifest)  # as opening will: what is written can be opened
+    return Bundle(folder, manifest, encoder, positional)
 
 
 def _outputs(bundle: Bundle, images: Iterable[NDArray[np.uint8]]) -> list[Outputs]:

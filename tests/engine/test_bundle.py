@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from facetrt.engine import BundleError, Engine, InputError, MissingFileError
 from facetrt.engine.backends import Precision, check_exact
 from facetrt.engine.bundle import Bundle, Manifest, write_manifest
+
+ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6}
 
 
 @pytest.fixture
@@ -19,6 +27,14 @@ def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 def edit(bundle: Path, **changes: object) -> None:
     data = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(data | changes))
+
+
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Another content, which the manifest states."""
+    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+    (bundle / name).write_bytes(data)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    edit(bundle, files=files | {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
 
 
 def test_round_trip_and_relocation(copy: Path) -> None:
@@ -70,6 +86,97 @@ def test_links_that_escape(copy: Path, tmp_path: Path) -> None:
         Bundle.open(copy)
 
 
+def test_a_link_to_a_bundle_and_links_that_stay_inside(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(copy)
+    (copy / "plans").mkdir()
+    (copy / "encoder.onnx").rename(copy / "plans" / "moved")
+    (copy / "encoder.onnx").symlink_to(Path("plans") / "moved")
+    assert Bundle.open(tmp_path / "link").manifest.model == "tiny"
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "manifest.json", "kernels", "plans", "plans/unlisted"])
+@pytest.mark.parametrize("target", ["outside", "/nowhere", "itself"])
+def test_links_that_leave_or_loop(copy: Path, tmp_path: Path, name: str, target: str) -> None:
+    (tmp_path / "outside").mkdir()
+    if target == "outside" and name in ("encoder.onnx", "manifest.json"):
+        (copy / name).rename(tmp_path / "outside" / name)
+        target = f"outside/{name}"
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to((copy / name) if target == "itself" else tmp_path / target)
+    with pytest.raises((BundleError, MissingFileError), match=r"a link that leads|is no regular file"):
+        Bundle.open(copy)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def bound_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "positional.npy", "manifest.json"])
+@pytest.mark.parametrize("make", [fifo, bound_socket, Path.mkdir])
+def test_special_files_are_not_opened(copy: Path, name: str, make: Callable[[Path], None]) -> None:
+    (copy / name).unlink()
+    here = Path.cwd()
+    os.chdir(copy)  # a socket's path may not be long
+    try:
+        make(Path(name))
+    finally:
+        os.chdir(here)
+    with pytest.raises(BundleError, match="is no regular file"):
+        Bundle.open(copy)
+
+
+def test_a_file_that_grows_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (copy / "encoder.onnx").stat().st_size
+    opened = os.open
+
+    def grow(path: str | Path, flags: int, *more: int) -> int:
+        if Path(path).name == "encoder.onnx" and Path(path).stat().st_size == size:
+            with (copy / "encoder.onnx").open("ab") as file:
+                file.write(b"more")
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", grow)
+    with pytest.raises(BundleError, match="changed while it was read"):
+        Bundle.open(copy)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{'descr': '<f4', 'fortran_order': True, 'shape': (6, 6, 48), }", "Fortran order"),
+        ("{'descr': '>f4', 'fortran_order': False, 'shape': (6, 6, 48), }", "is >f4"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (6, 6, 48), }", "is object"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 48), }", r"\(99999999999, 48\)"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-6, -6, 48), }", r"-6"),
+        ("{'descr': '<f4', 'fortran_order': False}", "is not a NumPy array"),
+        ("(" * 60, "is not a NumPy array"),
+    ],
+)
+def test_tables_whose_header_lies(copy: Path, header: str, message: str) -> None:
+    data = npy(np.zeros((6, 6, 48), np.float32))
+    replace_file(copy, "positional.npy", data[:10] + header.ljust(117).encode() + b"\n" + data[128:])
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
+
+
+def test_a_table_that_is_not_finite(copy: Path) -> None:
+    replace_file(copy, "positional.npy", npy(np.full((6, 6, 48), np.nan, np.float32)))
+    with pytest.raises(BundleError, match="not finite"):
+        Bundle.open(copy)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -82,6 +189,16 @@ def test_links_that_escape(copy: Path, tmp_path: Path) -> None:
         ({"size": [224]}, r"expected \[height, width\]"),
         ({"size": [2, 2]}, "smaller than one patch"),
         ({"architecture": {"dim": 48}}, "missing or unknown fields"),
+        ({"architecture": ARCHITECTURE | {"dim": 65536}}, r"architecture\.dim is 65536: expected 1 to 16,384"),
+        ({"architecture": ARCHITECTURE | {"depth": 65536}}, r"architecture\.depth is 65536"),
+        ({"architecture": ARCHITECTURE | {"heads": 5}}, "which does not divide dim"),
+        ({"size": [1 << 40, 64]}, r"expected \[height, width\], at most"),
+        ({"facets": ["key@1", "key@1"]}, "lists a facet twice"),
+        ({"facets": ["key@3"]}, "a layer of 0 to 2"),
+        ({"saliency_heads": [3]}, "some of the heads 0 to 2"),
+        ({"precision": "auto"}, "precision 'auto': expected fp32, fp16, bf16"),
+        ({"normalisation": {"mean": [0.5], "std": [1, 1, 1]}}, "expected three finite numbers"),
+        ({"model": "\ud800"}, "which is no text"),
     ],
 )
 def test_manifests_that_do_not_fit(copy: Path, changes: dict, message: str) -> None:
@@ -104,43 +221,15 @@ def test_oversized_manifest(copy: Path) -> None:
 
 
 def test_a_graph_that_is_not_onnx(copy: Path) -> None:
-    import hashlib
-
-    data = b"not a graph"
-    (copy / "encoder.onnx").write_bytes(data)
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    files["encoder.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit(copy, files=files)
-    with Engine.open(copy) as engine, pytest.raises(BundleError, match="the encoder cannot be loaded"):
-        engine._encoder.backend.activate()
-
-
-def test_a_graph_cannot_read_files_outside_the_bundle(copy: Path, tmp_path: Path) -> None:
-    import hashlib
-
-    import onnx
-
-    model = onnx.load(copy / "encoder.onnx")
-    (tmp_path / "secret.bin").write_bytes(bytes(1 << 20))
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) == 2:
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            entry = tensor.external_data.add()
-            entry.key, entry.value = "location", str(tmp_path / "secret.bin")
-    data = model.SerializeToString()
-    (copy / "encoder.onnx").write_bytes(data)
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    files["encoder.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit(copy, files=files)
-    with Engine.open(copy) as engine, pytest.raises(BundleError, match="the encoder cannot be loaded"):
-        engine._encoder.backend.activate()
+    replace_file(copy, "encoder.onnx", b"not a graph")
+    with pytest.raises(BundleError, match="the encoder's graph has"):
+        Engine.open(copy)
 
 
 def test_a_manifest_that_means_another_graph(copy: Path) -> None:
     edit(copy, size=[64, 64])
-    with Engine.open(copy) as engine, pytest.raises(BundleError, match=r"has inputs \['cols', .* the manifest means"):
-        engine._encoder.backend.activate()
+    with pytest.raises(BundleError, match=r"has the inputs 'cols, images, .* the manifest means images;"):
+        Bundle.open(copy)
 
 
 def test_a_bundle_of_the_schema_before(copy: Path) -> None:
@@ -152,8 +241,6 @@ def test_a_bundle_of_the_schema_before(copy: Path) -> None:
 @pytest.fixture
 def large(copy: Path) -> Path:
     """With kernels for two architectures and a file whose hash is wrong."""
-    import hashlib
-
     files = json.loads((copy / "manifest.json").read_text())["files"]
     for name in ("kernels/sm_90/kernels.json", "kernels/sm_90/a.cubin", "kernels/sm_100/kernels.json", "plans/p.plan"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
