@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,9 +19,18 @@ from facetrt.engine.backends.options import DeviceName, Hint
 from facetrt.engine.bundle import CLS_ATTENTION, ENCODER, Bundle
 from facetrt.engine.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.geometry import Geometry, grid_size
-from facetrt.engine.images import ImageLike, LoadedImage, LoadSize, Pixels, check_load_size, load_image
+from facetrt.engine.images import (
+    ImageLike,
+    LoadedImage,
+    LoadSize,
+    Pixels,
+    check_load_size,
+    half_size,
+    load_image,
+    loaded_size,
+)
 from facetrt.engine.loading import read_ahead
-from facetrt.engine.memory import encoding_bytes, fits, too_much
+from facetrt.engine.memory import MAX_CELLS, check_max_cells, encoding_bytes, fits, too_many, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.resampling import pillow_nearest
 from facetrt.kernels.errors import FacetrtError, InputError
@@ -101,8 +112,10 @@ class _Window:
 class Encoder:
     """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, max_cells: int | None = MAX_CELLS) -> None:
+        check_max_cells(max_cells)
         manifest = bundle.manifest
+        self.max_cells = max_cells
         self.manifest = manifest
         self.backend = backend
         self.provenance = Provenance(
@@ -207,8 +220,8 @@ class Encoder:
     def load(self, image: ImageLike, options: EncodeOptions, *, name: str) -> LoadedImage:
         """Read and resize one image, and check that it can be encoded; ``name`` is how messages call an array."""
         loaded = load_image(image, options.load_size, name=name, half=options.halve)
-        half = None if loaded.half is None else loaded.half.shape[:2]
-        self.check_size(loaded.name, loaded.image_size, half, options.stride or self.manifest.stride)
+        half = None if loaded.half is None else (loaded.half.shape[0], loaded.half.shape[1])
+        self.check_size(loaded.name, loaded.original_size, loaded.image_size, half, options)
         return loaded
 
     def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
@@ -241,34 +254,86 @@ class Encoder:
                 f"--dynamic and stride {' or '.join(map(str, fitting))}"
             )
 
-    def check_size(self, name: str, shape: tuple[int, int], half: tuple[int, ...] | None, stride: int) -> None:
-        """Raise :class:`InputError` if an image of ``shape``, and of ``half`` its size if given, cannot be encoded."""
-        expected = self.manifest.size
+    def check_size(
+        self,
+        name: str,
+        original: tuple[int, int],
+        shape: tuple[int, int],
+        half: tuple[int, int] | None,
+        options: EncodeOptions,
+    ) -> None:
+        """Raise :class:`InputError` if an image cannot be encoded: ``shape``, and ``half`` its size if that is given.
+
+        ``original`` is its size before it was resized.
+        """
+        expected, stride = self.manifest.size, options.stride or self.manifest.stride
         if expected is not None and list(shape) != expected:
             raise InputError(
                 f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
                 f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
             )
         self._check_patch(name, shape, half, stride)
-        grid_h, grid_w = grid_size(shape, self.manifest.architecture.patch, stride)
-        cells = grid_h * grid_w
+        cells = self._most_cells(shape, half, options)
+        loads = f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes "
+        if self.max_cells is not None and cells > self.max_cells:
+            raise InputError(loads + too_many(cells, self.max_cells, self._smaller(original, options)))
         model = self.manifest.architecture
         unfused = self.manifest.fp32_parts(self.backend.options.precision).blocks  # attention there is written out
         fused = self.manifest.precision == "fp32" and not unfused
         needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=fused)
         if self.backend.options.device is DeviceName.CPU and not fits(needed):  # a GPU's allocator says it by itself
-            raise InputError(
-                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {too_much(needed, cells, stride)}: use a "
-                "smaller size or a larger stride"
-            )
+            raise InputError(f"{loads}{too_much(needed, cells, stride)}: use a smaller size or a larger stride")
 
-    def _check_patch(self, name: str, shape: tuple[int, int], half: tuple[int, ...] | None, stride: int) -> None:
+    def _most_cells(self, shape: tuple[int, int], half: tuple[int, int] | None, options: EncodeOptions) -> int:
+        """Of the passes over one image; the second one of low-resolution saliency is not halved without a load size."""
+        patch, stride = self.manifest.architecture.patch, options.stride or self.manifest.stride
+        cells = math.prod(grid_size(shape, patch, stride))
+        if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
+            cells = max(cells, math.prod(grid_size(half or shape, patch, LOW_RESOLUTION_STRIDE)))
+        return cells
+
+    def _smaller(self, original: tuple[int, int], options: EncodeOptions) -> str:
+        """What to do about an image of too many cells: the largest load size that would pass, if one would."""
+        if not self.manifest.dynamic:
+            return "export a smaller --size, or "
+        size = self._largest_load_size(original, options)
+        if size is None:
+            return "no load size of so long an image passes, so crop it, or "
+        return f"use load size {size} (--load-size {size}), or "
+
+    def _largest_load_size(self, original: tuple[int, int], options: EncodeOptions) -> int | None:
+        """The longest shorter side that is within the bound, or None."""
+
+        def passes(side: int) -> bool:
+            try:
+                size = loaded_size(original, side)
+                half = half_size(size) if options.saliency is SaliencyMode.LOW_RESOLUTION else None
+                self._check_patch("", size, half, options.stride or self.manifest.stride)
+            except InputError:
+                return False
+            return self.max_cells is None or self._most_cells(size, half, options) <= self.max_cells
+
+        patch = self.manifest.architecture.patch
+        sides = [*range(patch, 4 * patch), *(4 * patch * 2**n for n in range(12))]
+        low = max(filter(passes, sides), default=None)
+        if low is None:
+            return None
+        too_large = bisect_left(range(low, 2 * low + 1), True, key=lambda side: not passes(side))
+        return low + too_large - 1
+
+    def check_cells(self, features: Features) -> None:
+        """Raise :class:`InputError` for features of another run with more cells than this one would encode."""
+        cells = math.prod(features.grid)
+        if self.max_cells is not None and cells > self.max_cells:
+            raise InputError(f"the features of {features.name} have " + too_many(cells, self.max_cells, ""))
+
+    def _check_patch(self, name: str, shape: tuple[int, int], half: tuple[int, int] | None, stride: int) -> None:
         patch, context = self.manifest.architecture.patch, ""
         try:
             grid_size(shape, patch, stride)
             if half is not None:
                 context = "low-resolution saliency halves the image: "
-                grid_size((half[0], half[1]), patch, LOW_RESOLUTION_STRIDE)
+                grid_size(half, patch, LOW_RESOLUTION_STRIDE)
         except InputError as error:
             raise InputError(f"{name}: {context}{error}{', or full saliency' if context else ''}") from error
 

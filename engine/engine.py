@@ -23,6 +23,7 @@ from facetrt.engine.extraction import extract_features
 from facetrt.engine.features import Features, SaliencyMode
 from facetrt.engine.images import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
 from facetrt.engine.matching import Matches, MatchOptions, match_features
+from facetrt.engine.memory import MAX_CELLS, check_max_cells
 from facetrt.engine.models import PartsModel, SegmentationModel
 from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
 from facetrt.engine.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
@@ -36,6 +37,8 @@ from facetrt.kernels.errors import InputError
 if TYPE_CHECKING:
     from facetrt.engine.device.encoding import DeviceFeatures
     from facetrt.engine.device.tasks import DeviceTasks
+
+MAX_CROPS = 100  # of an image; each is encoded, and so is its mirror
 
 Item = TypeVar("Item")
 Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
@@ -77,6 +80,7 @@ class Engine:
         streams: int = 1,
         kernels: str = "auto",
         allow_inexact: bool = False,
+        max_cells: int | None = MAX_CELLS,
     ) -> Self:
         """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
 
@@ -97,6 +101,8 @@ class Engine:
             kernels: where ``match`` and ``cosegment`` do what follows the encoder: ``host``, ``device``, or ``auto``:
                 beside the encoder. On a GPU that takes a bundle with kernels for it (``facetrt export … --kernels``).
             allow_inexact: run a precision although its contract does not hold with this bundle, or was not measured.
+            max_cells: an image of more is refused, before it is encoded, with the load size that would do: time grows
+                with their square. None for no bound.
 
         Raises:
             MissingFileError, BundleError: no bundle there, or a damaged one.
@@ -115,8 +121,9 @@ class Engine:
             kernels=kernels,
             allow_inexact=allow_inexact,
         )
+        check_max_cells(max_cells)
         opened = Bundle.open(bundle)
-        return cls(Encoder(opened, make_backend(opened, options)))
+        return cls(Encoder(opened, make_backend(opened, options), max_cells=max_cells))
 
     @property
     def manifest(self) -> Manifest:
@@ -160,7 +167,8 @@ class Engine:
             on_broken: called with an image that cannot be encoded and the error; it is left out. None raises.
 
         Raises:
-            InputError, MissingFileError: an image that cannot be read or does not fit the bundle or the memory.
+            InputError, MissingFileError: an image that cannot be read, does not fit the bundle or the memory, or has
+                more cells than the engine's ``max_cells``.
         """
         return list(
             self.encode_iter(
@@ -415,8 +423,10 @@ class Engine:
             refine=Refinement.parse(refine),
             hierarchy=hierarchy,
         )
-        if num_crop_augmentations < 0 or seed < 0:
-            raise InputError(f"num_crop_augmentations={num_crop_augmentations}, seed={seed}: expected at least 0")
+        if not 0 <= num_crop_augmentations <= MAX_CROPS:
+            raise InputError(f"num_crop_augmentations={num_crop_augmentations}: expected 0 to {MAX_CROPS}")
+        if seed < 0:
+            raise InputError(f"seed={seed}: expected at least 0")
         with (
             self._collection(
                 images, load_size, options.facet, low_resolution_saliency, progress, on_broken
@@ -664,6 +674,7 @@ class Engine:
                 f"the features of {item.name} come from another bundle ({item.provenance.model}): encode it with "
                 "this one"
             )
+        self._encoder.check_cells(item)
         if asked is not None and item.saliency_mode is not asked:
             raise InputError(
                 f"the features of {item.name} have {item.saliency_mode} saliency and {asked} was asked: encode it with "

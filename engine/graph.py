@@ -414,12 +414,12 @@ def _check_names(graph: Mapping[str, Any], weights: set[str]) -> None:
     names = [node["name"] for node in nodes if node.get("name")]
     if len(set(names)) < len(names):
         _refuse("has two nodes of one name")
-    for node in nodes:
-        if weights.issuperset(node.get("input", [])):
-            _refuse(f"computes {_shown(''.join(node.get('output', [])[:1]))} by {node['op_type']} from constants alone")
     inputs = [value.get("name", "") for value in graph.get("input", [])]
     outputs = [value.get("name", "") for value in graph.get("output", [])]
     _check_flow([*inputs, *weights], outputs, nodes)
+    for node in nodes:
+        if weights.issuperset(node.get("input", [])):
+            _refuse(f"computes {_shown(''.join(node.get('output', [])[:1]))} by {node['op_type']} from constants alone")
     for value in graph.get("value_info", []):
         _check_value(value)
 

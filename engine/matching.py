@@ -21,6 +21,7 @@ from facetrt.kernels.log_bin import check_hierarchy, log_bin
 
 AWAY = 3  # cells: the surroundings of a best buddy, just beyond the patch it sees
 NEAR = 4  # cells that the surroundings' neighbours may be off: what a turn and a third of scale make
+MAX_PAIRS = 10_000  # clusters, whose number the time of choosing pairs grows with
 
 Cells = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -88,8 +89,8 @@ class MatchOptions:
     saliency_threshold: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.num_pairs < 1:
-            raise InputError(f"num_pairs={self.num_pairs}: expected at least 1")
+        if not 1 <= self.num_pairs <= MAX_PAIRS:
+            raise InputError(f"num_pairs={self.num_pairs}: expected 1 to {MAX_PAIRS:,}")
         check_finite("saliency_threshold", self.saliency_threshold)
         check_hierarchy(self.hierarchy)
 

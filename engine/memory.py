@@ -1,11 +1,34 @@
-"""How much memory encoding an image takes, and whether this process may have it: refused before it is allocated."""
+"""How much time and memory encoding an image takes: too much is refused before it is begun."""
 
 from __future__ import annotations
 
+from facetrt.kernels.errors import InputError
 from facetrt.kernels.machine import usable_memory
 
 SHARE = 0.7  # of the memory that this process may use, that encoding one image may take
 ACTIVATIONS = 30  # float32 numbers per cell and channel; up to 28 were measured, on ViT-S/8 with 12,321 cells
+
+MAX_CELLS = 32_768
+"""Cells of one image that are encoded unless the caller raises the bound.
+
+Attention costs cells²: ViT-S at 55 × 55 cells is 150 GMAC, 1.5 s on two cores; at this bound it is 10,600, so about 70
+times as long. 480 × 854 pixels at stride 4 (25,228 cells) and 1080 × 1920 at
+stride 8 (32,026) stay below.
+"""
+
+
+def check_max_cells(max_cells: int | None) -> None:
+    """Raise :class:`InputError` unless it is None or at least 1."""
+    if max_cells is not None and (isinstance(max_cells, bool) or not isinstance(max_cells, int) or max_cells < 1):
+        raise InputError(f"max_cells={max_cells!r}: expected a number of cells, at least 1, or None for no bound")
+
+
+def too_many(cells: int, max_cells: int, remedy: str) -> str:
+    """The end of a message about an image with more cells than the bound."""
+    return (
+        f"{cells:,} cells; time grows with their square, and at most {max_cells:,} are encoded: {remedy}raise the "
+        f"bound with max_cells={cells} (--max-cells {cells})"
+    )
 
 
 def encoding_bytes(*, dim: int, heads: int, cells: int, fused: bool) -> int:

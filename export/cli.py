@@ -13,6 +13,7 @@ from facetrt.benchmarks import command  # noqa: F401  (it registers its command,
 from facetrt.engine.bundle import MANIFEST, PrecisionRecord
 from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
 from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar
+from facetrt.engine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision, Target
@@ -57,6 +58,9 @@ def export(
     kernels: Annotated[
         str, typer.Option("--kernels", help="Compile for GPUs: none, all, or like sm_80,sm_90.", rich_help_panel=GPU)
     ] = "none",
+    max_cells: Annotated[
+        int, typer.Option("--max-cells", min=1, help="A --size of more is refused: time grows with their square.")
+    ] = MAX_CELLS,
     target: Annotated[
         Target, typer.Option("--target", help="tensorrt also builds a plan, on this GPU.", rich_help_panel=GPU)
     ] = Target.ONNX,
@@ -116,6 +120,7 @@ def export(
             saliency_heads=None if saliency_heads is None else _integers(saliency_heads),
             precision=precision,
             kernels=architectures,
+            max_cells=max_cells,
         )
         _export_model(model, folder, options, weights, force=force)
     if target is Target.TENSORRT:

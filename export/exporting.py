@@ -41,7 +41,7 @@ from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.geometry import grid_size
 from facetrt.engine.graph import check_graph
 from facetrt.engine.images import resize
-from facetrt.engine.memory import encoding_bytes, fits, too_much
+from facetrt.engine.memory import encoding_bytes, fits, too_many, too_much
 from facetrt.engine.positional import positional_table
 from facetrt.engine.processor import installed_versions
 from facetrt.engine.samples import sample_images
@@ -142,14 +142,17 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     if options.saliency_heads is not None and not options.saliency:
         raise InputError("saliency heads were given and saliency was switched off: give one")
     if options.size is not None:
-        _check_fixed_size(spec, options.size, options.stride)
+        _check_fixed_size(spec, options.size, options)
     return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
 
 
-def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], stride: int) -> None:
+def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], options: ExportOptions) -> None:
     """The torch model that the graph is compared with holds its attention in full."""
-    grid_h, grid_w = grid_size(size, spec.patch, stride)
-    cells = grid_h * grid_w
+    grid_h, grid_w = grid_size(size, spec.patch, options.stride)
+    cells, stride = grid_h * grid_w, options.stride
+    if options.max_cells is not None and cells > options.max_cells:
+        remedy = "use a smaller --size or a larger --stride, or "
+        raise InputError(f"size {size[0]}x{size[1]} makes {too_many(cells, options.max_cells, remedy)}")
     needed = encoding_bytes(dim=spec.dim, heads=spec.heads, cells=cells, fused=False)
     if not fits(needed):
         raise InputError(
@@ -396,7 +399,7 @@ def _opened(folder: Path, manifest: Manifest) -> Bundle:
 def _outputs(bundle: Bundle, images: Iterable[NDArray[np.uint8]]) -> list[Outputs]:
     backend = make_backend(bundle, RunOptions(BackendName.ONNXRUNTIME))
     try:
-        encoder = Encoder(bundle, backend)
+        encoder = Encoder(bundle, backend, max_cells=None)
         return [run(encoder, pixels) for pixels in images]
     finally:
         backend.close()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from facetrt.engine.memory import MAX_CELLS, check_max_cells
 from facetrt.kernels.errors import InputError
 
 FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
@@ -68,6 +69,7 @@ class ExportOptions:
         saliency: whether to output [CLS] attention of the last layer.
         saliency_heads: heads it is averaged over; None for the model's own.
         kernels: GPU architectures, like ``sm_90``, that kernels are compiled for and put into the bundle.
+        max_cells: a ``size`` of more is refused: time grows with their square. None for no bound.
     """
 
     stride: int = 4
@@ -77,8 +79,10 @@ class ExportOptions:
     saliency_heads: tuple[int, ...] | None = None
     precision: Precision = Precision.FP32
     kernels: tuple[str, ...] = ()
+    max_cells: int | None = MAX_CELLS
 
     def __post_init__(self) -> None:
+        check_max_cells(self.max_cells)
         if self.stride < 1:
             raise InputError(f"stride {self.stride}: expected at least 1")
         if self.facets is not None and not self.facets:

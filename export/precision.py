@@ -130,7 +130,7 @@ def measure(
 ) -> PrecisionRecord:
     """What a backend gives on a sample; it is closed."""
     try:
-        encoder = Encoder(bundle, backend)
+        encoder = Encoder(bundle, backend, max_cells=None)
         figures = sample.figures([run(encoder, pixels) for pixels in sample.images])
         missed = parity.violation(figures, precision)
     except (ParityError, BackendError) as error:  # fp16 overflows; a library that keeps nothing in fp32
@@ -213,7 +213,7 @@ def _seconds(pixels: Pixels, bundle: Bundle, precision: RunPrecision) -> float:
     """The fastest of a few runs after the first."""
     backend = _openvino(bundle, precision)
     try:
-        encoder = Encoder(bundle, backend)
+        encoder = Encoder(bundle, backend, max_cells=None)
         run(encoder, pixels)
         times = []
         for _ in range(TIMED_RUNS):

@@ -14,6 +14,7 @@ import typer
 from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision
 from facetrt.engine.cli.app import errors
 from facetrt.engine.engine import Engine
+from facetrt.engine.memory import MAX_CELLS
 
 PANEL = "Running the encoder"
 
@@ -41,6 +42,9 @@ class Opening:
     allow_inexact: Annotated[
         bool, _option("--allow-inexact", "Run a precision although it misses its contract with this bundle.")
     ] = False
+    max_cells: Annotated[
+        int, _option("--max-cells", "An image of more is refused: time grows with their square.", min=1)
+    ] = MAX_CELLS
 
     def engine(self, bundle: str | Path) -> Engine:
         """Open a bundle; what runs is said where something was asked for or left to facetrt."""

@@ -120,7 +120,7 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
     size = loaded_size(original, options.load_size, name)
     half = half_size(size) if options.halve else None
     stride = options.stride or encoder.manifest.stride
-    encoder.check_size(name, size, half, stride)
+    encoder.check_size(name, original, size, half, options)
     geometry = Geometry(original, size, encoder.manifest.architecture.patch, stride)
     detail = detail_of(pixels, geometry) if isinstance(pixels, np.ndarray) else None
     return Frame(pixels, name, original, size, half, detail)

@@ -6,6 +6,8 @@ import io
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 
 from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode, memory
 from facetrt.engine import encoding as module
+from facetrt.engine.encoding import EncodeOptions
 from facetrt.kernels.machine import Memory
 
 
@@ -202,6 +205,78 @@ def test_more_cells_than_memory_is_refused_before_running(tiny_engine: Engine, m
         InputError, match=r"841 cells at stride 4; encoding them needs about .* and this container has 1 MB"
     ):
         tiny_engine.encode([photo(120, 120)], load_size=None)
+
+
+@pytest.mark.parametrize("height_width", [(100, 2000), (700, 900), (8, 8000)])
+@pytest.mark.parametrize("saliency", ["full", "low_resolution"])
+@pytest.mark.parametrize("stride", [4, 8])
+def test_too_many_cells_are_refused_with_the_largest_load_size_that_passes(
+    tiny_bundle: Path, height_width: tuple[int, int], saliency: str, stride: int
+) -> None:
+    image = photo(*height_width)
+    with Engine.open(tiny_bundle, threads=1, max_cells=500) as engine:
+        encode = partial(engine.encode, [image], saliency=saliency, stride=stride)
+        with pytest.raises(InputError, match=r"pixels, which makes [\d,]+ cells; .* at most 500 are encoded") as caught:
+            encode(load_size=24 if height_width[0] == 8 else 240)
+        found = re.search(r"--load-size (\d+)\), or raise the bound with max_cells=\d+", str(caught.value))
+        if height_width[0] == 8:
+            assert found is None and "crop it" in str(caught.value)
+            return
+        assert found is not None
+        features = encode(load_size=int(found[1]))[0]
+        assert features.grid[0] * features.grid[1] <= 500
+        with pytest.raises(InputError, match="at most 500"):
+            encode(load_size=int(found[1]) + 1)
+
+
+def test_the_bound_on_cells_passes_what_is_reasonable_and_can_be_lifted(tiny_engine: Engine, tiny_bundle: Path) -> None:
+    check = tiny_engine._encoder.check_size
+    options = EncodeOptions()
+    for shape, stride in (((480, 854), 4), ((1080, 1920), 8)):
+        check("image", shape, shape, None, replace(options, stride=stride))
+    for shape in ((3024, 4032), (50, 20000), (1080, 1920)):
+        with pytest.raises(InputError, match=r"cells; time grows with their square, and at most 32,768 are encoded"):
+            check("image", shape, shape, None, options)
+    with Engine.open(tiny_bundle, max_cells=None) as engine:
+        engine._encoder.check_size("image", (1080, 1920), (1080, 1920), None, options)
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match=r"max_cells=.*expected a number of cells"):
+            Engine.open(tiny_bundle, max_cells=wrong)  # type: ignore[arg-type]
+
+
+def test_the_second_pass_of_low_resolution_saliency_counts_as_well(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle, threads=1, max_cells=225) as engine:
+        encoder = engine._encoder
+        coarse = EncodeOptions(None, SaliencyMode.LOW_RESOLUTION, 8)
+        encoder.check_size("image", (120, 120), (120, 120), None, coarse)
+        assert encoder._most_cells((120, 120), (60, 60), replace(coarse, stride=4)) == 841
+
+
+def test_the_bound_holds_in_tasks_streams_and_for_features_of_another_engine(
+    tiny_engine: Engine, tiny_bundle: Path
+) -> None:
+    images = [photo(64, 64, seed=i) for i in range(2)]
+    features = tiny_engine.encode(images, load_size=64)
+    with Engine.open(tiny_bundle, threads=1, max_cells=100) as engine:
+        for run in (
+            lambda: engine.match(*images, load_size=64),
+            lambda: engine.match(*features),
+            lambda: engine.cosegment(images, load_size=64),
+            lambda: engine.cosegment(features, low_resolution_saliency=False),
+            lambda: engine.segment_parts(images, load_size=64),
+            lambda: engine.collect(images, load_size=64),
+            lambda: list(engine.stream(images, load_size=64)),
+        ):
+            with pytest.raises(InputError, match=r"225 cells; .* at most 100 are encoded"):
+                run()
+
+
+def test_counts_that_multiply_the_work_are_bounded(tiny_engine: Engine) -> None:
+    images = [photo(40, 40)] * 2
+    with pytest.raises(InputError, match="num_crop_augmentations=101: expected 0 to 100"):
+        tiny_engine.segment_parts(images, num_crop_augmentations=101)
+    with pytest.raises(InputError, match="num_pairs=10001: expected 1 to 10,000"):
+        tiny_engine.match(*images, num_pairs=10_001)
 
 
 def test_only_attention_that_is_held_in_full_grows_with_the_square_of_the_cells() -> None:

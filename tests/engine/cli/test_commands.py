@@ -57,6 +57,13 @@ def test_info_measures_what_runs_here(tiny_bundle: Path) -> None:
     refused(facetrt("info", tiny_bundle, "--precision", "fp32"), "add --measure")
 
 
+def test_an_image_of_too_many_cells(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo(64, 64)).save(tmp_path / "a.png")
+    pair, options = [tmp_path / "a.png"] * 2, ["--bundle", tiny_bundle, "--out", tmp_path / "out", "--max-cells", "100"]
+    result = facetrt("match", *pair, *options, "--load-size", "none")
+    refused(result, "225 cells", "use load size 47 (--load-size 47)", "--max-cells 225")
+
+
 def test_match(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--load-size", "48", "--saliency-threshold", "0", "--num-pairs", "5", "--save-intermediate")
