@@ -10,6 +10,7 @@ The messages that are read do not contain themselves, so depth is bounded; count
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -94,6 +95,8 @@ def check_graph(data: bytes, manifest: Manifest) -> None:
     _check_edges(graph, manifest)
     _check_nodes(nodes, functions, manifest)
     _check_names(graph, {name for weight in weights if (name := weight.get("name", ""))})
+    integers = {weight["name"]: _integers(weight, data) for weight in weights if weight["data_type"] == INT64}
+    _check_expansions(nodes, integers, limits)
 
 
 def _refuse(what: str) -> NoReturn:
@@ -189,7 +192,7 @@ class _Reader:
     """Reads messages of :data:`MESSAGES`; all others, and every field that is listed nowhere, are refused.
 
     A message is a dictionary of the fields that are there: integers signed, floats by their number alone (what is in
-    weights does not matter here), bytes by their length alone.
+    weights does not matter here), bytes by where they lie.
     """
 
     def __init__(self, data: bytes, max_fields: int) -> None:
@@ -235,7 +238,7 @@ class _Reader:
                     _refuse(f"is damaged: {kind}.{field.name} has {stop - at} bytes")
                 return stop
             case _Kind.FLOAT | _Kind.BYTES:
-                value = stop - at
+                value = range(at, stop)
             case _Kind.TEXT:
                 value = self._text(at, stop, f"{kind}.{field.name}")
             case _Kind.INT:
@@ -354,7 +357,7 @@ def _check_tensor(tensor: Mapping[str, Any]) -> int:
     count = math.prod(dims)
     given = [(field, kinds) for field, kinds in TYPED_DATA.items() if field in tensor]
     if "raw_data" in tensor:
-        fits = not given and tensor["raw_data"] == count * ELEMENT_BYTES[kind]
+        fits = not given and len(tensor["raw_data"]) == count * ELEMENT_BYTES[kind]
     elif given:
         ((field, kinds), *others) = given
         values = tensor[field]
@@ -422,6 +425,37 @@ def _check_names(graph: Mapping[str, Any], weights: set[str]) -> None:
             _refuse(f"computes {_shown(''.join(node.get('output', [])[:1]))} by {node['op_type']} from constants alone")
     for value in graph.get("value_info", []):
         _check_value(value)
+
+
+def _integers(weight: Mapping[str, Any], data: bytes) -> list[int]:
+    raw = weight.get("raw_data", range(0))
+    return [
+        *weight.get("int64_data", []),
+        *(value for (value,) in struct.iter_unpack("<q", data[raw.start : raw.stop])),
+    ]
+
+
+def _check_expansions(
+    nodes: Sequence[Mapping[str, Any]], integers: Mapping[str, Sequence[int]], limits: Limits
+) -> None:
+    """Expand makes much of little: it may repeat something for each image of the batch, and that is all."""
+    makers = {name: node for node in nodes for name in node.get("output", [])}
+    for node in nodes:
+        if node["op_type"] != "Expand":
+            continue
+        shape = makers.get(node["input"][1], {}) if len(node.get("input", [])) == 2 else {}
+        batch, *rest = shape.get("input", [""]) if shape.get("op_type") == "Concat" else [""]
+        constants = [value for name in rest for value in integers.get(name, [0])]
+        if not _is_batch(makers.get(batch, {})) or not 1 <= math.prod(constants) <= limits.largest:
+            _refuse(
+                f"expands {_shown(''.join(node.get('input', [])[:1]))} by more than the batch, which is never written"
+            )
+
+
+def _is_batch(node: Mapping[str, Any]) -> bool:
+    """Whether it makes the number of images."""
+    values = {attribute["name"]: attribute.get("i") for attribute in node.get("attribute", [])}
+    return (node.get("op_type"), node.get("input"), values) == ("Shape", ["images"], {"start": 0, "end": 1})
 
 
 def _check_flow(given: Sequence[str], outputs: Sequence[str], nodes: Iterable[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.options import BackendName, RunOptions
-from facetrt.engine.bundle import Bundle, Manifest
+from facetrt.engine.bundle import CLS_ATTENTION, Bundle, Manifest
+from facetrt.engine.geometry import grid_size
 from facetrt.kernels.errors import BackendError, BundleError
 
 CLOSED = "this engine is closed: open it again with Engine.open"
@@ -69,11 +71,13 @@ class Backend(ABC):
 
         Raises:
             BackendError: inputs that do not fit the encoder, or a failure inside the runtime.
+            BundleError: outputs of another shape or type than the manifest means.
         """
         self._check(inputs)
         self.activate()
-        outputs = self._run(inputs)
-        return dict(zip(self.bundle.manifest.outputs, outputs, strict=True))
+        outputs = dict(zip(self.bundle.manifest.outputs, self._run(inputs), strict=True))
+        self._check_outputs(inputs, outputs)
+        return outputs
 
     def close(self) -> None:
         """Give the device back; later runs are errors. Closing twice is allowed."""
@@ -93,6 +97,21 @@ class Backend(ABC):
             cells, count = inputs[name], 1 + (pixels - patch) // stride
             if cells.ndim != 1 or not cells.size or cells.min() < 0 or cells.max() >= count:
                 raise BackendError(f"{name} do not all lie in 0..{count - 1}, the cells of {pixels} pixels")
+
+    def _check_outputs(self, inputs: Tensors, outputs: Tensors) -> None:
+        manifest, images = self.bundle.manifest, inputs["images"].shape
+        if manifest.dynamic:
+            cells = inputs["rows"].size * inputs["cols"].size
+        else:
+            cells = math.prod(grid_size((images[1], images[2]), manifest.architecture.patch, manifest.stride))
+        tokens = (images[0], 1 + cells, manifest.architecture.dim)
+        for name, value in outputs.items():
+            wanted = (images[0], cells) if name == CLS_ATTENTION else tokens
+            if value.shape != wanted or value.dtype != np.float32:
+                raise BundleError(
+                    f"{self.bundle.path}: the encoder gives {name} as {value.dtype} {value.shape}, the manifest means "
+                    f"float32 {wanted}: export the bundle again"
+                )
 
     def _check_graph(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """Raise :class:`BundleError` unless the graph has the inputs and outputs that the manifest means."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from helpers import photo
 from onnx import TensorProto, helper, numpy_helper
 
 from facetrt.engine import BundleError
+from facetrt.engine.backends import BackendName, RunOptions, make_backend
 from facetrt.engine.bundle import Bundle
+from facetrt.engine.encoding import EncodeOptions, Encoder
 from facetrt.engine.graph import FUNCTIONS, OPERATORS, check_graph
 
 Change = Callable[[Any], None]
@@ -107,6 +111,20 @@ def pad(model: Any) -> None:
     next(a for a in first(model, "Conv").attribute if a.name == "pads").ints[0] = 9
 
 
+def expand_all(model: Any) -> None:
+    next(node for node in model.graph.node if first(model, "Expand").input[1] in node.output).input[1] = "val_0"
+
+
+def expand_far(model: Any) -> None:
+    add_weight(model, 1, name="far", data=(1 << 40).to_bytes(8, "little"), kind=TensorProto.INT64)
+    next(node for node in model.graph.node if first(model, "Expand").input[1] in node.output).input[2] = "far"
+
+
+def expand_to(model: Any) -> None:
+    add_weight(model, 3, name="far", data=(1 << 20).to_bytes(8, "little") * 3, kind=TensorProto.INT64)
+    first(model, "Expand").input[1] = "far"
+
+
 CHANGES: list[tuple[str, Change]] = [
     ("external_data in Tensor", lambda m: external(m.graph.initializer[0])),
     ("another file", lambda m: external_without_location(m.graph.initializer[0])),
@@ -165,6 +183,9 @@ CHANGES: list[tuple[str, Change]] = [
     ("attention of 4 heads", lambda m: setattr(first(m, "MultiHeadAttention").attribute[0], "i", 4)),
     ("numbers beyond", lambda m: first(m, "Transpose").attribute[0].ints.append(1 << 40)),
     ("pads its patches by [9, 0, 0, 0]", pad),
+    ("expands 'cls' by more than the batch", expand_all),
+    ("expands 'cls' by more than the batch", expand_far),
+    ("by Expand from constants alone", expand_to),
     ("bytes beside its weights", lambda m: setattr(m, "doc_string", "x" * (16 << 20))),
 ]  # fmt: skip
 
@@ -172,6 +193,27 @@ CHANGES: list[tuple[str, Change]] = [
 @pytest.mark.parametrize(("message", "change"), CHANGES, ids=[f"{i}" for i in range(len(CHANGES))])
 def test_what_the_exporter_never_writes(bundle: Bundle, message: str, change: Change) -> None:
     assert message in refused(bundle, change)
+
+
+def test_outputs_of_another_shape_than_promised(bundle: Bundle) -> None:
+    """What a graph says of its outputs is a promise; what comes out is looked at as well."""
+    model = onnx.load_from_string(bundle.encoder)
+    made = next(node for node in model.graph.node if "key@1" in node.output)
+    made.output[list(made.output).index("key@1")] = "whole"
+    for node in model.graph.node:
+        node.input[:] = ["whole" if name == "key@1" else name for name in node.input]
+    part = helper.make_node("Slice", ["whole", "val_one", "val_two", "val_one"], ["key@1"])
+    model.graph.node.insert(list(model.graph.node).index(made) + 1, part)
+    for name, value in (("val_one", 1), ("val_two", 2)):
+        add_weight(model, 1, name=name, data=value.to_bytes(8, "little"), kind=TensorProto.INT64)
+    check_graph(model.SerializeToString(), bundle.manifest)
+    options = RunOptions(BackendName.ONNXRUNTIME)
+    backend = make_backend(replace(bundle, encoder=model.SerializeToString()), options)
+    with pytest.raises(
+        BundleError, match=r"gives key@1 as float32 \(1, 1, 48\), the manifest means float32 \(1, 226, 48\)"
+    ):
+        next(Encoder(bundle, backend).encode([photo(64, 64)], EncodeOptions()))
+    backend.close()
 
 
 def test_many_small_weights(bundle: Bundle) -> None:
