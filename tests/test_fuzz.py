@@ -49,3 +49,26 @@ def test_errors_of_ours_must_be_one_printable_line(tmp_path: Path) -> None:
 
     assert "one printable line" in str(fuzz.complaint(fuzz.Case(lambda folder: None, read), tmp_path))
     assert str(InputError("a\nb\x1b[31m \ud800 é")) == "a b\\x1b[31m \\ud800 é"
+
+
+QUICK = (
+    "labels",
+    "mat",
+    "spair",
+    "cub",
+    "celeba",
+    "items",
+    "model",
+    "manifest",
+    "kernels",
+    "results",
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_hundred_kinds_of_damage(name: str, tmp_path: Path) -> None:
+    """In this process, where no time goes into starting one."""
+    fuzz.make_seeds(tmp_path, [name])
+    for run in range(100):
+        wrong = fuzz.run_one(tmp_path, [name], 0, run)[1]
+        assert wrong is None, f"run {run}: {wrong}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.files import images_in, natural_order, read_bytes
-from facetrt.engine.images import check_pixels, open_image
+from facetrt.engine.images import check_pixels, decoding, open_image
 from facetrt.engine.label_images import GREY_MODES, VOID, labels_of, open_label_image
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading
 
@@ -60,12 +60,11 @@ def member(root: Path, name: str, annotation: Path) -> Path:
 
 def image_size(path: Path) -> tuple[int, int]:
     """``(height, width)`` from the file's header."""
-    with reading(path, "an image that an annotation names"):
-        if not path.is_file():
-            raise MissingFileError(f"{path} is missing: an annotation names it")
-        with open_image(path) as image:
-            check_pixels(image, str(path))
-            return image.height, image.width
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: an annotation names it")
+    with decoding(str(path)), open_image(path) as image:
+        check_pixels(image, str(path))
+        return image.height, image.width
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
