@@ -53,7 +53,8 @@ def member(root: Path, name: str, annotation: Path) -> Path:
         InputError: a name that leads elsewhere.
     """
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
+    short = all(len(part.encode(errors="replace")) < 256 for part in parts)
+    if not parts or name.startswith("/") or ".." in parts or not name.isprintable() or not short:
         raise InputError(f"{annotation} names the image {name[:100]!r}: expected one inside {root}")
     return root / name
 

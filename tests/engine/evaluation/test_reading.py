@@ -15,7 +15,7 @@ from facetrt.engine.evaluation.resume import ITEMS, ItemStore
 from facetrt.engine.files import read_bytes, read_object
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "b/../../a.jpg", "", "a\0.jpg", "a\x1b.jpg"])
+@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "b/../../a.jpg", "", "a\0.jpg", "a\x1b.jpg", "é" * 200])
 def test_names_that_lead_elsewhere(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"list\.txt names the image .*: expected one inside"):
         member(tmp_path, name, tmp_path / "list.txt")
