@@ -135,7 +135,9 @@ class Workbench:
         """An open engine; raises where this machine lacks the backend or the precision."""
 
         def make() -> Engine:
-            return self._stack.enter_context(Engine.open(self.bundle, backend=backend, precision=precision))
+            return self._stack.enter_context(
+                Engine.open(self.bundle, backend=backend, precision=precision, allow_inexact=True)
+            )
 
         return self.once(("engine", precision, backend), make)
 

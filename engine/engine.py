@@ -92,7 +92,7 @@ class Engine:
                 throughput, or where it alone is installed, and otherwise ONNX Runtime; on a GPU it is TensorRT if the
                 bundle has a plan for it, and otherwise ONNX Runtime.
             precision: ``auto`` (the bundle's own), ``fp32``, ``fp16``, ``bf16`` (OpenVINO, on processors that have it),
-                or ``fastest``: bf16 where that is possible and keeps its contract, else the bundle's own.
+                or ``fastest``: bf16 where that is possible, keeps its contract and is faster, else its own.
             hint: ``latency``, or ``throughput``: batches side by side (OpenVINO).
             threads: of the processor; None for all cores.
             cache: a folder for compiled encoders, which makes opening faster the next time; only for backends that

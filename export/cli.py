@@ -50,6 +50,9 @@ def export(
     precision: Annotated[
         Precision, typer.Option("--precision", help="Of weights and matrix products; bf16 runs on GPUs only.")
     ] = Precision.FP32,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Of an fp32 bundle: measure bf16 as well.")
+    ] = True,
     saliency: Annotated[bool, typer.Option("--saliency/--no-saliency", help="Output [CLS] attention.")] = True,
     saliency_heads: Annotated[
         str | None,
@@ -119,6 +122,7 @@ def export(
             saliency=saliency,
             saliency_heads=None if saliency_heads is None else _integers(saliency_heads),
             precision=precision,
+            measure=measure,
             kernels=architectures,
             max_cells=max_cells,
         )

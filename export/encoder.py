@@ -48,6 +48,20 @@ class Arithmetic:
         """What is made of a product of tensors of this type: rounded, if they are of this type by name only."""
         return self(x) if self.rounded else x
 
+    def apply(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """A layer of this arithmetic; as in the graph, product and bias are two operations."""
+        if not self.rounded:
+            result: Tensor = linear(x)
+            return result
+        return self(self(nn.functional.linear(x, linear.weight)) + linear.bias)
+
+    def activate(self, activation: nn.Module, x: Tensor) -> Tensor:
+        """An activation; as in the graph, GELU is five operations."""
+        if self.rounded and isinstance(activation, nn.GELU):
+            return self(x * self(0.5 * self(self(torch.erf(self(x / 2**0.5))) + 1)))
+        result: Tensor = activation(x)
+        return self.product(result)
+
     def linear(self, linear: nn.Linear, rows: Tensor | None = None) -> nn.Linear:
         """A copy of a layer in this arithmetic, or of some of its rows; in fp32 the numbers stay bit for bit."""
         weight, bias = (v if rows is None else v[rows] for v in (linear.weight, linear.bias))
@@ -175,15 +189,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         a = self.arithmetic
         normed = self.norm1(x)  # (B, t, C)
-        thirds = a.product(self.qkv(a(normed))).chunk(len(self.needed), dim=-1) if self.qkv is not None else ()
+        thirds = a.apply(self.qkv, a(normed)).chunk(len(self.needed), dim=-1) if self.qkv is not None else ()
         projected = dict(zip(self.needed, thirds, strict=True))
         outputs = {str(kind): projected[kind].float() for kind in self.kinds - RESULTS}
         if self.saliency_heads is not None:
             outputs["cls_attention"] = self._cls_attention(normed, projected)
         if self.complete:
-            x = x + a.product(self.proj(self._attend(*(projected[kind] for kind in QKV)))).float()
-            hidden = a.product(self.activation(a.product(self.fc1(a(self.norm2(x))))))
-            x = x + a.product(self.fc2(hidden)).float()
+            x = x + a.apply(self.proj, self._attend(*(projected[kind] for kind in QKV))).float()
+            hidden = a.activate(self.activation, a.apply(self.fc1, a(self.norm2(x))))
+            x = x + a.apply(self.fc2, hidden).float()
         if FacetKind.TOKEN in self.kinds:
             outputs["token"] = x
         return x, outputs
@@ -199,11 +213,11 @@ class Block(nn.Module):
     def _cls_attention(self, normed: Tensor, projected: dict[FacetKind, Tensor]) -> Tensor:
         """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32."""
         a = self.cls_arithmetic
-        key = projected[FacetKind.KEY] if self.cls_key is None else a.product(self.cls_key(a(normed)))
+        key = projected[FacetKind.KEY] if self.cls_key is None else a.apply(self.cls_key, a(normed))
         if self.cls_query is None:
             query = projected[FacetKind.QUERY][:, :1]
         else:
-            query = a.product(self.cls_query(a(normed)[:, :1]))
+            query = a.apply(self.cls_query, a(normed)[:, :1])
         heads = query.reshape(query.shape[0], self.heads, 1, -1)  # of one token: a transposition is no more than that
         weights = self._attention(heads, key, a)[:, self.saliency_heads, 0, 1:]
         return weights.mean(dim=1)

@@ -318,7 +318,7 @@ def find_parts(
     """
     precision = RunPrecision(options.precision)
     trial = emulation(vit, spec, options, manifest, sample)
-    record = hold_contract(precision, manifest, trial, emulation(vit, spec, options, manifest, sample.last))
+    record = hold_contract(precision, manifest, trial, emulation(vit, spec, options, manifest, sample.first))
     if not record.holds:
         raise ParityError(
             f"{precision} misses its contract with these weights: {record.missed}, and fp32 for [CLS] attention and "
@@ -350,7 +350,7 @@ def _compared(
     measured = f"onnxruntime {manifest.tools.get('onnxruntime', '')}"
     own = PrecisionRecord("", measured, manifest.fp32_parts(manifest.precision), report.outputs, None)
     manifest = with_record(replace(manifest, parity=report), manifest.precision, own)
-    if options.precision is not Precision.FP32:
+    if options.precision is not Precision.FP32 or not options.measure:
         return manifest
     return with_record(manifest, Precision.BF16, measure_bf16(folder, manifest, vit, spec, options, sample))
 
@@ -364,7 +364,7 @@ def measure_bf16(
     bundle, here = _opened(folder, manifest), openvino_runs_bf16()
     if here:
         trial = measure_on_openvino(sample, bundle)
-    record = hold_contract(RunPrecision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.last))
+    record = hold_contract(RunPrecision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.first))
     if not here or not record.holds:
         return record
     return replace(record, relative_time=relative_time(sample.images[0], bundle, record.fp32))

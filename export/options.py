@@ -68,6 +68,7 @@ class ExportOptions:
         facets: what to output; None for the model's defaults (layers 9 and 11 keys for DINO).
         saliency: whether to output [CLS] attention of the last layer.
         saliency_heads: heads it is averaged over; None for the model's own.
+        measure: of an fp32 bundle, whether to measure bf16, too; without it bf16 runs only if one insists.
         kernels: GPU architectures, like ``sm_90``, that kernels are compiled for and put into the bundle.
         max_cells: a ``size`` of more is refused: time grows with their square. None for no bound.
     """
@@ -78,6 +79,7 @@ class ExportOptions:
     saliency: bool = True
     saliency_heads: tuple[int, ...] | None = None
     precision: Precision = Precision.FP32
+    measure: bool = True
     kernels: tuple[str, ...] = ()
     max_cells: int | None = MAX_CELLS
 

@@ -50,60 +50,68 @@ class Sample:
         return parity.worst([parity.compare(*pair) for pair in zip(got, self.exact, strict=True)])
 
     @property
-    def last(self) -> Sample:
-        """One image of it."""
-        return Sample(self.images[-1:], self.exact[-1:])
+    def first(self) -> Sample:
+        """One photograph of it."""
+        return Sample(self.images[:1], self.exact[:1])
 
 
 # --------------------------------------------------------------------------------------------------------------- search
 def hold_contract(precision: RunPrecision, manifest: Manifest, trial: Trial, emulate: Trial) -> PrecisionRecord:
     """The cheapest of a few choices of what stays in fp32 that keeps the contract; without one the first, the fastest.
 
+    Nothing, then [CLS] attention, which costs next to nothing, then the blocks that do most harm as well.
+
     Args:
         trial: measures a choice as it will run.
         emulate: measures a choice by emulated rounding, on one image: which block does how much harm.
     """
+    saliency = manifest.saliency_heads is not None
     tried: list[PrecisionRecord] = []
-    for parts in choices(precision, manifest, emulate):
-        if parts not in [record.fp32 for record in tried]:
-            tried.append(trial(parts))
+    for cls_attention in (False, True) if saliency else (False,):
+        tried.append(trial(Fp32Parts(cls_attention)))
+        if tried[-1].holds:
+            return tried[-1]
+    harm = _harm_of_blocks(precision, manifest, emulate)
+    measured = np.array(_excess(precision, manifest, tried[-1]))
+    if measured.size == harm.shape[1]:  # one image is not as bad as the worst of all
+        harm *= np.maximum(1, measured / np.maximum(harm.sum(axis=0), 1e-30))
+    for blocks in choices(harm):
+        if blocks not in [record.fp32.blocks for record in tried]:
+            tried.append(trial(Fp32Parts(saliency, blocks)))
             if tried[-1].holds:
                 return tried[-1]
     return tried[0]
 
 
-def choices(precision: RunPrecision, manifest: Manifest, emulate: Trial) -> Iterator[Fp32Parts]:
-    """What may stay in fp32, cheapest first: nothing, [CLS] attention, and the blocks that do most harm."""
-    saliency = manifest.saliency_heads is not None
-    yield Fp32Parts()
-    if saliency:
-        yield Fp32Parts(cls_attention=True)
-    harm = _harm_of_blocks(precision, manifest, emulate)
+def choices(harm: NDArray[np.float64]) -> Iterator[list[int]]:
+    """Blocks that may stay in fp32, cheapest first; never all of them, which would leave nothing in half precision."""
     for room in ROOM:
-        blocks = sorted(_worst_blocks(harm, room))
-        if len(blocks) < len(harm):  # with all of them nothing would be left in half precision
-            yield Fp32Parts(saliency, blocks)
+        blocks = _worst_blocks(harm, room)
+        if len(blocks) == len(harm):
+            blocks.remove(int(harm.max(axis=1).argmin()))
+        yield sorted(blocks)
+
+
+def _excess(precision: RunPrecision, manifest: Manifest, record: PrecisionRecord) -> list[float]:
+    """What a choice uses up of what the contract allows, by output and figure; empty if nothing finite came out.
+
+    Independent errors' squares add up, and 1 - cosine is a square already.
+    """
+    contract = parity.CONTRACTS[precision]
+    return [
+        value if figure in parity.LOW else value**2
+        for output in manifest.outputs
+        for figure, value in contract.excess(record.outputs.get(output, {})).items()
+    ]
 
 
 def _harm_of_blocks(precision: RunPrecision, manifest: Manifest, emulate: Trial) -> NDArray[np.float64]:
-    """``(blocks, figures)``: what each block alone, in half precision, uses up of what the contract allows.
-
-    Blocks' errors are independent: their squares add up, and 1 - cosine is a square already.
-    """
-    depth = encoder_depth(manifest)
-    contract, saliency = parity.CONTRACTS[precision], manifest.saliency_heads is not None
-    rows = []
-    for block in range(depth):
-        record = emulate(Fp32Parts(saliency, [b for b in range(depth) if b != block]))
-        rows.append(
-            [
-                value if name in parity.LOW else value**2
-                for output in manifest.outputs
-                for name, value in contract.excess(record.outputs.get(output, {"mean_cosine": -np.inf})).items()
-            ]
-        )
-    width = max(map(len, rows))
-    return np.array([row if len(row) == width else [np.inf] * width for row in rows])  # a block that overflows does all
+    """``(blocks, figures)``: what each block alone, in half precision, uses up of what the contract allows."""
+    depth, saliency = encoder_depth(manifest), manifest.saliency_heads is not None
+    alone = [Fp32Parts(saliency, [b for b in range(depth) if b != block]) for block in range(depth)]
+    rows = [_excess(precision, manifest, emulate(parts)) for parts in alone]
+    width = max(map(len, rows)) or 1
+    return np.array([row or [np.inf] * width for row in rows])  # a block that overflows does all the harm
 
 
 def _worst_blocks(harm: NDArray[np.float64], room: float) -> set[int]:

@@ -71,7 +71,7 @@ def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
     own = Precision(bundle.manifest.precision)
     device = choose_device(options.device, options.backend)
     bf16 = bundle.manifest.precisions.get(Precision.BF16)
-    keeps_bf16 = options.allow_inexact or (bf16 is not None and bf16.holds)
+    keeps_bf16 = bf16 is not None and bf16.holds and (bf16.relative_time is None or bf16.relative_time < 1)
     precision = choose_precision(options.precision, own, options.backend, device, keeps_bf16=keeps_bf16)
     if device is DeviceName.CUDA:
         name = choose_cuda_backend(options.backend, bundle)

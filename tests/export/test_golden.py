@@ -38,7 +38,10 @@ def open_golden(tmp_path_factory: pytest.TempPathFactory) -> Any:
             np.savez(weights, **deterministic_weights(find_model(model)))
         saliency = model == "dino_vits8"
         export_bundle(
-            model, out, ExportOptions(stride=stride, facets=facets(names), saliency=saliency), weights=weights
+            model,
+            out,
+            ExportOptions(stride=stride, facets=facets(names), saliency=saliency, measure=False),
+            weights=weights,
         )
         return Engine.open(out)
 
@@ -169,7 +172,7 @@ def test_bf16_keeps_its_contract_on_photographs(golden_vits8_bundle: Path) -> No
     photos = list(sample_paths().values())
     with Engine.open(golden_vits8_bundle, backend="onnxruntime") as exact:
         expected = exact.encode(photos, load_size=80)
-    with Engine.open(golden_vits8_bundle, precision="bf16") as engine:
+    with Engine.open(golden_vits8_bundle, precision="bf16", allow_inexact=True) as engine:
         got = engine.encode(photos, load_size=80)
     assert {f.provenance.precision for f in got} == {"bf16"}
     check(worst([compare(a.tokens, b.tokens) for a, b in zip(got, expected, strict=True)]), Precision.BF16)
