@@ -136,7 +136,8 @@ def _relative(difference: Float64, reference: Float64) -> float:
 def min_max(values: Float64) -> Float64:
     """To [0, 1], as saliency is; a constant becomes zeros."""
     low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    scaled: Float64 = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return scaled
 
 
 def balance(reference: Float64) -> Float64:
