@@ -315,10 +315,10 @@ class Encoder:
 
         patch = self.manifest.architecture.patch
         sides = [*range(patch, 4 * patch), *(4 * patch * 2**n for n in range(12))]
-        low = max(filter(passes, sides), default=None)
+        low: int | None = max(filter(passes, sides), default=None)
         if low is None:
             return None
-        too_large = bisect_left(range(low, 2 * low + 1), True, key=lambda side: not passes(side))
+        too_large: int = bisect_left(range(low, 2 * low + 1), True, key=lambda side: not passes(side))
         return low + too_large - 1
 
     def check_cells(self, features: Features) -> None:

@@ -218,6 +218,7 @@ class _Reader:
     def _field(self, found: dict[str, Any], field: _Field, wire: int, at: int, end: int, kind: str) -> int:
         """Put the value at ``at`` into ``found``; returns where it ends."""
         stop = at
+        value: Any = None
         if wire == LENGTH:
             size, at = self._varint(at, end)
             stop = at + size
@@ -226,8 +227,8 @@ class _Reader:
         if stop > end:
             _refuse(f"is damaged: {kind}.{field.name} ends beyond what holds it")
         if wire == VARINT:
-            value, stop = self._varint(at, end)
-            value = value - (1 << 64) if value >> 63 else value
+            number, stop = self._varint(at, end)
+            value = number - (1 << 64) if number >> 63 else number
         match field.kind:
             case _Kind.INTS:
                 found.setdefault(field.name, []).extend([value] if wire == VARINT else self._packed(at, stop))
@@ -354,7 +355,7 @@ def _check_tensor(tensor: Mapping[str, Any]) -> int:
         _refuse(f"has a constant {name} of data type {kind}, which is never written")
     if len(dims) > MAX_RANK or any(not 0 <= dim < 1 << 31 for dim in dims):
         _refuse(f"has a constant {name} of dimensions {dims[: MAX_RANK + 1]}")
-    count = math.prod(dims)
+    count: int = math.prod(dims)
     given = [(field, kinds) for field, kinds in TYPED_DATA.items() if field in tensor]
     if "raw_data" in tensor:
         fits = not given and len(tensor["raw_data"]) == count * ELEMENT_BYTES[kind]
@@ -499,7 +500,7 @@ def _check_edges(graph: Mapping[str, Any], manifest: Manifest) -> None:
 
 def _grid(manifest: Manifest) -> tuple[int, int] | None:
     size = manifest.size
-    return size and grid_size((size[0], size[1]), manifest.architecture.patch, manifest.stride)
+    return None if size is None else grid_size((size[0], size[1]), manifest.architecture.patch, manifest.stride)
 
 
 def _inputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:
