@@ -148,7 +148,8 @@ def balance(reference: Float64) -> Float64:
     """
     sizes = np.sqrt((reference**2).mean(axis=0))
     used = sizes[sizes > 1e-6 * sizes.max()] if sizes.max() > 0 else np.ones(1)
-    return np.maximum(sizes, np.median(used))
+    scale: Float64 = np.maximum(sizes, np.median(used))
+    return scale
 
 
 def worst(reports: list[dict[str, Metrics]]) -> dict[str, Metrics]:
