@@ -16,7 +16,7 @@ from facetrt.export.models import import_export_libraries
 from facetrt.kernels.errors import InputError
 
 if TYPE_CHECKING:
-    from facetrt.benchmarks.suite import Report
+    from facetrt.benchmarks.cpu.suite import Report
 
 LIBRARIES = ("matplotlib", "jsonschema", "sklearn", "faiss")
 
@@ -93,9 +93,9 @@ class _Request:
 def _run_cpu(asked: _Request) -> Report:
     with errors.status("importing libraries") as status:
         _import_all()
-        from facetrt.benchmarks.against import check_checkout
-        from facetrt.benchmarks.suite import run_cpu
-        from facetrt.benchmarks.workbench import QUICK, UNTRAINED, Sizes, Workbench, prepare
+        from facetrt.benchmarks.cpu.against import check_checkout
+        from facetrt.benchmarks.cpu.suite import run_cpu
+        from facetrt.benchmarks.cpu.workbench import QUICK, UNTRAINED, Sizes, Workbench, prepare
 
         if asked.against is not None:
             check_checkout(asked.against)
@@ -115,16 +115,16 @@ def _run_cpu(asked: _Request) -> Report:
 
 
 def _run_gpu(asked: _Request) -> Report:
-    from facetrt.benchmarks.gpu_facts import find_gpu
+    from facetrt.benchmarks.gpu.facts import find_gpu
 
     if asked.against is not None:
         raise InputError("--against is timed by the CPU suite: leave it out, or use --suite cpu")
     gpu = find_gpu()
     with errors.status("importing libraries") as status:
         _import_all()
-        from facetrt.benchmarks.gpu import run_gpu
-        from facetrt.benchmarks.gpu_workbench import QUICK_GPU, GpuSizes, GpuWorkbench, prepare_gpu
-        from facetrt.benchmarks.workbench import UNTRAINED
+        from facetrt.benchmarks.cpu.workbench import UNTRAINED
+        from facetrt.benchmarks.gpu.suite import run_gpu
+        from facetrt.benchmarks.gpu.workbench import QUICK_GPU, GpuSizes, GpuWorkbench, prepare_gpu
 
         with scratch_folder() as folder:
             opened, spec, state = prepare_gpu(asked.bundle, asked.weights, folder, gpu["arch"], status.update)
@@ -146,7 +146,7 @@ def _run_video(asked: _Request) -> Report:
     with errors.status("importing libraries") as status:
         from facetrt.benchmarks.missing import import_library
         from facetrt.benchmarks.video import QUICK_VIDEO, VideoBench, VideoSizes, run_video
-        from facetrt.engine.bundle import BUILTIN
+        from facetrt.engine.bundle.bundle import BUILTIN
 
         for name in ("matplotlib", "jsonschema"):
             import_library(name)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from facetrt.engine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
+from facetrt.engine.machine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
 from facetrt.kernels.machine import processors, usable_memory
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")

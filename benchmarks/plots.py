@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from facetrt.benchmarks.cpu.scaling import NUMBERS, SIZES, STRIDES
+from facetrt.benchmarks.cpu.suite import Report
 from facetrt.benchmarks.missing import import_library
 from facetrt.benchmarks.report import bar_cells, title
 from facetrt.benchmarks.results import Row
-from facetrt.benchmarks.scaling import NUMBERS, SIZES, STRIDES
-from facetrt.benchmarks.suite import Report
 
 MET, MISSED, UNKNOWN = "#2a7f62", "#b5403a", "#9a9a9a"
 CURVES = ((SIZES, "side", "side of the image, pixels"), (STRIDES, "cells", "cells (stride 8, stride 4)"))

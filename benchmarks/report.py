@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
+from facetrt.benchmarks.cpu.suite import SCHEMA, Report
 from facetrt.benchmarks.missing import import_library
 from facetrt.benchmarks.results import Row, Spread, Verdict
-from facetrt.benchmarks.suite import SCHEMA, Report
 from facetrt.engine.files import write_results
 from facetrt.kernels.errors import InputError
 

@@ -14,17 +14,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.benchmarks.child import run_job
+from facetrt.benchmarks.cpu.child import run_job
+from facetrt.benchmarks.cpu.suite import Opening, Report
 from facetrt.benchmarks.results import Bar, Row, Spread
-from facetrt.benchmarks.suite import Opening, Report
 from facetrt.benchmarks.timing import Clock, Contestant, Timings, compare, rows_of
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features
-from facetrt.engine.images import Pixels
-from facetrt.engine.models import SegmentationModel, learn_cosegmentation
+from facetrt.engine.features.features import Features
+from facetrt.engine.images.loading import Pixels
 from facetrt.engine.samples import sample_images
-from facetrt.engine.tracking import Tracks
+from facetrt.engine.tasks.models import SegmentationModel, learn_cosegmentation
+from facetrt.engine.video.tracking import Tracks
 from facetrt.kernels.errors import FacetrtError, InputError
 
 STREAM, LATENCY, WAITING, MEMORY = "stream", "latency", "frames that wait", "memory"

@@ -1,25 +1,25 @@
 """The runtime: open a bundle, encode images, match and co-segment them. Needs neither torch nor onnx."""
 
-from facetrt.engine.collection import FeatureCollection
-from facetrt.engine.cosegmentation import Clustering, Mask, Masks, cluster_elbow
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features, Provenance, SaliencyMode
-from facetrt.engine.geometry import Geometry
-from facetrt.engine.matching import Matches
-from facetrt.engine.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts, load_model
-from facetrt.engine.parts import PartMap, Parts
-from facetrt.engine.pca import Pca, fit_pca
-from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
-from facetrt.engine.propagation import MaskPropagator
-from facetrt.engine.refinement import Refinement
-from facetrt.engine.self_similarity import self_similarity, self_similarity_blocks
-from facetrt.engine.similarity import SimilarityMap, similarity_map
-from facetrt.engine.smoothing import Smoother
-from facetrt.engine.sources import Frame, Source, open_source
-from facetrt.engine.store import FeatureStore
-from facetrt.engine.stream import Policy, Stream, StreamReport, StreamResult
-from facetrt.engine.tracking import Tracker, Tracks, grid_points
+from facetrt.engine.features.collection import FeatureCollection
+from facetrt.engine.features.features import Features, Provenance, SaliencyMode
+from facetrt.engine.features.store import FeatureStore
+from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.tasks.cosegmentation import Clustering, Mask, Masks, cluster_elbow
+from facetrt.engine.tasks.matching import Matches
+from facetrt.engine.tasks.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts, load_model
+from facetrt.engine.tasks.parts import PartMap, Parts
+from facetrt.engine.tasks.pca import Pca, fit_pca
+from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_MATCH
+from facetrt.engine.tasks.refinement import Refinement
+from facetrt.engine.tasks.self_similarity import self_similarity, self_similarity_blocks
+from facetrt.engine.tasks.similarity import SimilarityMap, similarity_map
+from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.engine.version import installed_version
+from facetrt.engine.video.propagation import MaskPropagator
+from facetrt.engine.video.sources import Frame, Source, open_source
+from facetrt.engine.video.stream import Policy, Stream, StreamReport, StreamResult
+from facetrt.engine.video.tracking import Tracker, Tracks, grid_points
 from facetrt.kernels.errors import (
     BackendError,
     BundleError,

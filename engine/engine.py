@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 
-from facetrt.engine.augmentation import augment
 from facetrt.engine.backends import Kernels, RunOptions, make_backend
 from facetrt.engine.backends.cuda import CudaBackend
-from facetrt.engine.bundle import Bundle, Manifest
-from facetrt.engine.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
-from facetrt.engine.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_features
-from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress
-from facetrt.engine.extraction import extract_features
-from facetrt.engine.features import Features, SaliencyMode
-from facetrt.engine.images import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
-from facetrt.engine.matching import Matches, MatchOptions, match_features
-from facetrt.engine.memory import MAX_CELLS, check_max_cells
-from facetrt.engine.models import PartsModel, SegmentationModel
-from facetrt.engine.parts import PartMap, Parts, PartsOptions, segment_parts_features
-from facetrt.engine.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
-from facetrt.engine.refinement import Refinement, Refiner, check_available, refine_labels
-from facetrt.engine.smoothing import Smoother
-from facetrt.engine.store import FeatureStore
-from facetrt.engine.stream import Policy, Stream, StreamOptions
-from facetrt.engine.tracking import MIN_CONFIDENCE, SEARCH_RADIUS, Tracker
+from facetrt.engine.bundle.bundle import Bundle, Manifest
+from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress
+from facetrt.engine.encoding.extraction import extract_features
+from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
+from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.store import FeatureStore
+from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
+from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells
+from facetrt.engine.tasks.augmentation import augment
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_features
+from facetrt.engine.tasks.matching import Matches, MatchOptions, match_features
+from facetrt.engine.tasks.models import PartsModel, SegmentationModel
+from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_parts_features
+from facetrt.engine.tasks.refinement import Refinement, Refiner, check_available, refine_labels
+from facetrt.engine.tasks.smoothing import Smoother
+from facetrt.engine.video.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
+from facetrt.engine.video.stream import Policy, Stream, StreamOptions
+from facetrt.engine.video.tracking import MIN_CONFIDENCE, SEARCH_RADIUS, Tracker
 from facetrt.kernels.errors import InputError
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facetrt.engine.bundle import read_manifest
-from facetrt.engine.images import image_suffixes
+from facetrt.engine.bundle.bundle import read_manifest
+from facetrt.engine.images.loading import image_suffixes
 from facetrt.kernels.errors import FacetrtError, InputError, MissingFileError, OutputError, reading
 from facetrt.kernels.machine import check_system
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from facetrt.engine.bundle import (
+from facetrt.engine.bundle.bundle import (
     BUILTIN,
     KERNELS,
     Bundle,

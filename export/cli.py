@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
-from facetrt.engine.bundle import MANIFEST, PrecisionRecord
+from facetrt.engine.bundle.bundle import MANIFEST, PrecisionRecord
 from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
 from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar
-from facetrt.engine.memory import MAX_CELLS
+from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision, Target
@@ -240,6 +240,6 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """The program, for who has imported this module already; the ``facetrt`` command starts at its own entry."""
-    from facetrt.export import entry
+    from facetrt.engine.cli import main as entry
 
     entry.main()

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim
 
-from facetrt.engine import parity
 from facetrt.engine.backends import BackendName, RunOptions, make_backend
 from facetrt.engine.backends import Precision as RunPrecision
-from facetrt.engine.bundle import (
+from facetrt.engine.bundle.bundle import (
     ENCODER,
     MANIFEST,
     POSITIONAL,
@@ -36,14 +35,15 @@ from facetrt.engine.bundle import (
     Ranges,
     file_entry,
 )
-from facetrt.engine.encoding import Encoder
+from facetrt.engine.bundle.graph import check_graph
+from facetrt.engine.encoding import parity
+from facetrt.engine.encoding.encoder import Encoder
+from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.files import Content, atomic_folder
-from facetrt.engine.geometry import grid_size
-from facetrt.engine.graph import check_graph
-from facetrt.engine.images import resize
-from facetrt.engine.memory import encoding_bytes, fits, too_many, too_much
-from facetrt.engine.positional import positional_table
-from facetrt.engine.processor import installed_versions
+from facetrt.engine.images.geometry import grid_size
+from facetrt.engine.images.loading import resize
+from facetrt.engine.machine.memory import encoding_bytes, fits, too_many, too_much
+from facetrt.engine.machine.processor import installed_versions
 from facetrt.engine.samples import sample_images
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body

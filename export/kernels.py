@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from facetrt.kernels.device import catalogue
-from facetrt.kernels.device.cubins import (
+from facetrt.kernels.device.runtime.cubins import (
     ARCHITECTURES,
     INDEX,
     PROGRAMS,
@@ -31,7 +31,7 @@ from facetrt.kernels.device.cubins import (
     program_digest,
     source_digest,
 )
-from facetrt.kernels.device.program import ALIGNMENT, POINTERS, Program
+from facetrt.kernels.device.runtime.program import ALIGNMENT, POINTERS, Program
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
 from facetrt.kernels.machine import processors
 

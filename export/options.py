@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from facetrt.engine.memory import MAX_CELLS, check_max_cells
+from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells
 from facetrt.kernels.errors import InputError
 
 FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")

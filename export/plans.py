@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine import parity
 from facetrt.engine.backends import OnnxRuntimeBackend, RunOptions, TensorRtBackend
 from facetrt.engine.backends.cuda import gpu_architecture
 from facetrt.engine.backends.options import BackendName, DeviceName, Precision
 from facetrt.engine.backends.tensorrt import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, import_tensorrt, make_log
-from facetrt.engine.bundle import (
+from facetrt.engine.bundle.bundle import (
     BUILTIN,
     ENCODER,
     PLANS,
@@ -30,11 +29,12 @@ from facetrt.engine.bundle import (
     without_damaged,
     write_manifest,
 )
+from facetrt.engine.encoding import parity
+from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.files import atomic_file
-from facetrt.engine.geometry import grid_size
-from facetrt.engine.images import resize
-from facetrt.engine.memory import encoding_bytes, fits, too_much
-from facetrt.engine.positional import positional_table
+from facetrt.engine.images.geometry import grid_size
+from facetrt.engine.images.loading import resize
+from facetrt.engine.machine.memory import encoding_bytes, fits, too_much
 from facetrt.engine.samples import sample_images
 from facetrt.export.additions import staging
 from facetrt.kernels.errors import (

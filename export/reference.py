@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrt.engine.bundle import CLS_ATTENTION
-from facetrt.engine.geometry import grid_size
+from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet, FacetKind
 

@@ -25,7 +25,7 @@ from facetrt.engine import Engine
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.options import ExportOptions
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:

@@ -27,8 +27,8 @@ import numpy as np
 import pytest
 import torch
 
-from facetrt.kernels.device.cubins import INDEX, SCHEMA, KernelSet, program_digest, source_digest
-from facetrt.kernels.device.program import POINTERS, Program
+from facetrt.kernels.device.runtime.cubins import INDEX, SCHEMA, KernelSet, program_digest, source_digest
+from facetrt.kernels.device.runtime.program import POINTERS, Program
 
 FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
 HIDDEN = 2
@@ -549,7 +549,7 @@ def install(monkeypatch: Any, **options: Any) -> Gpu:
     _INSTALLED.append(gpu)
     for name, module in gpu.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    from facetrt.kernels.device.cuda import CudaContext
+    from facetrt.kernels.device.runtime.cuda import CudaContext
 
     monkeypatch.setattr(CudaContext, "_known", {})
     return gpu

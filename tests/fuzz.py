@@ -32,20 +32,23 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from facetrt.engine.bundle import Bundle, builtin_path
+from facetrt.engine.bundle.bundle import Bundle, builtin_path
 from facetrt.engine.engine import Engine
-from facetrt.engine.evaluation import keypoint_sets, landmark_sets, mask_sets, video_sets
 from facetrt.engine.evaluation.catalogue import open_evaluation
-from facetrt.engine.evaluation.reading import image_size, read_mask, read_mat
+from facetrt.engine.evaluation.datasets import keypoints as keypoint_sets
+from facetrt.engine.evaluation.datasets import landmarks as landmark_sets
+from facetrt.engine.evaluation.datasets import masks as mask_sets
+from facetrt.engine.evaluation.datasets import videos as video_sets
+from facetrt.engine.evaluation.datasets.reading import image_size, read_mask, read_mat
 from facetrt.engine.evaluation.resume import ITEMS, ItemStore
+from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.files import Content, check_replaceable, is_store
-from facetrt.engine.first_mask import read_first_mask
-from facetrt.engine.images import load_image
-from facetrt.engine.label_images import read_labels
-from facetrt.engine.models import SegmentationModel, load_model
-from facetrt.engine.sources import open_source
-from facetrt.engine.store import FeatureStore
-from facetrt.kernels.device.cubins import KernelSet
+from facetrt.engine.images.first_mask import read_first_mask
+from facetrt.engine.images.label_images import read_labels
+from facetrt.engine.images.loading import load_image
+from facetrt.engine.tasks.models import SegmentationModel, load_model
+from facetrt.engine.video.sources import open_source
+from facetrt.kernels.device.runtime.cubins import KernelSet
 from facetrt.kernels.errors import FacetrtError
 
 TIMEOUT = 60.0  # seconds of one run, on a machine with other work

@@ -14,7 +14,7 @@ import fakes_tensorrt
 import pytest
 
 from facetrt.engine.backends import onnxruntime_cuda
-from facetrt.engine.bundle import KERNELS, file_entry, read_manifest, write_manifest
+from facetrt.engine.bundle.bundle import KERNELS, file_entry, read_manifest, write_manifest
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.device.catalogue import programs
 

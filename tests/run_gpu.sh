@@ -22,7 +22,7 @@ if [ -z "$python" ]; then
     "$python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
 fi
 
-"$python" -c "from facetrt.export.entry import main; main()" doctor
+"$python" -c "from facetrt.engine.cli.main import main; main()" doctor
 "$python" -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'torch sees no GPU')"
 
 work=$(mktemp -d)

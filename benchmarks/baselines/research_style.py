@@ -37,7 +37,7 @@ from facetrt.benchmarks.baselines.common import (
 )
 from facetrt.benchmarks.baselines.vit import PlainViT
 from facetrt.benchmarks.timing import Clock
-from facetrt.engine.geometry import grid_size
+from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet
 from facetrt.kernels.log_bin import bin_offsets

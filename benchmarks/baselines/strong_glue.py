@@ -31,8 +31,8 @@ from facetrt.benchmarks.baselines.common import (
     pick_diverse,
     salient_clusters,
 )
-from facetrt.engine.geometry import grid_size
-from facetrt.engine.positional import positional_table
+from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet, FacetKind
 from facetrt.export.weights import load_strictly

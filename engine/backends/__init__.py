@@ -12,7 +12,7 @@ from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from facetrt.engine.backends.openvino import OpenVinoBackend, runs_bf16
 from facetrt.engine.backends.options import BackendName, DeviceName, Hint, Kernels, Precision, RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend, has_plan_here
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import InputError
 
 BACKENDS: Mapping[tuple[BackendName, DeviceName], type[Backend]] = {

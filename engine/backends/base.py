@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.options import BackendName, RunOptions
-from facetrt.engine.bundle import CLS_ATTENTION, Bundle, Manifest
-from facetrt.engine.geometry import grid_size
+from facetrt.engine.bundle.bundle import CLS_ATTENTION, Bundle, Manifest
+from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import BackendError, BundleError
 
 CLOSED = "this engine is closed: open it again with Engine.open"

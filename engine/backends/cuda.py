@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
 from facetrt.engine.backends.options import Hint, Kernels, RunOptions
-from facetrt.engine.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
+from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
 from facetrt.kernels.device import DeviceArray
-from facetrt.kernels.device.cubins import INDEX, KernelSet, choose_architecture
-from facetrt.kernels.device.cuda import CudaContext, CudaDevice
+from facetrt.kernels.device.runtime.cubins import INDEX, KernelSet, choose_architecture
+from facetrt.kernels.device.runtime.cuda import CudaContext, CudaDevice
 from facetrt.kernels.errors import BackendError, InputError
 
 MAX_REPLAYS = 4  # batch sizes per lane whose launches are recorded: a stream of images has its batch and a last one

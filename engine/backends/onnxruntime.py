@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.options import BackendName, Hint, Precision, RunOptions
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
 
 BF16_ON_CPU = (

@@ -21,9 +21,9 @@ from facetrt.engine.backends.cuda import (
 )
 from facetrt.engine.backends.onnxruntime import import_onnxruntime
 from facetrt.engine.backends.options import BackendName
-from facetrt.engine.bundle import Manifest
+from facetrt.engine.bundle.bundle import Manifest
 from facetrt.kernels.device import DeviceArray
-from facetrt.kernels.device.cuda import CudaDevice
+from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.errors import BackendError, BundleError, MissingDependencyError
 
 PROVIDER = "CUDAExecutionProvider"

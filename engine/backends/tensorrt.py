@@ -23,9 +23,9 @@ from facetrt.engine.backends.cuda import (
     input_shapes,
 )
 from facetrt.engine.backends.options import BackendName, RunOptions
-from facetrt.engine.bundle import ENCODER, Bundle, Manifest, PlanRecord
+from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord
 from facetrt.kernels.device import DeviceArray
-from facetrt.kernels.device.cuda import CudaDevice
+from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
 
 OLDEST = (10, 16)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from facetrt.engine.bundle import Manifest
-from facetrt.engine.images import LoadSize
+from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.images.loading import LoadSize
 from facetrt.engine.version import installed_version
 from facetrt.kernels.errors import FacetrtError, InputError, printable
 

@@ -24,10 +24,11 @@ from facetrt.engine.cli.app import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
-from facetrt.engine.collection import FeatureCollection
+from facetrt.engine.encoding.extraction import is_empty_folder, sole_writer
 from facetrt.engine.engine import Engine
-from facetrt.engine.extraction import is_empty_folder, sole_writer
-from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.features.collection import FeatureCollection
+from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.store import IMAGES, FeatureStore, image_key, open_store, stored_numbers
 from facetrt.engine.files import (
     FEATURES,
     RESULTS,
@@ -40,8 +41,7 @@ from facetrt.engine.files import (
     write_png,
     write_results,
 )
-from facetrt.engine.images import ImageLike, LoadSize
-from facetrt.engine.store import IMAGES, FeatureStore, image_key, open_store, stored_numbers
+from facetrt.engine.images.loading import ImageLike, LoadSize
 from facetrt.kernels.errors import FacetrtError, InputError, OutputError
 
 LISTED = 10  # skipped images that are printed; the results list all

@@ -13,12 +13,12 @@ import typer
 from rich.table import Table
 
 from facetrt.engine.backends import BackendName, Precision
-from facetrt.engine.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
+from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
 from facetrt.engine.cli.app import app, console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.encoding.parity import Metrics, check, compare, worst
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features, Float
-from facetrt.engine.parity import Metrics, check, compare, worst
+from facetrt.engine.features.features import Features, Float
 from facetrt.engine.samples import sample_paths
 from facetrt.kernels.errors import InputError, printable
 

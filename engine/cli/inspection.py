@@ -10,8 +10,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from facetrt.engine import draw_inspection
-from facetrt.engine.bundle import Manifest
+from facetrt.engine.bundle.bundle import Manifest
 from facetrt.engine.cli.app import (
     BundleOption,
     ForceOption,
@@ -27,10 +26,11 @@ from facetrt.engine.cli.app import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe
-from facetrt.engine.collection import MEMORY_LIMIT
-from facetrt.engine.draw_inspection import FacetRow
+from facetrt.engine.drawing import inspection as draw_inspection
+from facetrt.engine.drawing.inspection import FacetRow
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features, Float
+from facetrt.engine.features.collection import MEMORY_LIMIT
+from facetrt.engine.features.features import Features, Float
 from facetrt.engine.files import (
     atomic_folder,
     check_replaceable,
@@ -39,9 +39,9 @@ from facetrt.engine.files import (
     write_png,
     write_results,
 )
-from facetrt.engine.images import LoadSize, Pixels
-from facetrt.engine.pca import Pca, fit_pca
-from facetrt.engine.similarity import SimilarityMap, similarity_map
+from facetrt.engine.images.loading import LoadSize, Pixels
+from facetrt.engine.tasks.pca import Pca, fit_pca
+from facetrt.engine.tasks.similarity import SimilarityMap, similarity_map
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import bin_offsets
 

@@ -14,7 +14,7 @@ import typer
 from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision
 from facetrt.engine.cli.app import errors
 from facetrt.engine.engine import Engine
-from facetrt.engine.memory import MAX_CELLS
+from facetrt.engine.machine.memory import MAX_CELLS
 
 PANEL = "Running the encoder"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from facetrt.engine import draw
-from facetrt.engine.features import Features
-from facetrt.engine.images import Pixels
+from facetrt.engine.drawing import results as draw
+from facetrt.engine.features.features import Features
+from facetrt.engine.images.loading import Pixels
 
 
 def describe(features: Features) -> dict[str, Any]:

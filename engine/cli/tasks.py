@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from facetrt.engine import draw
-from facetrt.engine.bundle import BUILTIN
+from facetrt.engine.bundle.bundle import BUILTIN
 from facetrt.engine.cli.app import (
     BUNDLE_HELP,
     BUNDLE_VARIABLE,
@@ -39,9 +38,9 @@ from facetrt.engine.cli.extract import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe, saliency_picture
-from facetrt.engine.cosegmentation import Clustering, CosegmentOptions, Mask, Masks
+from facetrt.engine.drawing import results as draw
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.files import (
     atomic_folder,
     check_replaceable,
@@ -50,14 +49,15 @@ from facetrt.engine.files import (
     write_png,
     write_results,
 )
-from facetrt.engine.images import Pixels, load_image
-from facetrt.engine.matching import Matches
-from facetrt.engine.model_files import check_model_path
-from facetrt.engine.models import Model, parts_model, segmentation_model
-from facetrt.engine.parts import PartMap, Parts, PartsOptions
-from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_MATCH
-from facetrt.engine.refinement import Refinement
+from facetrt.engine.images.loading import Pixels, load_image
 from facetrt.engine.samples import sample_paths, second_view
+from facetrt.engine.tasks.cosegmentation import Clustering, CosegmentOptions, Mask, Masks
+from facetrt.engine.tasks.matching import Matches
+from facetrt.engine.tasks.model_files import check_model_path
+from facetrt.engine.tasks.models import Model, parts_model, segmentation_model
+from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions
+from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_MATCH
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.errors import InputError, OutputError
 from facetrt.kernels.vote import Votes
 

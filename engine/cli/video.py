@@ -20,22 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from facetrt.engine.cli.app import BundleOption, ForceOption, app, console, errors, interruption, note, parse_size
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe
-from facetrt.engine.engine import Engine
-from facetrt.engine.files import (
-    atomic_file,
-    atomic_folder,
-    check_replaceable,
-    read_mark,
-    write_json,
-    write_results,
-)
-from facetrt.engine.first_mask import read_first_mask
-from facetrt.engine.images import LoadSize, Pixels
-from facetrt.engine.models import PartsModel, SegmentationModel, load_model
-from facetrt.engine.sources import LIVE_SCHEMES, Source, is_address
-from facetrt.engine.stream import Policy, Stream
-from facetrt.engine.video import DEFAULT_FPS, VideoWriter, check_suffix
-from facetrt.engine.video_tasks import (
+from facetrt.engine.cli.viewers import (
     LOAD_SIZE,
     Drawn,
     MaskViewer,
@@ -46,6 +31,21 @@ from facetrt.engine.video_tasks import (
     Viewer,
     learn_from,
 )
+from facetrt.engine.engine import Engine
+from facetrt.engine.files import (
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    read_mark,
+    write_json,
+    write_results,
+)
+from facetrt.engine.images.first_mask import read_first_mask
+from facetrt.engine.images.loading import LoadSize, Pixels
+from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
+from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
+from facetrt.engine.video.stream import Policy, Stream
+from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix
 from facetrt.kernels.errors import BackendError, InputError, OutputError
 
 POINTS = 20

@@ -1,4 +1,4 @@
-"""Co-segmentation on the device: the steps of :mod:`facetrt.engine.cosegmentation`, with one download at the end."""
+"""Co-segmentation on the device: the steps of :mod:`facetrt.engine.tasks.cosegmentation`, one download at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from threading import Lock
 
 import numpy as np
 
-from facetrt.engine.cosegmentation import (
+from facetrt.engine.device.encoding import DeviceFeatures
+from facetrt.engine.device.refinement import device_refiner
+from facetrt.engine.features.features import Features
+from facetrt.engine.tasks.cosegmentation import (
     MAX_CLUSTERS,
     Clustering,
     CosegmentOptions,
@@ -19,12 +22,9 @@ from facetrt.engine.cosegmentation import (
     nothing_shared,
     too_few_descriptors,
 )
-from facetrt.engine.device.encoding import DeviceFeatures
-from facetrt.engine.device.refinement import device_refiner
-from facetrt.engine.features import Features
-from facetrt.engine.refinement import Progress
+from facetrt.engine.tasks.refinement import Progress
 from facetrt.kernels.device import kmeans, select, vote
-from facetrt.kernels.device.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes

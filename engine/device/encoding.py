@@ -10,18 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle import CLS_ATTENTION
-from facetrt.engine.emptiness import detail_of
-from facetrt.engine.encoding import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
-from facetrt.engine.features import Features, SaliencyMode
-from facetrt.engine.geometry import Geometry, grid_size
-from facetrt.engine.images import MAX_PIXELS, half_size, load_image, loaded_size
-from facetrt.engine.refinement import Refinement
-from facetrt.engine.resampling import pillow_nearest
+from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.encoding.encoder import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
+from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.images.geometry import Geometry, grid_size
+from facetrt.engine.images.loading import MAX_PIXELS, half_size, load_image, loaded_size
+from facetrt.engine.images.resampling import pillow_nearest
+from facetrt.engine.tasks.emptiness import detail_of
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.device import convert, preprocess, select
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.exchange import CUDA, from_external
-from facetrt.kernels.device.program import ALIGNMENT
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.exchange import CUDA, from_external
+from facetrt.kernels.device.runtime.program import ALIGNMENT
 from facetrt.kernels.errors import InputError
 
 SIZES = 8  # of images, whose tables stay on the device

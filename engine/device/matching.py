@@ -1,11 +1,11 @@
-"""Point correspondences on the device: the steps of :mod:`facetrt.engine.matching`, with one download at the end."""
+"""Point correspondences on the device: the steps of :mod:`facetrt.engine.tasks.matching`, one download at the end."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from facetrt.engine.device.encoding import DeviceFeatures
-from facetrt.engine.matching import (
+from facetrt.engine.tasks.matching import (
     Matches,
     MatchOptions,
     agreement_of,
@@ -14,8 +14,8 @@ from facetrt.engine.matching import (
     nothing_to_match,
 )
 from facetrt.kernels.device import convert, kmeans, log_bin, select
-from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.best_buddies import best_buddies
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
 
 
 def match_on_device(

@@ -7,14 +7,14 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.images import Pixels
-from facetrt.engine.refinement import Float, Refinement, Refiner, refine_labels
+from facetrt.engine.images.loading import Pixels
+from facetrt.engine.tasks.refinement import Float, Refinement, Refiner, refine_labels
 from facetrt.kernels.device import refine
-from facetrt.kernels.device.base import Device
+from facetrt.kernels.device.runtime.base import Device
 
 
 def device_refiner(device: Device, lock: Lock) -> Refiner:
-    """As :func:`facetrt.engine.refinement.refine_labels`, with facetrt's CRF on ``device``, which ``lock`` guards."""
+    """As :func:`~facetrt.engine.tasks.refinement.refine_labels`, with our CRF on ``device``, which ``lock`` guards."""
 
     def refiner(pixels: Pixels, energy: Float, refinement: Refinement) -> NDArray[np.int64]:
         if refinement is not Refinement.CRF:

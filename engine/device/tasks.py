@@ -9,17 +9,17 @@ from threading import Lock
 
 from facetrt.engine.backends import Precision
 from facetrt.engine.backends.cuda import CudaBackend
-from facetrt.engine.cosegmentation import CosegmentOptions, Masks
 from facetrt.engine.device.cosegmentation import cosegment_on_device
 from facetrt.engine.device.encoding import DeviceEncoder, DeviceFeatures, Frame, Lane, batches, decode
 from facetrt.engine.device.matching import match_on_device
 from facetrt.engine.device.refinement import device_refiner
-from facetrt.engine.encoding import EncodeOptions, Encoder, OnBroken, Progress, Tally
-from facetrt.engine.features import Features
-from facetrt.engine.images import ImageLike
-from facetrt.engine.loading import read_ahead
-from facetrt.engine.matching import Matches, MatchOptions
-from facetrt.engine.refinement import Refiner
+from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
+from facetrt.engine.features.features import Features
+from facetrt.engine.images.loading import ImageLike
+from facetrt.engine.images.reading_ahead import read_ahead
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks
+from facetrt.engine.tasks.matching import Matches, MatchOptions
+from facetrt.engine.tasks.refinement import Refiner
 from facetrt.kernels.errors import FacetrtError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facetrt.engine.draw import Pixels, compared
-from facetrt.engine.resampling import pillow_nearest
+from facetrt.engine.drawing.results import Pixels, compared
+from facetrt.engine.images.resampling import pillow_nearest
 from facetrt.kernels.errors import OutputError
 
 COMPARED = "compared"  # folder beside those of predictions, which scorers read

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.engine import Engine
-from facetrt.engine.evaluation.keypoint_sets import KeypointPair, read_pf_willow, read_spair
+from facetrt.engine.evaluation.datasets.keypoints import KeypointPair, read_pf_willow, read_spair
+from facetrt.engine.evaluation.datasets.reading import digest
 from facetrt.engine.evaluation.protocol import (
     Choice,
     Evaluation,
@@ -29,11 +30,10 @@ from facetrt.engine.evaluation.protocol import (
     mean_row,
     only,
 )
-from facetrt.engine.evaluation.reading import digest
 from facetrt.engine.evaluation.scores import distances, within
-from facetrt.engine.features import Features
-from facetrt.engine.geometry import Geometry
-from facetrt.engine.images import loaded_size
+from facetrt.engine.features.features import Features
+from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import loaded_size
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import average_pool, bin_offsets, check_hierarchy, check_map, log_bin
 from facetrt.kernels.products import inner_products

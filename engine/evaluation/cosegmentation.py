@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.collection import FeatureCollection
-from facetrt.engine.cosegmentation import Masks
-from facetrt.engine.draw import on_chessboard
+from facetrt.engine.drawing.results import on_chessboard
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.comparison import resize_labels, write_comparison
-from facetrt.engine.evaluation.mask_sets import ImageSet, read_image_sets
+from facetrt.engine.evaluation.datasets.masks import ImageSet, read_image_sets
+from facetrt.engine.evaluation.datasets.reading import digest, image_size, read_mask
 from facetrt.engine.evaluation.protocol import (
     Choice,
     Evaluation,
@@ -32,13 +31,14 @@ from facetrt.engine.evaluation.protocol import (
     by_category,
     mean_row,
 )
-from facetrt.engine.evaluation.reading import digest, image_size, read_mask
 from facetrt.engine.evaluation.scores import jaccard, mean_of, pixel_precision
-from facetrt.engine.features import Features, SaliencyMode
+from facetrt.engine.features.collection import FeatureCollection
+from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.files import unique_stems, write_png
-from facetrt.engine.images import LoadSize, loaded_size
-from facetrt.engine.presets import PAPER_COSEGMENT, PAPER_OUTLIER_THRESHOLD
-from facetrt.engine.refinement import Refinement, enlarge_mask
+from facetrt.engine.images.loading import LoadSize, loaded_size
+from facetrt.engine.tasks.cosegmentation import Masks
+from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_OUTLIER_THRESHOLD
+from facetrt.engine.tasks.refinement import Refinement, enlarge_mask
 from facetrt.kernels.errors import InputError, OutputError
 
 METRICS = ["J", "P"]

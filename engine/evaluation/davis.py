@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from facetrt.engine import draw
-from facetrt.engine.draw import palette
+from facetrt.engine.drawing import results as draw
+from facetrt.engine.drawing.results import palette
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.comparison import resize_labels, write_comparison
+from facetrt.engine.evaluation.datasets.reading import digest
+from facetrt.engine.evaluation.datasets.videos import Video, read_davis
 from facetrt.engine.evaluation.protocol import (
     Choice,
     Evaluation,
@@ -26,13 +28,11 @@ from facetrt.engine.evaluation.protocol import (
     by_category,
     mean_row,
 )
-from facetrt.engine.evaluation.reading import digest
 from facetrt.engine.evaluation.scores import boundary_similarity, mean_of, region_similarity
-from facetrt.engine.evaluation.video_sets import Video, read_davis
-from facetrt.engine.features import Features
-from facetrt.engine.images import Pixels, load_image
-from facetrt.engine.label_images import Labels
-from facetrt.engine.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
+from facetrt.engine.features.features import Features
+from facetrt.engine.images.label_images import Labels
+from facetrt.engine.images.loading import Pixels, load_image
+from facetrt.engine.video.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
 from facetrt.kernels.errors import InputError, OutputError
 
 METRICS = ["J&F", "J", "F"]

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.collection import FeatureCollection
 from facetrt.engine.engine import Engine
-from facetrt.engine.evaluation.landmark_sets import LandmarkImage, LandmarkSet, read_celeba, read_cub
+from facetrt.engine.evaluation.datasets.landmarks import LandmarkImage, LandmarkSet, read_celeba, read_cub
+from facetrt.engine.evaluation.datasets.reading import digest
 from facetrt.engine.evaluation.protocol import Choice, Evaluation, Options, Record, Row, Summary, Tick, mean_row
-from facetrt.engine.evaluation.reading import digest
-from facetrt.engine.features import SaliencyMode
-from facetrt.engine.presets import PAPER_COSEGMENT
-from facetrt.engine.refinement import Refinement
+from facetrt.engine.features.collection import FeatureCollection
+from facetrt.engine.features.features import SaliencyMode
+from facetrt.engine.tasks.presets import PAPER_COSEGMENT
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import one_blas_thread
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from facetrt.engine.bundle import Manifest
+from facetrt.engine.bundle.bundle import Manifest
 from facetrt.engine.engine import Engine
-from facetrt.engine.features import Features
+from facetrt.engine.features.features import Features
 from facetrt.kernels.errors import InputError
 
 Record = dict[str, Any]  # what one item came to; plain JSON

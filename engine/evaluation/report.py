@@ -15,7 +15,7 @@ from rich.table import Table
 from facetrt.engine.engine import Engine
 from facetrt.engine.evaluation.protocol import Evaluation, Record, Row, Summary
 from facetrt.engine.evaluation.published import published_categories, published_rows
-from facetrt.engine.processor import installed_versions
+from facetrt.engine.machine.processor import installed_versions
 from facetrt.kernels.errors import FacetrtError
 
 LIBRARIES = ("facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "faiss-cpu", "scipy")

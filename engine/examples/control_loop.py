@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from facetrt.engine import Engine
-from facetrt.engine.features import Features
-from facetrt.engine.sources import Source, open_source
-from facetrt.engine.stream import Stream, StreamResult
+from facetrt.engine.features.features import Features
+from facetrt.engine.video.sources import Source, open_source
+from facetrt.engine.video.stream import Stream, StreamResult
 from facetrt.kernels.errors import FacetrtError
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine, Features, fit_pca
-from facetrt.engine.images import Pixels
-from facetrt.engine.stream import Stream
+from facetrt.engine.images.loading import Pixels
+from facetrt.engine.video.stream import Stream
 from facetrt.kernels.errors import FacetrtError, MissingDependencyError
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine
-from facetrt.engine.images import Pixels
-from facetrt.engine.stream import Stream, StreamResult
+from facetrt.engine.images.loading import Pixels
+from facetrt.engine.video.stream import Stream, StreamResult
 from facetrt.kernels.errors import FacetrtError, InputError, MissingDependencyError, SourceError
 
 CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0), "mono8": (0, 0, 0)}

@@ -21,9 +21,9 @@ from enum import StrEnum
 import numpy as np
 
 from facetrt.kernels.best_buddies import NORM_FLOOR
-from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.log_bin import check_map, pool_level
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import bin_offsets
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 
 OPERATIONS = (

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.kernels.dense_crf import Lattice, lattices
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 
 SPLAT_ROWS = 64  # vertices of a program instance

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.device.select import gather_rows
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import SAMPLES_PER_CENTROID, SEED, SEED_STEP, permutation

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import bin_offsets
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import __version__ as PILLOW
 
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 
 BLOCK = 256  # (pixel, channel) pairs per program

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.propagate import NORM_FLOOR
 

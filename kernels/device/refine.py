@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.dense_crf import mean_field, upload_lattices
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.nearest import centre_indices, corner_indices
 

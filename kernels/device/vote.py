@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facetrt.kernels.device.base import Device, DeviceArray
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
 
 BLOCK = 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY
 
-from facetrt.benchmarks.workbench import QUICK, Workbench
+from facetrt.benchmarks.cpu.workbench import QUICK, Workbench
 from facetrt.export.weights import read_state_dict
 
 

@@ -8,10 +8,10 @@ from helpers import photo
 
 from facetrt.benchmarks.baselines import research_style, strong_glue
 from facetrt.benchmarks.baselines.common import Pairs, elbow_sweep, load_pixels
-from facetrt.benchmarks.kernels import cluster_elbow, normalise
-from facetrt.benchmarks.tasks import cosegment, mean_iou
+from facetrt.benchmarks.cpu.kernels import cluster_elbow, normalise
+from facetrt.benchmarks.cpu.tasks import cosegment, mean_iou
+from facetrt.benchmarks.cpu.workbench import Workbench
 from facetrt.benchmarks.timing import Clock
-from facetrt.benchmarks.workbench import Workbench
 from facetrt.engine import Engine
 from facetrt.engine.samples import sample_paths
 from facetrt.export.options import Facet

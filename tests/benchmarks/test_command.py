@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from facetrt.benchmarks import missing
+from facetrt.benchmarks.cpu.workbench import Workbench, prepare
 from facetrt.benchmarks.report import validate
-from facetrt.benchmarks.workbench import Workbench, prepare
 from facetrt.engine.cli.app import app
 from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, OutputError

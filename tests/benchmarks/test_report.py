@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facetrt.benchmarks.cpu.scaling import NUMBERS, SIZES, STRIDES
+from facetrt.benchmarks.cpu.suite import Report
 from facetrt.benchmarks.plots import draw
 from facetrt.benchmarks.report import TABLE, bar_cells, document, markdown, row_cells, validate, write_report
 from facetrt.benchmarks.results import Bar, Row, Spread, judge
-from facetrt.benchmarks.scaling import NUMBERS, SIZES, STRIDES
-from facetrt.benchmarks.suite import Report
 from facetrt.kernels.errors import InputError
 
 FACTS: dict[str, Any] = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from facetrt.benchmarks.child import resident_mib, run_job
+from facetrt.benchmarks.cpu.child import resident_mib, run_job
+from facetrt.benchmarks.cpu.suite import Report
 from facetrt.benchmarks.report import bar_cells, validate, write_report
 from facetrt.benchmarks.results import Row, Spread, judge
-from facetrt.benchmarks.suite import Report
 from facetrt.benchmarks.video import (
     BARE,
     QUICK_VIDEO,
@@ -26,9 +26,9 @@ from facetrt.benchmarks.video import (
     measure_waiting,
     run_video,
 )
-from facetrt.engine.bundle import Manifest
+from facetrt.engine.bundle.bundle import Manifest
 from facetrt.engine.cli.app import app
-from facetrt.engine.stream import Stream
+from facetrt.engine.video.stream import Stream
 from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import InputError
 
@@ -73,7 +73,7 @@ def test_only_the_newest_frame_waits(rows: dict[tuple[str, str], Row]) -> None:
 
 
 def test_a_queue_would_be_seen(bench: VideoBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facetrt.engine.stream.FRAMES_AHEAD", 2 * QUICK_VIDEO.burst)
+    monkeypatch.setattr("facetrt.engine.video.stream.FRAMES_AHEAD", 2 * QUICK_VIDEO.burst)
     monkeypatch.setattr(bench.engine, "stream", lambda load_size, policy: _blocking(bench, load_size))
     (row,) = measure_waiting(bench)
     assert row.value is not None and row.value.median > 1

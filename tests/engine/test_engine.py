@@ -15,9 +15,10 @@ import pytest
 from helpers import export_tiny, facets, photo, require_openvino
 from PIL import Image
 
-from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode, memory
-from facetrt.engine import encoding as module
-from facetrt.engine.encoding import EncodeOptions
+from facetrt.engine import BackendError, Engine, Features, InputError, SaliencyMode
+from facetrt.engine.encoding import encoder as module
+from facetrt.engine.encoding.encoder import EncodeOptions
+from facetrt.engine.machine import memory
 from facetrt.kernels.machine import Memory
 
 

@@ -42,14 +42,12 @@ def test_the_runtime_needs_no_export_library() -> None:
 
 
 def test_the_command_line_starts_without_them() -> None:
-    result = run("sys.argv = ['facetrt', '--help']\nfrom facetrt.export.entry import main\nmain()")
+    result = run("sys.argv = ['facetrt', '--help']\nfrom facetrt.engine.cli.main import main\nmain()")
     assert result.returncode == 0 and "cosegment" in result.stdout, result.stderr
 
 
 def test_export_names_the_extra_that_is_missing() -> None:
-    code = (
-        "sys.argv = ['facetrt', 'export', 'builtin', '--out', 'never']\nfrom facetrt.export.entry import main\nmain()"
-    )
+    code = "sys.argv = ['facetrt', 'export', 'builtin', '--out', 'x']\nfrom facetrt.engine.cli.main import main\nmain()"
     result = run(code)
     assert result.returncode == 2 and "facetrt[export,cpu]" in result.stderr, result.stderr
     assert "Traceback" not in result.stderr

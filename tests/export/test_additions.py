@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers_gpu import FakeGpu
 
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import kernels
 from facetrt.export.additions import add_kernels
 from facetrt.export.plans import PlanOptions, build_plan

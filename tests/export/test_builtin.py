@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from facetrt.engine import Engine
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.samples import sample_images, second_view
 from facetrt.export import export_bundle
 

@@ -25,7 +25,7 @@ import torch
 from helpers import TINY, deterministic_weights, export_tiny, facets
 from safetensors.torch import save_file
 
-from facetrt.engine.bundle import read_manifest
+from facetrt.engine.bundle.bundle import read_manifest
 from facetrt.export.backbone import find_backbone
 from facetrt.export.checkpoints import read_checkpoint
 from facetrt.export.weights import load_weights, read_state_dict

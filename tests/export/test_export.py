@@ -13,9 +13,10 @@ import pytest
 import torch
 from helpers import TINY, deterministic_weights, export_tiny, facets, photo
 
-from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError, parity
+from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError
 from facetrt.engine.backends import OnnxRuntimeBackend, RunOptions
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.encoding import parity
 from facetrt.export import exporting
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.exporting import export_bundle, load_model, resolve_options

@@ -16,9 +16,9 @@ from PIL import Image
 from facetrt.engine import Engine, Features
 from facetrt.engine.backends import Precision
 from facetrt.engine.backends.openvino import runs_bf16
-from facetrt.engine.matching import keep_salient, pick_diverse
-from facetrt.engine.parity import check, compare, worst
+from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths
+from facetrt.engine.tasks.matching import keep_salient, pick_diverse
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model
 from facetrt.export.options import ExportOptions

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from facetrt.benchmarks.resources import read_usage
+from facetrt.benchmarks.gpu.resources import read_usage
 from facetrt.export import kernels
 from facetrt.export.kernels import compile_kernels, describe, parse_architectures
 from facetrt.kernels.device import catalogue, convert
-from facetrt.kernels.device.cubins import ARCHITECTURES, SHARED_LIMITS, KernelSet, choose_architecture
-from facetrt.kernels.device.program import Program
+from facetrt.kernels.device.runtime.cubins import ARCHITECTURES, SHARED_LIMITS, KernelSet, choose_architecture
+from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
 
 PROGRAM = convert.TO_HALF

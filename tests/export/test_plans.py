@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from facetrt.engine.backends import BackendName, DeviceName, RunOptions, TensorRtBackend
 from facetrt.engine.backends import Precision as RunPrecision
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.app import app
 from facetrt.export import cli as _registered  # noqa: F401  (it registers the command)
 from facetrt.export import plans

@@ -10,7 +10,7 @@ import pytest
 from helpers import deterministic_weights
 
 from facetrt.engine import Engine
-from facetrt.engine.doctor import ask, read_driver
+from facetrt.engine.doctor.diagnosis import ask, read_driver
 from facetrt.export.additions import add_kernels
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model

@@ -12,10 +12,10 @@ from helpers import photo
 
 from facetrt.engine import Engine, Features
 from facetrt.engine.backends import Precision
-from facetrt.engine.bundle import CLS_ATTENTION
-from facetrt.engine.parity import check, compare, worst
+from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths
-from facetrt.kernels.device.cuda import CudaContext
+from facetrt.kernels.device.runtime.cuda import CudaContext
 from facetrt.kernels.errors import BackendError
 
 pytestmark = pytest.mark.gpu

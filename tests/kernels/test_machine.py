@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from facetrt.engine.backends.options import RunOptions
-from facetrt.export import entry
+from facetrt.engine.cli import main as entry
 from facetrt.kernels import machine
 from facetrt.kernels.errors import InputError, UnsupportedSystemError
 from facetrt.kernels.machine import Memory, check_system, processors, usable_memory
@@ -128,7 +128,7 @@ def test_backends_get_as_many_threads_as_the_container_has(monkeypatch: pytest.M
 def test_ulimit_counts_what_is_left(limit: str, option: str) -> None:
     code = f"""
 import resource, numpy
-from facetrt.engine import memory
+from facetrt.engine.machine import memory
 from facetrt.kernels.machine import usable_memory
 column = {{"RLIMIT_AS": 0, "RLIMIT_DATA": 5}}[{limit!r}]
 mapped = int(open("/proc/self/statm").read().split()[column]) * resource.getpagesize()

@@ -25,8 +25,8 @@ from facetrt.engine.backends import (
 )
 from facetrt.engine.backends.base import Tensors
 from facetrt.engine.backends.openvino import runs_bf16
-from facetrt.engine.bundle import Bundle, file_entry
-from facetrt.engine.parity import CONTRACTS, compare
+from facetrt.engine.bundle.bundle import Bundle, file_entry
+from facetrt.engine.encoding.parity import CONTRACTS, compare
 from facetrt.kernels.errors import BackendError, BundleError
 
 OPTIONS = {

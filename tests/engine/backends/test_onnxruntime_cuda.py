@@ -16,7 +16,7 @@ from facetrt.engine import Engine
 from facetrt.engine.backends import BackendName, DeviceName, Precision, RunOptions, onnxruntime_cuda
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import BackendError, MissingDependencyError
 
 OPTIONS = RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32)

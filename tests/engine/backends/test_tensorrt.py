@@ -32,7 +32,7 @@ from facetrt.engine.backends import (
 )
 from facetrt.engine.backends.cuda import MAX_REPLAYS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import options as export_options
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError

@@ -14,7 +14,7 @@ import pytest
 from helpers import photo, require_openvino
 from PIL import Image
 
-PROGRAM = [sys.executable, "-c", "from facetrt.export.entry import main; main()"]
+PROGRAM = [sys.executable, "-c", "from facetrt.engine.cli.main import main; main()"]
 
 
 def facetrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

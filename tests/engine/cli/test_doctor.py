@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from facetrt.engine.cli import doctor as command
 from facetrt.engine.cli.app import app
-from facetrt.engine.doctor import BundleReport, Diagnosis, Driver, Finding, Gpu, State
+from facetrt.engine.doctor.diagnosis import BundleReport, Diagnosis, Driver, Finding, Gpu, State
 from facetrt.export.cli import main as main  # registers all commands
 
 runner = CliRunner()

@@ -22,7 +22,7 @@ from facetrt.engine import FeatureStore
 from facetrt.engine.cli.app import interruption
 from facetrt.engine.cli.extract import interruptible
 
-PROGRAM = [sys.executable, "-c", "from facetrt.export.entry import main; main()"]
+PROGRAM = [sys.executable, "-c", "from facetrt.engine.cli.main import main; main()"]
 ENVIRONMENT = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
 STORE = "features.zarr"
 MANY = 100

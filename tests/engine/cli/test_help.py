@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import facetrt.engine
-from facetrt.engine.bundle import Bundle
+from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.app import BUNDLE_VARIABLE
 from facetrt.engine.samples import sample_paths
 from facetrt.export.cli import app

@@ -7,7 +7,7 @@ import pytest
 from helpers_gpu import FakeGpu, add_kernels
 from typer.testing import CliRunner
 
-from facetrt.engine.bundle import KERNELS
+from facetrt.engine.bundle.bundle import KERNELS
 from facetrt.engine.cli.app import app
 from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import BundleError

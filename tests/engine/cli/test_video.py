@@ -17,13 +17,14 @@ from helpers import photo
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from facetrt.engine import sources, video_tasks
 from facetrt.engine.cli import video as command
+from facetrt.engine.cli import viewers as video_tasks
 from facetrt.engine.cli.app import app
+from facetrt.engine.cli.viewers import PcaViewer
 from facetrt.engine.engine import Engine
-from facetrt.engine.models import learn_cosegmentation
-from facetrt.engine.sources import open_source
-from facetrt.engine.video_tasks import PcaViewer
+from facetrt.engine.tasks.models import learn_cosegmentation
+from facetrt.engine.video import sources
+from facetrt.engine.video.sources import open_source
 from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import BackendError, FacetrtError, InputError, OutputError, SourceError
 
@@ -230,7 +231,7 @@ def test_sizes_that_change_are_fitted(tmp_path: Path, out: Path, monkeypatch: py
 
 def test_what_opencv_writes_is_said_once(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("facetrt.engine.video._pyav_encoder", lambda: None)
+    monkeypatch.setattr("facetrt.engine.video.writing._pyav_encoder", lambda: None)
     monkeypatch.setattr(command, "note", said.append)
     video(clip, "pca", out, "--load-size", 64, "--limit", 3)
     assert check(out, "pca", 3)["video"]["codec"] == "mpeg4"

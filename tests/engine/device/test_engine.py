@@ -11,8 +11,9 @@ import pytest
 from helpers import export_tiny, photo
 from helpers_gpu import FakeGpu, add_kernels
 
-from facetrt.engine import Engine, cosegmentation
+from facetrt.engine import Engine
 from facetrt.engine.device import cosegmentation as on_device
+from facetrt.engine.tasks import cosegmentation
 from facetrt.kernels import InputError
 from facetrt.kernels.errors import BackendError
 from facetrt.kernels.kmeans import kmeans_each

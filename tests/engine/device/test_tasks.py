@@ -16,18 +16,19 @@ import pytest
 import torch
 from helpers import photo
 
-from facetrt.engine import Engine, cosegmentation, refinement
+from facetrt.engine import Engine
 from facetrt.engine.backends import Precision
-from facetrt.engine.cosegmentation import CosegmentOptions
 from facetrt.engine.device import cosegmentation as on_device
 from facetrt.engine.device.tasks import DeviceTasks
-from facetrt.engine.encoding import EncodeOptions
-from facetrt.engine.features import Features, SaliencyMode
-from facetrt.engine.matching import MatchOptions
-from facetrt.engine.refinement import Refinement
+from facetrt.engine.encoding.encoder import EncodeOptions
+from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.tasks import cosegmentation, refinement
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions
+from facetrt.engine.tasks.matching import MatchOptions
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels import InputError
 from facetrt.kernels.device import Device, DeviceArray, refine
-from facetrt.kernels.device.exchange import HOST
+from facetrt.kernels.device.runtime.exchange import HOST
 from facetrt.kernels.kmeans import kmeans_each
 
 MATCH = "key@1"

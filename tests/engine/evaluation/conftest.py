@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facetrt.engine.bundle import Architecture, Checkpoint, FileEntry, Manifest, Normalisation, ParityReport, Ranges
-from facetrt.engine.cosegmentation import CosegmentOptions, Masks, cosegment_features
-from facetrt.engine.features import Features, Provenance, SaliencyMode
-from facetrt.engine.geometry import Geometry
-from facetrt.engine.images import load_image
-from facetrt.engine.parts import Parts, PartsOptions, segment_parts_features
-from facetrt.engine.refinement import Refinement
+from facetrt.engine.bundle.bundle import (
+    Architecture,
+    Checkpoint,
+    FileEntry,
+    Manifest,
+    Normalisation,
+    ParityReport,
+    Ranges,
+)
+from facetrt.engine.features.features import Features, Provenance, SaliencyMode
+from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import load_image
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks, cosegment_features
+from facetrt.engine.tasks.parts import Parts, PartsOptions, segment_parts_features
+from facetrt.engine.tasks.refinement import Refinement
 
 PATCH, STRIDE = 8, 4
 

@@ -11,7 +11,7 @@ import pytest
 from facetrt.engine import Geometry, InputError, MissingFileError
 from facetrt.engine.evaluation import evaluate, open_evaluation
 from facetrt.engine.evaluation.correspondence import CellRule, Target, centres_xy
-from facetrt.engine.evaluation.keypoint_sets import read_pf_willow, read_spair
+from facetrt.engine.evaluation.datasets.keypoints import read_pf_willow, read_spair
 from facetrt.kernels import cosine_similarity, log_bin
 
 SQUARE = Geometry((224, 224), (224, 224), 8, 4)

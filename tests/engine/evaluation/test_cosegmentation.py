@@ -11,8 +11,8 @@ from PIL import Image
 from facetrt.engine import InputError, MissingFileError
 from facetrt.engine.evaluation import evaluate, open_evaluation
 from facetrt.engine.evaluation.cosegmentation import CosegmentationOptions, centred_box, load_size_of
-from facetrt.engine.evaluation.mask_sets import read_image_sets
-from facetrt.engine.evaluation.reading import read_mask
+from facetrt.engine.evaluation.datasets.masks import read_image_sets
+from facetrt.engine.evaluation.datasets.reading import read_mask
 
 FLAT = {"refine": "none", "load_size": "none", "saliency_threshold": "0.3", "sample_interval": "5"}
 

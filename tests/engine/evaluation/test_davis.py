@@ -10,8 +10,8 @@ from PIL import Image
 
 from facetrt.engine import InputError, MissingFileError
 from facetrt.engine.evaluation import evaluate, open_evaluation
+from facetrt.engine.evaluation.datasets.videos import read_davis
 from facetrt.engine.evaluation.davis import frame_size, resize_frame
-from facetrt.engine.evaluation.video_sets import read_davis
 
 QUICK = {"load_size": "64", "radius": "4", "queue": "2"}
 

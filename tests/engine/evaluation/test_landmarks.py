@@ -9,7 +9,7 @@ import pytest
 
 from facetrt.engine import InputError, MissingFileError
 from facetrt.engine.evaluation import evaluate, open_evaluation
-from facetrt.engine.evaluation.landmark_sets import LandmarkImage, read_celeba, read_cub
+from facetrt.engine.evaluation.datasets.landmarks import LandmarkImage, read_celeba, read_cub
 from facetrt.engine.evaluation.landmarks import (
     CelebA,
     Cub,

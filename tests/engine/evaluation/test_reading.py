@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from facetrt.engine import InputError, MissingFileError, OutputError
-from facetrt.engine.evaluation.reading import image_size, member, numbers, read_mat, read_rows
+from facetrt.engine.evaluation.datasets.reading import image_size, member, numbers, read_mat, read_rows
 from facetrt.engine.evaluation.resume import ITEMS, ItemStore
 from facetrt.engine.files import read_bytes, read_object
 

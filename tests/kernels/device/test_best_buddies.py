@@ -9,9 +9,9 @@ from numpy.typing import DTypeLike, NDArray
 from facetrt.kernels import InputError, cosine_similarity
 from facetrt.kernels.best_buddies import best_buddies_reference
 from facetrt.kernels.device import best_buddies as module
-from facetrt.kernels.device.base import Device, DeviceArray
 from facetrt.kernels.device.best_buddies import DeviceBuddies, Method, best_buddies, choose_method
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 CASES = [
     ((1, 1), (1, 1), 2),

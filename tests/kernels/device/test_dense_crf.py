@@ -14,7 +14,7 @@ from facetrt.kernels.dense_crf import dense_crf as dense_crf_host
 from facetrt.kernels.dense_crf import lattices
 from facetrt.kernels.device import dense_crf as module
 from facetrt.kernels.device.dense_crf import dense_crf, mean_field, upload_lattices
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.errors import InputError
 
 SOFT: dict[str, Any] = {"position_weight": 1.0, "colour_weight": 1.0}  # keeps marginals away from 0 and 1

@@ -14,7 +14,7 @@ import pytest
 from facetrt.kernels import InputError, assign
 from facetrt.kernels import diverse_clusters as diverse_clusters_on_cpu
 from facetrt.kernels.device import kmeans
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.kmeans import SEED, _faiss_permutation, permutation
 from facetrt.kernels.kmeans import kmeans_each as kmeans_each_on_cpu
 

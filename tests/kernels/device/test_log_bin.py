@@ -5,7 +5,7 @@ import pytest
 
 from facetrt.kernels import InputError
 from facetrt.kernels.device.log_bin import gather_log_bin, log_bin
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.log_bin import log_bin_reference
 
 GRIDS = [(1, 1), (1, 7), (5, 3), (5, 7)]

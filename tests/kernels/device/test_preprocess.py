@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facetrt.engine.images import resize as resize_on_host
+from facetrt.engine.images.loading import resize as resize_on_host
 from facetrt.kernels import InputError
 from facetrt.kernels.device.preprocess import (
     Resizer,
@@ -14,7 +14,7 @@ from facetrt.kernels.device.preprocess import (
     preprocess,
     resize,
 )
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from facetrt.kernels.device.propagate import LABELS, SLOTS, TILE, propagate
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.propagate import propagate as propagate_host
 from facetrt.kernels.propagate import propagate_reference

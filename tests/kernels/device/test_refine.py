@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from facetrt.engine import refinement
-from facetrt.engine.refinement import Refinement
-from facetrt.engine.resampling import pillow_nearest, torch_nearest
+from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
+from facetrt.engine.tasks import refinement
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.device.refine import (
     best_label,
     enlarge_labels,
@@ -16,7 +16,7 @@ from facetrt.kernels.device.refine import (
     label_mask,
     refine_labels,
 )
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.nearest import centre_indices, corner_indices
 

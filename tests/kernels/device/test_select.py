@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from facetrt.engine.cosegmentation import normalise
-from facetrt.engine.matching import keep_salient
+from facetrt.engine.tasks.cosegmentation import normalise
+from facetrt.engine.tasks.matching import keep_salient
 from facetrt.kernels import BestBuddies, InputError
 from facetrt.kernels.device import select
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 35), (2, 2049)])

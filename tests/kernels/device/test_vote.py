@@ -7,7 +7,7 @@ import pytest
 
 from facetrt.kernels import InputError
 from facetrt.kernels.device import vote
-from facetrt.kernels.device.triton_device import TritonDevice
+from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.vote import vote_reference
 
 

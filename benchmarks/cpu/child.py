@@ -1,0 +1,138 @@
+"""One job in a process of its own, so that its peak memory is its own: ``python -m facetrt.benchmarks.cpu.child JOB``.
+
+``JOB`` is JSON, ``{"job": "match", …}``; the answer is JSON on standard output: ``peak_mib``, ``seconds``, and what the
+job itself found.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.engine import Engine
+from facetrt.kernels import best_buddies
+from facetrt.kernels.errors import FacetrtError, InputError
+
+
+def run_job(job: str, **arguments: Any) -> dict[str, Any]:
+    """``peak_mib`` of the whole process, ``seconds`` of the job alone, and what the job itself found.
+
+    Raises:
+        FacetrtError: the job cannot run here; with the child's message.
+    """
+    command = [sys.executable, "-m", "facetrt.benchmarks.cpu.child", json.dumps({"job": job, **arguments}, default=str)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FacetrtError(_last_line(done.stderr) or f"the process ended with code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+def _match(bundle: str, paths: list[str], side: int, precision: str) -> float:
+    with Engine.open(bundle, precision=precision, allow_inexact=True) as engine:
+        return _seconds(lambda: engine.match(paths[0], paths[1], load_size=(side, side)))
+
+
+def _cosegment(bundle: str, paths: list[str], side: int, precision: str) -> float:
+    with Engine.open(bundle, precision=precision, allow_inexact=True) as engine:
+        engine.encode(paths[:2], load_size=(side, side), saliency="low_resolution")  # loads the encoder
+        return _seconds(lambda: engine.cosegment(paths, load_size=(side, side)))
+
+
+def _best_buddies(grid: int, channels: int) -> float:
+    a, b = (np.random.default_rng(i).standard_normal((grid, grid, channels), np.float32) for i in range(2))
+    return _seconds(lambda: best_buddies(a, b))
+
+
+def _stream(bundle: str, side: int, warm: int, frames: int) -> dict[str, float]:
+    """One stream over many small frames. Resident memory is the median of samples over ``warm`` frames, which begins
+    after the first ``warm``; over as many at the end again.
+    """
+    samples: list[float] = []
+    every = max(1, warm // 50)
+
+    def run() -> None:
+        with Engine.open(bundle) as engine, engine.stream(_small_frames(side, frames), load_size=side) as stream:
+            for number, _ in enumerate(stream):
+                if number % every == 0:
+                    samples.append(resident_mib())
+
+    seconds, count = _seconds(run), max(1, warm // every)
+    warmed, end = np.median(samples[count : 2 * count]), np.median(samples[-count:])
+    return {"seconds": seconds, "frames": frames, "warm_mib": float(warmed), "end_mib": float(end)}
+
+
+def _small_frames(side: int, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Noise that differs from frame to frame, ``(side, side, 3)``."""
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return (np.roll(noise, i, axis=1) for i in range(count))
+
+
+JOBS: dict[str, Callable[..., float | dict[str, float]]] = {
+    "match": _match,
+    "cosegment": _cosegment,
+    "best_buddies": _best_buddies,
+    "stream": _stream,
+}
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process.
+
+    On Linux from ``/proc``: ``ru_maxrss`` also counts what the parent held when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(found[0].split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def resident_mib() -> float:
+    """Memory that this process holds now.
+
+    Raises:
+        FacetrtError: the system has no ``/proc`` to read it from.
+    """
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        raise FacetrtError("memory is read from /proc/self/statm, which this system does not have")
+    return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    """Run the job named on the command line."""
+    arguments = json.loads(sys.argv[1])
+    job = arguments.pop("job")
+    if job not in JOBS:
+        raise InputError(f"job {job!r}: expected one of {', '.join(JOBS)}")
+    found = JOBS[job](**arguments)
+    result = found if isinstance(found, dict) else {"seconds": found}
+    print(json.dumps(result | {"peak_mib": peak_mib()}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FacetrtError as error:
+        sys.exit(str(error))

@@ -1,0 +1,235 @@
+"""What a video can be looked at for: each task takes the frames of a stream and gives pictures and data, in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.drawing.tracks import draw_trails
+from facetrt.engine.drawing.video import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
+from facetrt.engine.engine import Engine
+from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.images.loading import LoadSize, Pixels
+from facetrt.engine.tasks.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts
+from facetrt.engine.tasks.pca import fit_pca
+from facetrt.engine.tasks.smoothing import Smoother
+from facetrt.engine.video.propagation import Labels
+from facetrt.engine.video.sources import Frame, open_source
+from facetrt.engine.video.stream import StreamResult
+from facetrt.engine.video.tracking import Tracks, grid_points
+
+LOAD_SIZE = 224  # by default. Masks were better than at 160 and stride 4, and than at 224, 320 and 480 and stride 8
+TRAIL = 24  # frames that a trail reaches back
+LINGER = 6  # frames that it stays after its point was lost
+SAMPLE = 16  # frames, at most, that a model is learned from
+PCA_FRAMES = 8  # that components are fitted on
+COMPONENTS = 3
+
+
+class VideoTask(StrEnum):
+    """What is shown."""
+
+    TRACK = "track"
+    MASK = "mask"
+    COSEGMENT = "cosegment"
+    PARTS = "parts"
+    PCA = "pca"
+
+    @property
+    def clusters(self) -> bool:
+        """Whether it applies a model."""
+        return self in (VideoTask.COSEGMENT, VideoTask.PARTS)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A frame with what was found on it: ``picture (H, W, 3)`` of the frame's size, and arrays by name."""
+
+    frame: Frame
+    picture: Pixels = field(repr=False)
+    data: dict[str, NDArray[Any]] = field(repr=False)
+
+
+class Viewer(ABC):
+    """Turns results into pictures. Some look at a few frames before they show the first."""
+
+    @abstractmethod
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """The pictures that can be shown now."""
+
+    def finish(self) -> list[Drawn]:
+        """Those that were held back when frames ended."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        return {}
+
+
+class TrackViewer(Viewer):
+    """Points followed, with their trails.
+
+    Args:
+        points_xy: ``(N, 2)`` in original pixels of the first frame, or how many to choose.
+    """
+
+    def __init__(self, engine: Engine, points_xy: NDArray[np.float64] | int) -> None:
+        self._tracker, self._points = engine.tracker(), points_xy
+        self._history: deque[Tracks] = deque(maxlen=TRAIL)
+        self._size: tuple[int, int] | None = None
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`."""
+        features, started = result.features, self._size is not None
+        if self._size != features.original_size:
+            self._history.clear()  # other pixels: the trails so far do not lie on this frame
+            self._size = features.original_size
+        tracks = self._tracker.step(features) if started else self._start(features)
+        self._history.append(tracks)
+        points = np.stack([past.points_xy for past in self._history])
+        visible = np.stack([past.visible for past in self._history])
+        visible &= visible[-LINGER:].any(axis=0)  # a trail that leads nowhere soon lies over something else
+        picture = draw_trails(result.frame.pixels, points, visible)
+        data = {"points_xy": tracks.points_xy, "visible": tracks.visible, "confidence": tracks.confidence}
+        return [Drawn(result.frame, picture, data)]
+
+    def _start(self, features: Features) -> Tracks:
+        if isinstance(self._points, int):
+            self._points = grid_points(features, self._points, self._tracker.facet)
+        return self._tracker.start(features, self._points)
+
+    def facts(self) -> dict[str, Any]:
+        """The points of the first frame, and how many are visible in the last."""
+        if isinstance(self._points, int) or not self._history:
+            return {}
+        return {"points_xy": np.round(self._points, 3), "visible_at_the_end": int(self._history[-1].visible.sum())}
+
+
+class MaskViewer(Viewer):
+    """Objects of the first frame's mask, followed. ``labels (H, W)``: 0 background, objects from 1."""
+
+    def __init__(self, engine: Engine, labels: Labels) -> None:
+        self._propagator, self._labels = engine.propagator(), labels
+        self._dtype = np.uint8 if labels.max(initial=0) <= 255 else np.int32
+        self._started = False
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`."""
+        if self._started:
+            labels = self._propagator.step(result.features)
+        else:
+            self._propagator.start(result.features, self._labels)
+            self._started, labels = True, self._labels
+        picture = object_overlay(result.frame.pixels, labels)
+        return [Drawn(result.frame, picture, {"labels": labels.astype(self._dtype)})]
+
+    def facts(self) -> dict[str, Any]:
+        """Objects that are followed, and those too small for the grid."""
+        given = {int(label) for label in np.unique(self._labels)} - {0}
+        return {"objects": self._propagator.objects, "lost": sorted(given - set(self._propagator.objects))}
+
+
+class ModelViewer(Viewer):
+    """A model applied to every frame, smoothed over time. What is drawn has smooth borders between the cells."""
+
+    def __init__(self, engine: Engine, model: SegmentationModel | PartsModel) -> None:
+        self._engine, self._model, self._smoother = engine, model, Smoother()
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`."""
+        frame, features, model = result.frame, result.features, self._model
+        if isinstance(model, PartsModel):
+            cells = self._engine.apply(model, features, smoother=self._smoother).cells
+            labels = cells_on_pixels(cells.astype(np.int16), features.geometry)
+            return [Drawn(frame, parts_overlay(frame.pixels, labels), {"labels": labels})]
+        found = self._engine.apply(model, features, smoother=self._smoother)
+        mask = cells_on_pixels(found.cells.astype(np.int8), features.geometry) > 0
+        return [Drawn(frame, mask_overlay(frame.pixels, mask), {"mask": mask})]
+
+    def facts(self) -> dict[str, Any]:
+        """Of the model."""
+        return {
+            "model": {
+                "kind": self._model.kind,
+                "facet": self._model.facet,
+                "images": self._model.images,
+                "centroids": len(self._model.centroids),
+                "options": dict(self._model.options),
+            }
+        }
+
+
+class PcaViewer(Viewer):
+    """Principal components of the first few frames, shown as colours in all of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._facet = engine.manifest.default_facet("match")
+        self._waiting: list[StreamResult] = []
+        self._colours: PcaColours | None = None
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`; the first pictures come with the eighth frame."""
+        if self._colours is not None:
+            return [self._draw(self._colours, result)]
+        self._waiting.append(result)
+        return self._fit() if len(self._waiting) == PCA_FRAMES else []
+
+    def finish(self) -> list[Drawn]:
+        """The frames of a video too short for :meth:`feed` to show any."""
+        return self._fit() if self._waiting else []
+
+    def _fit(self) -> list[Drawn]:
+        features = [result.features for result in self._waiting]
+        colours = PcaColours.fitted(fit_pca(features, self._facet, COMPONENTS), features)
+        waiting, self._waiting, self._colours = self._waiting, [], colours
+        return [self._draw(colours, result) for result in waiting]
+
+    def _draw(self, colours: PcaColours, result: StreamResult) -> Drawn:
+        projected = colours.pca.project(result.features)
+        return Drawn(result.frame, colours.picture(projected, result.features.geometry), {"components": projected})
+
+    def facts(self) -> dict[str, Any]:
+        """Facet and shares of the variance."""
+        if self._colours is None:
+            return {"facet": self._facet}
+        pca = self._colours.pca
+        return {"facet": pca.facet, "explained_variance_ratio": pca.explained_variance_ratio.round(4)}
+
+
+def learn_from(
+    engine: Engine, source: Any, task: VideoTask, load_size: LoadSize, limit: int | None = None
+) -> SegmentationModel | PartsModel:
+    """A model of a video's own frames, at most 16 and evenly spread; the source is read once for it.
+
+    Raises:
+        InputError: nothing salient in them, a single frame for co-segmentation, or as :func:`open_source`.
+    """
+    with open_source(source) as frames:
+        sample = spread_sample(islice(frames, limit), SAMPLE)
+    features = engine.encode(
+        [frame.pixels for frame in sample], load_size=load_size, saliency=SaliencyMode.LOW_RESOLUTION
+    )
+    return learn_parts(engine, features) if task is VideoTask.PARTS else learn_cosegmentation(engine, features)
+
+
+def spread_sample(frames: Iterable[Frame], count: int) -> Sequence[Frame]:
+    """Every n-th frame, with the smallest power of two n that gives at most ``count``; no more are held at a time."""
+    kept: list[Frame] = []
+    every = 1
+    for number, frame in enumerate(frames):
+        if number % every:
+            continue
+        if len(kept) == count:
+            kept, every = kept[::2], 2 * every
+            if number % every:
+                continue
+        kept.append(frame)
+    return kept

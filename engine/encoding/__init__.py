@@ -1,0 +1,1 @@
+"""From images to descriptors: the encoder's inputs, batches, and what its outputs must keep."""

@@ -1,0 +1,414 @@
+"""From images to features: load, batch by shape, run the encoder, cut its outputs into one result per image."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.backends.base import Backend
+from facetrt.engine.backends.options import DeviceName, Hint
+from facetrt.engine.bundle.bundle import CLS_ATTENTION, ENCODER, Bundle
+from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode
+from facetrt.engine.images.geometry import Geometry, grid_size
+from facetrt.engine.images.loading import (
+    ImageLike,
+    LoadedImage,
+    LoadSize,
+    Pixels,
+    check_load_size,
+    half_size,
+    load_image,
+    loaded_size,
+)
+from facetrt.engine.images.reading_ahead import read_ahead
+from facetrt.engine.images.resampling import pillow_nearest
+from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells, encoding_bytes, fits, too_many, too_much
+from facetrt.kernels.errors import FacetrtError, InputError
+
+Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
+OnBroken = Callable[[ImageLike, FacetrtError], None]  # (image that cannot be encoded, why)
+
+LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
+BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
+GPU_BATCH_CELLS = 48_400  # on a GPU: sixteen images of 55 × 55
+WINDOW = 32  # images held at a time while looking for equal shapes, unless their features exceed
+WINDOW_BYTES = 256 << 20  # so many bytes
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How images are loaded and encoded; ``Engine.encode`` documents the fields."""
+
+    load_size: LoadSize = None
+    saliency: SaliencyMode = SaliencyMode.FULL
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "load_size", check_load_size(self.load_size))
+
+    @property
+    def halve(self) -> bool:
+        """Whether images are needed at half their size as well. Without a load size the reference does not halve."""
+        return self.saliency is SaliencyMode.LOW_RESOLUTION and self.load_size is not None
+
+
+class Tally:
+    """Counts images and reports them."""
+
+    def __init__(self, images: object, progress: Progress | None) -> None:
+        self.done, self.total = 0, len(images) if isinstance(images, Sized) else None
+        self._progress = progress
+
+    def add(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.done += count
+        if self._progress is not None:
+            self._progress(self.done, self.total)
+
+
+class _Window:
+    """Images in order that wait for others of their shape, and the features of those that come after them.
+
+    ``waiting`` has (number, image) by shape, ``done`` features by number.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[int, int], list[tuple[int, LoadedImage]]] = {}
+        self.done: dict[int, Features] = {}
+        self._bytes: dict[int, int] = {}  # of the features, by number, in order
+
+    def add(self, number: int, image: LoadedImage, nbytes: int) -> int:
+        """Let an image wait; returns how many of its shape do now."""
+        self._bytes[number] = nbytes
+        alike = self.waiting.setdefault(image.image_size, [])
+        alike.append((number, image))
+        return len(alike)
+
+    def ready(self) -> Iterator[tuple[int, Features]]:
+        """Numbers and features of the first images, up to one that waits."""
+        while self._bytes and (number := next(iter(self._bytes))) in self.done:
+            del self._bytes[number]
+            yield number, self.done.pop(number)
+
+    @property
+    def nbytes(self) -> int:
+        """What the features of all images take that were not handed out."""
+        return sum(self._bytes.values())
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+
+class Encoder:
+    """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, *, max_cells: int | None = MAX_CELLS) -> None:
+        check_max_cells(max_cells)
+        manifest = bundle.manifest
+        self.max_cells = max_cells
+        self.manifest = manifest
+        self.backend = backend
+        self.provenance = Provenance(
+            model=manifest.model,
+            encoder_sha256=manifest.files[ENCODER].sha256,
+            backend=backend.name,
+            device=backend.options.device,
+            precision=backend.options.precision,
+        )
+        if bundle.positional is not None:
+            self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
+
+    def encode(
+        self,
+        images: Iterable[ImageLike],
+        options: EncodeOptions,
+        progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
+    ) -> Generator[Features]:
+        """Features of each image, in order. At most ``WINDOW`` images are held at a time."""
+        tally = Tally(images, progress)
+        with closing(self.encode_numbered(enumerate(images), options, tally.add, on_broken)) as numbered:
+            for _, features in numbered:
+                yield features
+
+    def encode_numbered(
+        self,
+        images: Iterable[tuple[int, ImageLike]],
+        options: EncodeOptions,
+        advance: Callable[[int], None] = lambda count: None,
+        on_broken: OnBroken | None = None,
+    ) -> Generator[tuple[int, Features]]:
+        """Number and features of each image, in order; ``advance`` is told how many more are done.
+
+        An image that cannot be encoded raises after everything before it, or goes to ``on_broken``. What ``images``
+        raises comes after everything before it as well.
+        """
+        self.check_options(options)
+        window = _Window()
+        with closing(read_ahead(images, partial(self._load, options=options))) as items:
+            while True:
+                try:
+                    item = next(items, None)
+                except Exception:
+                    yield from self._flush(window, options, advance)
+                    raise
+                if item is None:
+                    break
+                if isinstance(item.loaded, FacetrtError):
+                    yield from self._flush(window, options, advance)
+                    if on_broken is None:
+                        raise item.loaded
+                    on_broken(item.image, item.loaded)
+                    advance(1)
+                    continue
+                cells = self._cells(item.loaded.image_size, options)
+                alike = window.add(item.number, item.loaded, cells * self._cell_bytes)
+                if alike == self._batch_size(cells):
+                    self._encode_alike(window, item.loaded.image_size, options, advance)
+                if len(window) == WINDOW or window.nbytes > WINDOW_BYTES:
+                    yield from self._flush(window, options, advance)
+                yield from window.ready()
+        yield from self._flush(window, options, advance)
+
+    def _flush(
+        self, window: _Window, options: EncodeOptions, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, Features]]:
+        for shape in list(window.waiting):
+            self._encode_alike(window, shape, options, advance)
+        return window.ready()
+
+    def _encode_alike(
+        self, window: _Window, shape: tuple[int, int], options: EncodeOptions, advance: Callable[[int], None]
+    ) -> None:
+        """Encode the images of one shape that wait."""
+        numbers, images = zip(*window.waiting.pop(shape), strict=True)
+        window.done |= dict(zip(numbers, self._encode_in_streams(images, options), strict=True))
+        advance(len(numbers))
+
+    def _batch_size(self, cells: int) -> int:
+        """How many images of one shape are encoded at once."""
+        if self.backend.options.device is not DeviceName.CPU or self.backend.options.hint is Hint.THROUGHPUT:
+            self.backend.activate()  # only then is the number of streams known, and the largest batch
+        return self.backend.streams * self._stream_batch(cells)
+
+    def _stream_batch(self, cells: int) -> int:
+        on_cpu = self.backend.options.device is DeviceName.CPU
+        count = max(1, (BATCH_CELLS if on_cpu else GPU_BATCH_CELLS) // cells)
+        return min(count, self.backend.max_batch or count)
+
+    def lane_batch(self, size: tuple[int, int], options: EncodeOptions) -> int:
+        """How many images of a loaded ``size`` one stream of the active backend encodes at once."""
+        return self._stream_batch(self._cells(size, options))
+
+    @property
+    def _cell_bytes(self) -> int:
+        return self.manifest.architecture.dim * 4 * len(self.manifest.facets)
+
+    def _load(self, number: int, image: ImageLike, options: EncodeOptions) -> LoadedImage:
+        return self.load(image, options, name=f"image {number}")
+
+    def load(self, image: ImageLike, options: EncodeOptions, *, name: str) -> LoadedImage:
+        """Read and resize one image, and check that it can be encoded; ``name`` is how messages call an array."""
+        loaded = load_image(image, options.load_size, name=name, half=options.halve)
+        half = None if loaded.half is None else (loaded.half.shape[0], loaded.half.shape[1])
+        self.check_size(loaded.name, loaded.original_size, loaded.image_size, half, options)
+        return loaded
+
+    def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
+        grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, options.stride or self.manifest.stride)
+        return grid_h * grid_w
+
+    def check_options(self, options: EncodeOptions) -> None:
+        """What is wrong with the options is said once, not of every image."""
+        self._check_stride(options.stride)
+        if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
+            self._check_low_resolution()
+
+    def _check_stride(self, stride: int | None) -> None:
+        own, patch = self.manifest.stride, self.manifest.architecture.patch
+        if stride is None or stride == own:
+            return
+        if stride < 1 or not self.manifest.dynamic or stride % own or patch % stride:
+            allowed = [s for s in range(own, patch + 1, own) if patch % s == 0] if self.manifest.dynamic else [own]
+            raise InputError(f"stride {stride}: this bundle can run at stride {' or '.join(map(str, allowed))}")
+
+    def _check_low_resolution(self) -> None:
+        """The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8."""
+        stride = self.manifest.stride
+        if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
+            kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
+            fitting = [s for s in (8, 4, 2, 1) if self.manifest.architecture.patch % s == 0]
+            raise InputError(
+                f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
+                f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
+                f"--dynamic and stride {' or '.join(map(str, fitting))}"
+            )
+
+    def check_size(
+        self,
+        name: str,
+        original: tuple[int, int],
+        shape: tuple[int, int],
+        half: tuple[int, int] | None,
+        options: EncodeOptions,
+    ) -> None:
+        """Raise :class:`InputError` if an image cannot be encoded: ``shape``, and ``half`` its size if that is given.
+
+        ``original`` is its size before it was resized.
+        """
+        expected, stride = self.manifest.size, options.stride or self.manifest.stride
+        if expected is not None and list(shape) != expected:
+            raise InputError(
+                f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
+                f"{expected[0]}×{expected[1]}: use load size {expected[0]}x{expected[1]}, or export with --dynamic"
+            )
+        self._check_patch(name, shape, half, stride)
+        cells = self._most_cells(shape, half, options)
+        loads = f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes "
+        if self.max_cells is not None and cells > self.max_cells:
+            raise InputError(loads + too_many(cells, self.max_cells, self._smaller(original, options)))
+        model = self.manifest.architecture
+        unfused = self.manifest.fp32_parts(self.backend.options.precision).blocks  # attention there is written out
+        fused = self.manifest.precision == "fp32" and not unfused
+        needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=fused)
+        if self.backend.options.device is DeviceName.CPU and not fits(needed):  # a GPU's allocator says it by itself
+            raise InputError(f"{loads}{too_much(needed, cells, stride)}: use a smaller size or a larger stride")
+
+    def _most_cells(self, shape: tuple[int, int], half: tuple[int, int] | None, options: EncodeOptions) -> int:
+        """Of the passes over one image; the second one of low-resolution saliency is not halved without a load size."""
+        patch, stride = self.manifest.architecture.patch, options.stride or self.manifest.stride
+        cells = math.prod(grid_size(shape, patch, stride))
+        if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
+            cells = max(cells, math.prod(grid_size(half or shape, patch, LOW_RESOLUTION_STRIDE)))
+        return cells
+
+    def _smaller(self, original: tuple[int, int], options: EncodeOptions) -> str:
+        """What to do about an image of too many cells: the largest load size that would pass, if one would."""
+        if not self.manifest.dynamic:
+            return "export a smaller --size, or "
+        size = self._largest_load_size(original, options)
+        if size is None:
+            return "no load size of so long an image passes, so crop it, or "
+        return f"use load size {size} (--load-size {size}), or "
+
+    def _largest_load_size(self, original: tuple[int, int], options: EncodeOptions) -> int | None:
+        """The longest shorter side that is within the bound, or None."""
+
+        def passes(side: int) -> bool:
+            try:
+                size = loaded_size(original, side)
+                half = half_size(size) if options.saliency is SaliencyMode.LOW_RESOLUTION else None
+                self._check_patch("", size, half, options.stride or self.manifest.stride)
+            except InputError:
+                return False
+            return self.max_cells is None or self._most_cells(size, half, options) <= self.max_cells
+
+        patch = self.manifest.architecture.patch
+        sides = [*range(patch, 4 * patch), *(4 * patch * 2**n for n in range(12))]
+        low: int | None = max(filter(passes, sides), default=None)
+        if low is None:
+            return None
+        too_large: int = bisect_left(range(low, 2 * low + 1), True, key=lambda side: not passes(side))
+        return low + too_large - 1
+
+    def check_cells(self, features: Features) -> None:
+        """Raise :class:`InputError` for features of another run with more cells than this one would encode."""
+        cells = math.prod(features.grid)
+        if self.max_cells is not None and cells > self.max_cells:
+            raise InputError(f"the features of {features.name} have " + too_many(cells, self.max_cells, ""))
+
+    def _check_patch(self, name: str, shape: tuple[int, int], half: tuple[int, int] | None, stride: int) -> None:
+        patch, context = self.manifest.architecture.patch, ""
+        try:
+            grid_size(shape, patch, stride)
+            if half is not None:
+                context = "low-resolution saliency halves the image: "
+                grid_size(half, patch, LOW_RESOLUTION_STRIDE)
+        except InputError as error:
+            raise InputError(f"{name}: {context}{error}{', or full saliency' if context else ''}") from error
+
+    def encode_loaded(self, image: LoadedImage, options: EncodeOptions) -> Features:
+        """Features of one image from :meth:`load`."""
+        return self._encode_batch([image], options)[0]
+
+    def _encode_in_streams(self, images: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
+        """Encode images of one shape, an equal part of them in each of the backend's streams."""
+        streams = min(self.backend.streams, len(images))
+        if streams == 1:
+            return self._encode_batch(images, options)
+        bounds = [len(images) * i // streams for i in range(streams + 1)]
+        with ThreadPoolExecutor(streams) as pool:
+            parts = pool.map(lambda low, high: self._encode_batch(images[low:high], options), bounds, bounds[1:])
+            return [features for part in parts for features in part]
+
+    def _encode_batch(self, batch: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
+        stride, patch = options.stride or self.manifest.stride, self.manifest.architecture.patch
+        geometries = [Geometry(image.original_size, image.image_size, patch, stride) for image in batch]
+        outputs = self._run([image.pixels for image in batch], step=stride // self.manifest.stride)
+        attention = outputs.pop(CLS_ATTENTION, None)
+        if attention is not None and options.saliency is SaliencyMode.LOW_RESOLUTION:
+            attention = self._low_resolution_attention(batch, geometries[0].grid)
+        return [
+            Features(
+                tokens={facet: rows[i] for facet, rows in outputs.items()},
+                attention=None if attention is None else attention[i].reshape(geometry.grid),
+                saliency_mode=options.saliency,
+                geometry=geometry,
+                pixels=image.pixels,
+                name=image.name,
+                provenance=self.provenance,
+                load_size=options.load_size,
+            )
+            for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True))
+        ]
+
+    def _low_resolution_attention(self, batch: Sequence[LoadedImage], grid: tuple[int, int]) -> Float:
+        """[CLS] attention at half the image size and stride 8, enlarged to ``grid``, ``(B, cells)``.
+
+        Without a load size the reference does not halve the image, only the resolution of the grid.
+        """
+        images = [image.pixels if image.half is None else image.half for image in batch]
+        small_grid = grid_size(images[0].shape[:2], self.manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
+        attention = self._run(images, step=LOW_RESOLUTION_STRIDE // self.manifest.stride)[CLS_ATTENTION]
+        return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
+
+    def _run(self, images: Sequence[Pixels], *, step: int) -> dict[str, Float]:
+        """One pass over images of one shape; ``step`` keeps every step-th cell of the patch convolution."""
+        size = images[0].shape[:2]
+        used_h, used_w = self.used_size(size)
+        pixels = _stack([image[:used_h, :used_w] for image in images])
+        return self.backend.run({"images": pixels, **self.grid_inputs(size, step=step)})
+
+    def used_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The upper-left part of an image that the encoder takes: all of it, or what whole patches cover."""
+        if not self.manifest.dynamic:
+            return size
+        patch, stride = self.manifest.architecture.patch, self.manifest.stride
+        used_h, used_w = (stride * (cells - 1) + patch for cells in grid_size(size, patch, stride))
+        return used_h, used_w
+
+    def grid_inputs(self, size: tuple[int, int], *, step: int) -> dict[str, NDArray[Any]]:
+        """What the encoder takes beside images of ``size``: nothing if static, else table, rows and columns."""
+        if not self.manifest.dynamic:
+            return {}
+        grid = grid_size(size, self.manifest.architecture.patch, self.manifest.stride * step)
+        return {
+            "positional": self._table(grid, size)[None],
+            "rows": np.arange(grid[0], dtype=np.int64) * step,
+            "cols": np.arange(grid[1], dtype=np.int64) * step,
+        }
+
+
+def _stack(images: Sequence[Pixels]) -> NDArray[np.uint8]:
+    """``(B, H, W, 3)``; one whole image is not copied."""
+    return np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)

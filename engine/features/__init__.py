@@ -1,0 +1,1 @@
+"""Descriptors of one image, of many in bounded memory, and on disk."""

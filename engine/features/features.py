@@ -1,0 +1,146 @@
+"""Dense descriptors of one image, with the geometry they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import LoadSize, Pixels
+from facetrt.engine.tasks.emptiness import detail_of, why_empty
+from facetrt.kernels.errors import InputError
+
+Float = NDArray[np.float32]
+
+
+class SaliencyMode(StrEnum):
+    """Where a saliency map comes from.
+
+    ``full``: the same pass as the descriptors. ``low_resolution``: a second pass at half the image size and stride 8,
+    enlarged by nearest neighbour; the reference's default for co-segmentation.
+    """
+
+    FULL = "full"
+    LOW_RESOLUTION = "low_resolution"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result; recorded in every output file."""
+
+    model: str
+    encoder_sha256: str
+    backend: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Descriptors of one image. ``features["key@9"]`` is ``(cells, C)`` float32, cells row-major, heads head-major.
+
+    Attributes:
+        tokens: each facet as ``(1 + cells, C)`` float32, [CLS] row first.
+        attention: mean [CLS] attention of the saliency heads, ``(grid_h, grid_w)`` float32 and not normalised, or None.
+        saliency_mode: which pass ``attention`` comes from.
+        geometry: how the cells lie on the image.
+        pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
+        name: path of the image, or how messages call it.
+        load_size: how it was loaded.
+        detail: how much neighbouring patches of the image differ, in grey levels; see
+            :func:`facetrt.engine.tasks.emptiness.detail_of`. None where the pixels are unknown.
+    """
+
+    tokens: Mapping[str, Float] = field(repr=False)
+    attention: Float | None = field(repr=False)
+    saliency_mode: SaliencyMode
+    geometry: Geometry
+    pixels: Pixels = field(repr=False)
+    name: str
+    provenance: Provenance
+    load_size: LoadSize = None
+    detail: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.detail is None and self.pixels.size:
+            object.__setattr__(self, "detail", detail_of(self.pixels, self.geometry))
+        grid_h, grid_w = self.grid
+        for facet, rows in self.tokens.items():
+            if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
+                raise InputError(f"{facet} has shape {rows.shape}: expected {1 + grid_h * grid_w} rows")
+        if self.attention is not None and self.attention.shape != self.grid:
+            raise InputError(f"attention has shape {self.attention.shape}: expected {self.grid}")
+
+    def __getitem__(self, facet: str) -> Float:
+        return self._rows(facet)[1:]
+
+    def cls(self, facet: str) -> Float:
+        """The facet's [CLS] row, ``(C,)``."""
+        first: Float = self._rows(facet)[0]
+        return first
+
+    def map(self, facet: str) -> Float:
+        """The facet as ``(grid_h, grid_w, C)``."""
+        return self[facet].reshape(*self.grid, -1)
+
+    @property
+    def facets(self) -> list[str]:
+        """Names of the facets at hand."""
+        return list(self.tokens)
+
+    @property
+    def saliency(self) -> Float:
+        """[CLS] attention min–max normalised within the image, ``(grid_h, grid_w)`` in [0, 1]; zeros if it is flat."""
+        if self.attention is None:
+            raise InputError(f"{self.name} has no saliency: export the bundle with saliency (it is on by default)")
+        low, high = self.attention.min(), self.attention.max()
+        if high <= low:
+            return np.zeros_like(self.attention)
+        return np.asarray((self.attention - low) / (high - low), np.float32)
+
+    @property
+    def why_empty(self) -> str | None:
+        """Why nothing can be found in this image, to be read after its name; None if something can."""
+        return why_empty(self.detail, self.geometry)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(grid_h, grid_w)``."""
+        return self.geometry.grid
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the loaded image."""
+        return self.geometry.image_size
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """``(height, width)`` before loading."""
+        return self.geometry.original_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the loaded image between neighbouring cells."""
+        return self.geometry.stride
+
+    @property
+    def patch(self) -> int:
+        """Side of a cell's patch in pixels of the loaded image."""
+        return self.geometry.patch
+
+    def _rows(self, facet: str) -> Float:
+        if facet not in self.tokens:
+            raise InputError(not_exported(facet, self.facets))
+        return self.tokens[facet]
+
+
+def not_exported(facet: str, there: Sequence[str]) -> str:
+    """The message where a facet is asked for that is not ``there``."""
+    return (
+        f"{facet} was not exported: this bundle has {', '.join(there)}; further ones that its model has are added by "
+        "'facetrt export … --facets'"
+    )

@@ -1,0 +1,1 @@
+"""Image files and arrays as they come: finding, decoding, sizes and geometry."""

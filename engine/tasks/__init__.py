@@ -1,0 +1,1 @@
+"""What is made of descriptors: matches, masks, parts, components, similarity."""

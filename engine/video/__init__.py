@@ -1,0 +1,1 @@
+"""Frames in, results out: sources, streams, tracking, propagation, writing."""

@@ -1,0 +1,216 @@
+"""Masks followed through a video from that of its first frame, frame by frame.
+
+Source: label propagation as in the DAVIS-2017 protocol of the DINO repository, specification §14.4; the arithmetic of
+one frame is :func:`facetrt.kernels.propagate.propagate`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from facetrt.engine.features.features import Features, Float, Provenance
+from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.tasks.checks import check_positive
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.propagate import propagate
+
+Labels = NDArray[np.int64]
+
+MAX_OBJECTS = 255  # as many as a palette image can have
+CONSTANT = 4 * float(np.finfo(np.float32).eps)  # relative range of a channel that is 1 everywhere but for rounding
+MAX_LABEL = (1 << 24) - 1  # as many as three bytes can tell
+
+QUEUE, RADIUS, TOPK, TEMPERATURE = 7, 12, 5, 0.1  # the protocol's
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What others take labels from: ``descriptors (grid_h, grid_w, C)`` and ``soft (grid_h, grid_w, channels)``."""
+
+    descriptors: Float = field(repr=False)
+    soft: Float = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first frame, and the label of each channel of the soft labels, ascending from 0."""
+
+    seen: _Seen
+    values: Labels
+    geometry: Geometry
+    provenance: Provenance
+
+
+class MaskPropagator:
+    """Labels of every frame of a video from those of the first: give it :meth:`start`, then :meth:`step` per frame.
+
+    Each cell takes the soft labels of the cells most like it near its place, in the first frame and the last few ones.
+    Memory does not grow: ``1 + queue`` frames' descriptors of one facet are held, and one frame is worked on in tiles.
+    A hidden object may be found again while the first frame still resembles it. An object that has left may keep a few
+    cells: the protocol scales the soft labels of each object up to 1, however small they are.
+
+    Args:
+        facet: of the features that cells are compared by; the protocol's is the last block's normed output.
+        queue: how many previous frames to take labels from, beside the first.
+        radius: rows and columns, in cells, that an object may move.
+        topk: how many cells, over all these frames together, a cell listens to.
+        temperature: divides the cosine in the exponent.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        facet: str,
+        *,
+        queue: int = QUEUE,
+        radius: int = RADIUS,
+        topk: int = TOPK,
+        temperature: float = TEMPERATURE,
+    ) -> None:
+        if queue < 0 or radius < 0 or topk < 1:
+            raise InputError(
+                f"queue={queue}, radius={radius}, topk={topk}: expected a queue of at least 0 frames, a radius of at "
+                "least 0 cells and a topk of at least 1"
+            )
+        check_positive("temperature", temperature)
+        self.facet = facet
+        self._options: dict[str, Any] = {"radius": radius, "topk": topk, "temperature": temperature}
+        self._queue: deque[_Seen] = deque(maxlen=queue)
+        self._first: _First | None = None
+
+    @property
+    def objects(self) -> list[int]:
+        """Labels that are followed. One of the first mask that is missing here is too small for the grid."""
+        return [] if self._first is None else self._first.values[1:].tolist()
+
+    def start(self, features: Features, labels: NDArray[np.integer] | NDArray[np.bool_]) -> None:
+        """Begin a video, or begin anew.
+
+        Args:
+            features: of the first frame.
+            labels: ``(H, W)`` at the frame's original size: 0 background, any positive numbers objects; a bool mask is
+                object 1.
+
+        Raises:
+            InputError: labels of another size or kind, without an object, or whose objects are too small for the grid;
+                features without the facet.
+        """
+        descriptors = self._descriptors(features)
+        cells = reduce_labels(_check_labels(features, labels), features.grid)
+        values = np.union1d([0], cells).astype(np.int64)
+        if not 2 <= len(values) <= 1 + MAX_OBJECTS:
+            grid_h, grid_w = features.grid
+            raise InputError(
+                f"{len(values) - 1} objects of the first mask are left on the grid of {grid_h}×{grid_w} cells: "
+                f"expected 1 to {MAX_OBJECTS}; for small objects use a larger load size or a smaller stride"
+            )
+        soft = one_hot(np.searchsorted(values, cells), len(values))
+        self._first = _First(_Seen(descriptors, soft), values, features.geometry, features.provenance)
+        self._queue.clear()
+
+    def step(self, features: Features) -> Labels:
+        """Labels of the next frame, ``(H, W)`` int64 at its original size.
+
+        Raises:
+            InputError: before :meth:`start`; a frame of another size, stride or bundle than the first.
+        """
+        if self._first is None:
+            raise InputError("step was called before start: call start(features, labels) with the first result's")
+        _check_alike(self._first, features)
+        descriptors = self._descriptors(features)
+        context = [self._first.seen, *self._queue]
+        options = self._options | {"radius": min(self._options["radius"], max(features.grid))}  # memory is its square
+        soft = propagate(
+            descriptors, [seen.descriptors for seen in context], [seen.soft for seen in context], **options
+        )
+        self._queue.append(_Seen(descriptors, soft))
+        return self._first.values[enlarge_labels(soft, features.image_size, features.original_size)]
+
+    def _descriptors(self, features: Features) -> Float:
+        """A copy: a view would keep everything alive that the encoder gave with it, a whole batch of frames perhaps."""
+        descriptors = features.map(self.facet).copy()
+        if not np.isfinite(descriptors).all():
+            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
+        return descriptors
+
+
+def _check_labels(features: Features, labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.integer]:
+    given = np.asarray(labels)
+    size, expected = given.shape, features.original_size
+    if size != expected:
+        raise InputError(
+            f"the first mask has shape {size}: expected {expected}, the (height, width) of {features.name} before "
+            "loading; one number per pixel, not colours"
+        )
+    if given.dtype != np.bool_ and not np.issubdtype(given.dtype, np.integer):
+        raise InputError(f"the first mask has type {given.dtype}: expected integers, 0 for background, or bool")
+    low, high = int(given.min()), int(given.max())
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(f"the first mask has labels from {low} to {high}: expected 0 for background up to {MAX_LABEL}")
+    if high == 0:
+        raise InputError("the first mask shows no object: expected labels 1, 2, … where the objects are")
+    return given.astype(np.int64)
+
+
+def _check_alike(first: _First, features: Features) -> None:
+    if features.geometry != first.geometry:
+        raise InputError(
+            f"{features.name} has {_describe(features.geometry)} and the first frame {_describe(first.geometry)}: all "
+            "frames of a video must have one size; call start with a mask for the new size"
+        )
+    if features.provenance.encoder_sha256 != first.provenance.encoder_sha256:
+        raise InputError(
+            f"{features.name} was encoded by another bundle ({features.provenance.model}) than the first frame "
+            f"({first.provenance.model}): encode all frames with one"
+        )
+
+
+def _describe(geometry: Geometry) -> str:
+    sizes = (geometry.original_size, geometry.image_size, geometry.grid)
+    original, loaded, grid = (f"{width}×{height}" for height, width in sizes)
+    return f"{original} pixels (width × height), {loaded} when loaded, {grid} cells"
+
+
+def reduce_labels(labels: NDArray[np.integer], size: tuple[int, int]) -> Labels:
+    """Labels ``(H, W)`` at another ``(height, width)`` by nearest neighbour, Pillow's rule."""
+    image = Image.fromarray(labels.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(image).astype(np.int64)
+
+
+def one_hot(labels: NDArray[np.integer], count: int) -> Float:
+    """``(grid_h, grid_w, count)`` float32 of labels below ``count``."""
+    return np.asarray(np.eye(count, dtype=np.float32)[labels])
+
+
+def enlarge_labels(soft: Float, size: tuple[int, int], original: tuple[int, int]) -> Labels:
+    """The channel that wins each pixel of the ``original`` size, ``(H, W)``, of ``soft (grid_h, grid_w, channels)``.
+
+    Bilinear to the loaded ``size``, each channel min–max scaled on its own, the largest wins, the first one on ties;
+    then nearest (Pillow).
+    """
+    winner, highest = np.zeros(size, np.int64), np.full(size, -np.inf, np.float32)
+    for channel in range(soft.shape[2]):  # one at a time: many objects take no more memory than one
+        large = cv2.resize(np.ascontiguousarray(soft[..., channel]), size[::-1], interpolation=cv2.INTER_LINEAR)
+        scaled = _min_max(np.asarray(large, np.float32))
+        wins = scaled > highest
+        winner[wins], highest[wins] = channel, scaled[wins]
+    return reduce_labels(winner, original)
+
+
+def _min_max(channel: Float) -> Float:
+    """Scaled to 0..1 if anything in it is positive. A positive constant becomes 1: an object that fills the frame."""
+    low, high = channel.min(), channel.max()
+    if high <= 0:
+        return channel
+    if high - low <= CONSTANT * high:
+        return np.ones_like(channel)
+    return np.asarray((channel - low) / (high - low), np.float32)

@@ -1,0 +1,1 @@
+"""Memory, streams, launches and exchange with other libraries on a GPU."""
