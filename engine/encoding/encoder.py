@@ -32,7 +32,16 @@ from facetrt.engine.images.loading import (
 )
 from facetrt.engine.images.reading_ahead import read_ahead
 from facetrt.engine.images.resampling import pillow_nearest
-from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells, encoding_bytes, fits, too_many, too_much
+from facetrt.engine.machine.memory import (
+    ENLARGED_SHARE,
+    MAX_CELLS,
+    bound_on_cells,
+    check_max_cells,
+    encoding_bytes,
+    fits,
+    too_many,
+    too_much,
+)
 from facetrt.kernels.errors import FacetrtError, InputError
 
 Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
@@ -274,15 +283,29 @@ class Encoder:
             )
         self._check_patch(name, shape, half, stride)
         cells = self._most_cells(shape, half, options)
-        loads = f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes "
-        if self.max_cells is not None and cells > self.max_cells:
-            raise InputError(loads + too_many(cells, self.max_cells, self._smaller(original, options)))
+        self._check_bound(name, cells, original, shape, options)
         model = self.manifest.architecture
         unfused = self.manifest.fp32_parts(self.backend.options.precision).blocks  # attention there is written out
         fused = self.manifest.precision == "fp32" and not unfused
         needed = encoding_bytes(dim=model.dim, heads=model.heads, cells=cells, fused=fused)
         if self.backend.options.device is DeviceName.CPU and not fits(needed):  # a GPU's allocator says it by itself
-            raise InputError(f"{loads}{too_much(needed, cells, stride)}: use a smaller size or a larger stride")
+            raise InputError(
+                f"{name} loads as {shape[1]}×{shape[0]} pixels, which makes {too_much(needed, cells, stride)}: use a "
+                "smaller size or a larger stride"
+            )
+
+    def _check_bound(
+        self, name: str, cells: int, original: tuple[int, int], shape: tuple[int, int], options: EncodeOptions
+    ) -> None:
+        if self.max_cells is None or cells <= (bound := bound_on_cells(self.max_cells, original, shape)):
+            return
+        enlarged = bound < self.max_cells
+        loads = f"is enlarged from {original[1]}×{original[0]} to" if enlarged else "loads as"
+        needed = ENLARGED_SHARE * cells if enlarged else cells
+        raise InputError(
+            f"{name} {loads} {shape[1]}×{shape[0]} pixels, which makes "
+            + too_many(cells, bound, self._smaller(original, options), needed)
+        )
 
     def _most_cells(self, shape: tuple[int, int], half: tuple[int, int] | None, options: EncodeOptions) -> int:
         """Of the passes over one image; the second one of low-resolution saliency is not halved without a load size."""
@@ -311,7 +334,8 @@ class Encoder:
                 self._check_patch("", size, half, options.stride or self.manifest.stride)
             except InputError:
                 return False
-            return self.max_cells is None or self._most_cells(size, half, options) <= self.max_cells
+            bound = None if self.max_cells is None else bound_on_cells(self.max_cells, original, size)
+            return bound is None or self._most_cells(size, half, options) <= bound
 
         patch = self.manifest.architecture.patch
         sides = [*range(patch, 4 * patch), *(4 * patch * 2**n for n in range(12))]

@@ -12,9 +12,20 @@ MAX_CELLS = 32_768
 """Cells of one image that are encoded unless the caller raises the bound.
 
 Attention costs cells²: ViT-S at 55 × 55 cells is 150 GMAC, 1.5 s on two cores; at this bound it is 10,600, so about 70
-times as long. 480 × 854 pixels at stride 4 (25,228 cells) and 1080 × 1920 at
-stride 8 (32,026) stay below.
+times as long. 480 × 854 pixels at stride 4 (25,228 cells) and 1080 × 1920 at stride 8 (32,026) stay below.
 """
+
+ENLARGED = 16  # a picture loaded with more than so many times its own pixels has little to show for its cells
+ENLARGED_SHARE = 4  # so it may have one cell for every four of the bound
+
+
+def bound_on_cells(max_cells: int, original: tuple[int, int], loaded: tuple[int, int]) -> int:
+    """How many cells an image may have that is loaded at another size than its own, both (height, width).
+
+    A line of 1 × 8 pixels, loaded with a shorter side of 224, would take as long as a frame of 480 × 854.
+    """
+    enlarged = loaded[0] * loaded[1] > ENLARGED * original[0] * original[1]
+    return max(1, max_cells // ENLARGED_SHARE) if enlarged else max_cells
 
 
 def check_max_cells(max_cells: int | None) -> None:
@@ -23,11 +34,12 @@ def check_max_cells(max_cells: int | None) -> None:
         raise InputError(f"max_cells={max_cells!r}: expected a number of cells, at least 1, or None for no bound")
 
 
-def too_many(cells: int, max_cells: int, remedy: str) -> str:
-    """The end of a message about an image with more cells than the bound."""
+def too_many(cells: int, bound: int, remedy: str, max_cells: int | None = None) -> str:
+    """The end of a message about an image with more cells than ``bound``; ``max_cells`` would do, or ``cells``."""
+    needed = cells if max_cells is None else max_cells
     return (
-        f"{cells:,} cells; time grows with their square, and at most {max_cells:,} are encoded: {remedy}raise the "
-        f"bound with max_cells={cells} (--max-cells {cells})"
+        f"{cells:,} cells; time grows with their square, and at most {bound:,} are encoded: {remedy}raise the bound "
+        f"with max_cells={needed} (--max-cells {needed})"
     )
 
 

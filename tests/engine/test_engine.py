@@ -238,6 +238,11 @@ def test_the_bound_on_cells_passes_what_is_reasonable_and_can_be_lifted(tiny_eng
     for shape in ((3024, 4032), (50, 20000), (1080, 1920)):
         with pytest.raises(InputError, match=r"cells; time grows with their square, and at most 32,768 are encoded"):
             check("image", shape, shape, None, options)
+    check("icon", (8, 8), (224, 224), None, options)
+    with pytest.raises(InputError, match=r"line is enlarged from 8×1 to 1792×224 pixels, .* 24,585 cells.* 98340\)"):
+        check("line", (1, 8), (224, 1792), None, options)
+    with Engine.open(tiny_bundle, max_cells=4 * 24_585) as engine:
+        engine._encoder.check_size("line", (1, 8), (224, 1792), None, options)
     with Engine.open(tiny_bundle, max_cells=None) as engine:
         engine._encoder.check_size("image", (1080, 1920), (1080, 1920), None, options)
     for wrong in (0, -1, 1.5, True):
