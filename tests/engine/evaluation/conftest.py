@@ -40,7 +40,7 @@ class StubEngine:
             model=model,
             description="mean colours",
             checkpoint=Checkpoint("none", "0" * 64),
-            architecture=Architecture(dim=7, depth=1, heads=1, patch=PATCH, trained_grid=1),
+            architecture=Architecture(dim=7, depth=12, heads=1, patch=PATCH, trained_grid=1),
             stride=STRIDE,
             facets=["key@9", "token@9"],
             saliency_heads=[0],
