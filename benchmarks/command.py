@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from facetrt.engine.cli.app import ForceOption, OutOption, app, console, errors
+from facetrt.engine.cli.app import ForceOption, OutOption, console, errors
 from facetrt.engine.files import atomic_folder, check_replaceable, scratch_folder
 from facetrt.export.models import import_export_libraries
 from facetrt.kernels.errors import InputError
@@ -29,7 +29,6 @@ class Suite(StrEnum):
     VIDEO = "video"
 
 
-@app.command()
 def bench(
     out: OutOption,
     suite: Annotated[Suite, typer.Option("--suite", help="What to measure.")] = Suite.CPU,

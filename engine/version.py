@@ -9,3 +9,6 @@ def installed_version() -> str:
         return version("facetrt")
     except PackageNotFoundError:
         return "unknown"
+
+
+__version__ = installed_version()

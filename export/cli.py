@@ -1,4 +1,4 @@
-"""``facetrt export``, and the program's entry point: the outermost layer, so the engine never imports the exporter."""
+"""``facetrt export``: parse, export, add, print."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Annotated
 
 import typer
 
-from facetrt.benchmarks import command  # noqa: F401  (it registers its command, as those below do)
 from facetrt.engine.bundle.bundle import MANIFEST, PrecisionRecord
-from facetrt.engine.cli import doctor, evaluation, info, inspection, tasks, video  # noqa: F401  (the commands)
-from facetrt.engine.cli.app import ForceOption, app, console, errors, parse_size, progress_bar
+from facetrt.engine.cli.app import ForceOption, console, errors, parse_size, progress_bar
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
 from facetrt.export.models import MODELS, import_export_libraries
@@ -24,7 +22,6 @@ GPU = "GPU"
 PLAN_OPTIONS = {field.name for field in fields(PlanOptions)}
 
 
-@app.command()
 def export(
     context: typer.Context,
     model: Annotated[
@@ -236,10 +233,3 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"--saliency-heads {text}: expected numbers of heads, comma-separated") from error
-
-
-def main() -> None:
-    """The program, for who has imported this module already; the ``facetrt`` command starts at its own entry."""
-    from facetrt.engine.cli import main as entry
-
-    entry.main()

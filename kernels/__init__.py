@@ -1,12 +1,32 @@
 """Operations on descriptor maps, each with a NumPy reference and a fast implementation behind one signature."""
 
-from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
-from facetrt.kernels.dense_crf import dense_crf
-from facetrt.kernels.errors import FacetrtError, InputError
-from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
-from facetrt.kernels.log_bin import log_bin
-from facetrt.kernels.propagate import propagate
-from facetrt.kernels.vote import Votes, vote
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from facetrt.kernels.lazy import show
+
+if TYPE_CHECKING:
+    from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
+    from facetrt.kernels.dense_crf import dense_crf
+    from facetrt.kernels.errors import FacetrtError, InputError
+    from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
+    from facetrt.kernels.log_bin import log_bin
+    from facetrt.kernels.propagate import propagate
+    from facetrt.kernels.vote import Votes, vote
+
+show(
+    __name__,
+    {
+        "facetrt.kernels.best_buddies": ("BestBuddies", "best_buddies", "cosine_similarity"),
+        "facetrt.kernels.dense_crf": ("dense_crf",),
+        "facetrt.kernels.errors": ("FacetrtError", "InputError"),
+        "facetrt.kernels.kmeans": ("Assignment", "KMeans", "assign", "diverse_clusters", "kmeans"),
+        "facetrt.kernels.log_bin": ("log_bin",),
+        "facetrt.kernels.propagate": ("propagate",),
+        "facetrt.kernels.vote": ("Votes", "vote"),
+    },
+)
 
 __all__ = [
     "Assignment",

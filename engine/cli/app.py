@@ -1,4 +1,4 @@
-"""The command line's frame: options shared by commands, progress, and how errors leave the program."""
+"""The command line's frame: the program, options shared by commands, progress, and how errors leave it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from facetrt.engine.bundle.bundle import Manifest
-from facetrt.engine.images.loading import LoadSize
-from facetrt.engine.version import installed_version
 from facetrt.kernels.errors import FacetrtError, InputError, printable
 
-app = typer.Typer(
-    name="facetrt",
-    help="Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+if TYPE_CHECKING:
+    from facetrt.engine.bundle.bundle import Manifest
+    from facetrt.engine.images.loading import LoadSize
+
+HELP = "Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation."
 
 
-@app.callback()
-def _frame(
+def frame() -> typer.Typer:
+    """The program without its commands."""
+    app = typer.Typer(
+        name="facetrt", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+    app.callback()(_options)
+    return app
+
+
+def _options(
     version: Annotated[
         bool,
         typer.Option(
@@ -41,11 +44,13 @@ def _frame(
         ),
     ] = False,
 ) -> None:
-    """Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation."""
+    """What is asked of the program itself."""
 
 
 def _say_version(given: bool) -> None:
     if given:
+        from facetrt.engine.version import installed_version
+
         typer.echo(f"facetrt {installed_version()}")
         raise typer.Exit
 

@@ -11,13 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from facetrt.engine.cli.app import BUNDLE_VARIABLE, app, console, errors
+from facetrt.engine.cli.app import BUNDLE_VARIABLE, console, errors
 from facetrt.engine.doctor.diagnosis import Diagnosis, Finding, State, diagnose
 
 STYLES = {State.WORKS: "green", State.MISSING: "red", State.NOT_HERE: "dim"}
 
 
-@app.command()
 def doctor(
     bundle: Annotated[
         str | None,

@@ -14,7 +14,6 @@ from facetrt.engine.cli.app import (
     BUNDLE_HELP,
     BUNDLE_VARIABLE,
     FACET_HELP,
-    app,
     console,
     errors,
     parse_size,
@@ -31,7 +30,6 @@ from facetrt.kernels.errors import InputError
 Name = StrEnum("Name", {name: name for name in EVALUATIONS})  # type: ignore[misc]
 
 
-@app.command("eval")
 @engine_options
 def evaluate_command(
     name: Annotated[Name, typer.Argument(help="Which evaluation.", show_default=False)],

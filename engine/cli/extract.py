@@ -13,7 +13,6 @@ from facetrt.engine.cli.app import (
     BundleOption,
     ImagesArgument,
     LoadSizeOption,
-    app,
     console,
     errors,
     interruption,
@@ -144,7 +143,6 @@ def _stored_facets(store: Path, facet: str) -> list[str]:
     return facets if facet in facets else [facet]
 
 
-@app.command()
 @engine_options
 def extract(
     images: ImagesArgument,

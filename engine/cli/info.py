@@ -14,7 +14,7 @@ from rich.table import Table
 
 from facetrt.engine.backends import BackendName, Precision
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
-from facetrt.engine.cli.app import app, console, progress_bar
+from facetrt.engine.cli.app import console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.encoding.parity import Metrics, check, compare, worst
 from facetrt.engine.engine import Engine
@@ -26,7 +26,6 @@ METRICS = ("mean_cosine", "p1_cosine", "cls_cosine", "relative_frobenius", "max_
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
 
 
-@app.command()
 @engine_options
 def info(
     bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")],

@@ -18,7 +18,6 @@ from facetrt.engine.cli.app import (
     ImagesArgument,
     LoadSizeOption,
     OutOption,
-    app,
     console,
     parse_facets,
     parse_size,
@@ -54,7 +53,6 @@ FacetOption = Annotated[
 ]
 
 
-@app.command()
 @engine_options
 def pca(
     images: ImagesArgument,
@@ -166,7 +164,6 @@ def _fit_record(fit: Pca) -> dict[str, Any]:
     return {"explained_variance_ratio": fit.explained_variance_ratio.round(6), "descriptors_fitted": fit.count}
 
 
-@app.command()
 @engine_options
 def similarity(
     images: ImagesArgument,
@@ -224,7 +221,6 @@ def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMa
     write_results(folder, record)
 
 
-@app.command("facets")
 @engine_options
 def facets_command(
     images: ImagesArgument,

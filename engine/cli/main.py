@@ -1,12 +1,190 @@
-"""Entry point of the ``facetrt`` command: signals and streams first, then everything that takes time to import."""
+"""Entry point of the ``facetrt`` command: signals and streams first, then the command that is asked for, and no other.
+
+:data:`COMMANDS` names every command and where it lives. ``facetrt --help`` is made from it alone; a command's module,
+with the libraries that it needs, is imported when the command is used.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facetrt.engine.cli.stopping import Stopped, Stopping
 from facetrt.engine.cli.streams import lost_output, open_streams
+
+if TYPE_CHECKING:
+    import typer
+
+
+class Command(NamedTuple):
+    """One command of the program.
+
+    Attributes:
+        name: as it is typed.
+        place: ``module:function`` that carries it out; its docstring is the command's help.
+        group: the panel of ``facetrt --help`` that shows it.
+        help: the docstring's first line.
+        extra: of the distribution, with what the module imports; empty if it needs none.
+    """
+
+    name: str
+    place: str
+    group: str
+    help: str
+    extra: str = ""
+
+    def function(self) -> Callable[..., None]:
+        """Import what carries the command out.
+
+        Raises:
+            MissingDependencyError: if a library is missing that comes with the extra.
+        """
+        module, _, name = self.place.partition(":")
+        try:
+            return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        except ModuleNotFoundError as error:
+            if not self.extra:
+                raise
+            from facetrt.kernels.errors import MissingDependencyError
+
+            raise MissingDependencyError(
+                f"facetrt {self.name} needs {error.name or module}, which is not installed: "
+                f"pip install 'facetrt[{self.extra}]'"
+            ) from error
+
+    def load(self) -> Any:
+        """The command as the parser sees it, with its options."""
+        import typer
+
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(self.name)(self.function())
+        return typer.main.get_command(alone)
+
+
+START, BUNDLES, TASKS, VIDEO, DATA, MACHINE = "Start", "Bundles", "Tasks", "Video", "Data and scores", "Machine"
+COMMANDS = (  # in the order in which people meet them
+    Command(
+        "demo",
+        "facetrt.engine.cli.tasks:demo",
+        START,
+        "Co-segment and match the photographs that ship with facetrt; no download, no torch.",
+    ),
+    Command(
+        "export",
+        "facetrt.export.cli:export",
+        BUNDLES,
+        "Turn a checkpoint into a bundle, compared with the torch model before it is written; or add to a bundle.",
+        extra="export",
+    ),
+    Command(
+        "info",
+        "facetrt.engine.cli.info:info",
+        BUNDLES,
+        "Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine.",
+    ),
+    Command(
+        "match",
+        "facetrt.engine.cli.tasks:match",
+        TASKS,
+        "Find corresponding points of two images and draw them side by side.",
+    ),
+    Command(
+        "cosegment",
+        "facetrt.engine.cli.tasks:cosegment",
+        TASKS,
+        "Segment the objects that the images share; masks at the original size, overlays, data.",
+    ),
+    Command(
+        "parts",
+        "facetrt.engine.cli.tasks:parts",
+        TASKS,
+        "Segment the parts that the images' common objects share; part colours mean the same in all images.",
+    ),
+    Command(
+        "similarity",
+        "facetrt.engine.cli.inspection:similarity",
+        TASKS,
+        "How similar a point of the first image is to every cell of the second.",
+    ),
+    Command(
+        "pca",
+        "facetrt.engine.cli.inspection:pca",
+        TASKS,
+        "Principal components of descriptors as pictures, over all images together or per image.",
+    ),
+    Command(
+        "facets",
+        "facetrt.engine.cli.inspection:facets_command",
+        TASKS,
+        "Compare facets and layers on two images in one figure: joint PCA, and similarity to points of the first.",
+    ),
+    Command(
+        "video",
+        "facetrt.engine.cli.video:video",
+        VIDEO,
+        "Follow points or masks through a video, segment it, or show its descriptors; an overlay video and a record.",
+    ),
+    Command(
+        "extract",
+        "facetrt.engine.cli.extract:extract",
+        DATA,
+        "Write descriptors and saliency of images into a Zarr store, with pictures; continues an interrupted run.",
+    ),
+    Command(
+        "eval",
+        "facetrt.engine.cli.evaluation:evaluate_command",
+        DATA,
+        "Score a bundle on a data set and compare with the paper; run again to continue an interrupted run.",
+    ),
+    Command(
+        "doctor",
+        "facetrt.engine.cli.doctor:doctor",
+        MACHINE,
+        "Show which backends and kernels can run here, and how to mend the rest. Fails if none can.",
+    ),
+    Command(
+        "bench",
+        "facetrt.benchmarks.command:bench",
+        MACHINE,
+        "Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes.",
+        extra="bench",
+    ),
+)
+
+
+def program(loaded: Callable[[], None] = lambda: None) -> typer.Typer:
+    """The command line, whose commands are imported when they are used.
+
+    Args:
+        loaded: called when that has happened, before the command reads its options.
+    """
+    from facetrt.engine.cli.app import frame
+
+    app = frame()
+    for command in COMMANDS:
+        app.command(command.name, help=command.help, rich_help_panel=command.group, cls=_lazy(command, loaded))(_unused)
+    return app
+
+
+def _lazy(command: Command, loaded: Callable[[], None]) -> type[typer.core.TyperCommand]:
+    from typer.core import TyperCommand
+
+    class Lazy(TyperCommand):
+        """A command's line in the help; its context, and so all that follows, is the real command's."""
+
+        def make_context(self, *arguments: Any, **options: Any) -> Any:
+            real = command.load()
+            loaded()
+            return real.make_context(*arguments, **options)
+
+    return Lazy
+
+
+def _unused() -> None:
+    """What a command does is in its own module."""
 
 
 def main() -> None:
@@ -15,15 +193,11 @@ def main() -> None:
     open_streams()
     stopping = Stopping()
     stopping.install()
-    from facetrt.engine.cli.app import app, interruption, run
-    from facetrt.engine.files import discard_temporaries, is_finishing, on_finished
-    from facetrt.export import cli  # noqa: F401  (it registers the commands)
+    from facetrt.engine.cli.app import run
 
-    on_finished(stopping.resume)
-    stopping.unwind(interruption, discard_temporaries, is_finishing)
     code: object = 0
     try:
-        run(app)
+        run(program(lambda: _unwind(stopping)))
     except Stopped:
         stopping.end()
     except SystemExit as left:
@@ -35,6 +209,15 @@ def main() -> None:
         sys.stderr.write(f"error: standard output cannot be written ({failure}): what was to be printed is lost\n")
         code = 1
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _unwind(stopping: Stopping) -> None:
+    """The libraries are there, and the command begins: from here on there may be something to undo."""
+    from facetrt.engine.cli.app import interruption
+    from facetrt.engine.files import discard_temporaries, is_finishing, on_finished
+
+    on_finished(stopping.resume)
+    stopping.unwind(interruption, discard_temporaries, is_finishing)
 
 
 def _check_system() -> None:

@@ -23,7 +23,6 @@ from facetrt.engine.cli.app import (
     IntermediateOption,
     LoadSizeOption,
     OutOption,
-    app,
     console,
     parse_size,
     progress_bar,
@@ -99,7 +98,6 @@ SaveModelOption = Annotated[
 ]
 
 
-@app.command()
 @engine_options
 def match(
     images: ImagesArgument,
@@ -191,7 +189,6 @@ def write_matches(
         write_png(folder / "best_buddies.png", draw.draw_matches(pictures, everything))
 
 
-@app.command()
 @engine_options
 def cosegment(
     images: ImagesArgument,
@@ -327,7 +324,6 @@ def _clustering(clustering: Clustering, votes: Votes) -> dict[str, Any]:
     }
 
 
-@app.command()
 @engine_options
 def parts(
     images: ImagesArgument,
@@ -465,7 +461,6 @@ def report_model(path: Path | None, task: str, *, learned: bool) -> None:
     console.print(f"  engine.apply(load_model({str(path)!r}), image)", soft_wrap=True)
 
 
-@app.command()
 @engine_options
 def demo(
     out: OutOption = Path("facetrt-demo"),

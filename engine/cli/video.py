@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facetrt.engine.cli.app import BundleOption, ForceOption, app, console, errors, interruption, note, parse_size
+from facetrt.engine.cli.app import BundleOption, ForceOption, console, errors, interruption, note, parse_size
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.cli.records import describe
 from facetrt.engine.cli.viewers import (
@@ -101,7 +101,6 @@ class Request:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
-@app.command()
 @engine_options
 def video(
     bundle: BundleOption,

@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 from facetrt.benchmarks import missing
 from facetrt.benchmarks.cpu.workbench import Workbench, prepare
 from facetrt.benchmarks.report import validate
-from facetrt.engine.cli.app import app
-from facetrt.export.cli import main as main  # registers all commands
+from facetrt.engine.cli.main import program
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, OutputError
 
 runner = CliRunner()
@@ -19,7 +18,7 @@ runner = CliRunner()
 def test_bench_end_to_end(tmp_path: Path, tiny_bundle: Path, tiny_weights: Path) -> None:
     out = tmp_path / "bench"
     options = ["--quick", "--rounds", "1", "--bundle", str(tiny_bundle), "--weights", str(tiny_weights)]
-    result = runner.invoke(app, ["bench", *options, "--out", str(out)], catch_exceptions=False)
+    result = runner.invoke(program(), ["bench", *options, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0 and "pair match" in result.stdout
     assert {path.name for path in out.iterdir()} == {"results.json", "table.md", "bars.png", "scaling.png"}
     data = json.loads((out / "results.json").read_text())
@@ -33,18 +32,20 @@ def test_bench_end_to_end(tmp_path: Path, tiny_bundle: Path, tiny_weights: Path)
     assert rows["memory", "match, fp32"]["value"]["median"] > 20
     assert all(bar["met"] is None and bar["reason"] for bar in data["bars"])  # quick sizes are not the bars'
     with pytest.raises(OutputError, match="exists already"):
-        runner.invoke(app, ["bench", *options, "--out", str(out)], catch_exceptions=False)
+        runner.invoke(program(), ["bench", *options, "--out", str(out)], catch_exceptions=False)
 
 
 def test_the_original_code_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"extractor\.py, correspondences\.py not found"):
-        runner.invoke(app, ["bench", "--out", str(tmp_path / "b"), "--against", str(tmp_path)], catch_exceptions=False)
+        runner.invoke(
+            program(), ["bench", "--out", str(tmp_path / "b"), "--against", str(tmp_path)], catch_exceptions=False
+        )
 
 
 def test_a_missing_library_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match=r"needs matplotlib.*facetrt\[bench\]"):
-        runner.invoke(app, ["bench", "--out", str(tmp_path / "b")], catch_exceptions=False)
+        runner.invoke(program(), ["bench", "--out", str(tmp_path / "b")], catch_exceptions=False)
     with pytest.raises(MissingDependencyError, match=r"facetrt\[crf\]"):
         missing.import_library("no_such_library", extra="crf")
 

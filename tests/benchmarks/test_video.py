@@ -27,9 +27,8 @@ from facetrt.benchmarks.video import (
     run_video,
 )
 from facetrt.engine.bundle.bundle import Manifest
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 from facetrt.engine.video.stream import Stream
-from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import InputError
 
 
@@ -139,12 +138,12 @@ def test_the_command_runs_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("facetrt.benchmarks.video.run_video", measured)
     arguments = ["bench", "--suite", "video", "--quick", "--rounds", "2", "--out", str(tmp_path / "b")]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(program(), arguments, catch_exceptions=False)
     assert result.exit_code == 0 and seen == [("builtin", QUICK_VIDEO, 2)]
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"results.json", "table.md", "bars.png"}
     for option in ("--weights", "--against"):
         with pytest.raises(InputError, match="leave them out"):
-            CliRunner().invoke(app, [*arguments, "--force", option, str(tmp_path)], catch_exceptions=False)
+            CliRunner().invoke(program(), [*arguments, "--force", option, str(tmp_path)], catch_exceptions=False)
 
 
 def test_a_bundle_without_what_the_suite_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_constant_images_are_harmless(builtin: Engine, size: tuple[int, int], va
 
 
 def test_a_killed_export_leaves_no_bundle_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    program = "import sys; from facetrt.export.cli import main; sys.argv[0] = 'facetrt'; main()"
+    program = "import sys; from facetrt.engine.cli.main import main; sys.argv[0] = 'facetrt'; main()"
     command = [sys.executable, "-c", program, "export", "builtin", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 from facetrt.engine.backends import BackendName, DeviceName, RunOptions, TensorRtBackend
 from facetrt.engine.backends import Precision as RunPrecision
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.cli.app import app
-from facetrt.export import cli as _registered  # noqa: F401  (it registers the command)
+from facetrt.engine.cli.main import program
 from facetrt.export import plans
 from facetrt.export.options import Precision
 from facetrt.export.plans import PlanOptions, build_plan, prepare_graph
@@ -233,14 +232,16 @@ def test_images_too_large_to_compare(tiny_bundle: Path, fake_gpu: FakeGpu) -> No
 
 def test_nothing_long_is_begun_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    result = CliRunner().invoke(app, ["export", "builtin", "--out", str(tmp_path / "out"), "--target", "tensorrt"])
+    result = CliRunner().invoke(
+        program(), ["export", "builtin", "--out", str(tmp_path / "out"), "--target", "tensorrt"]
+    )
     assert isinstance(result.exception, MissingDependencyError) and "facetrt[gpu]" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) -> None:
     command = ["export", str(static), "--target", "tensorrt", "--opt-batch", "2", "--version-compatible"]
-    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    result = CliRunner().invoke(program(), command, catch_exceptions=False)
     assert "1 fused attentions" in result.output.replace("\n", " ")
     (record,) = Bundle.open(static).manifest.plans.values()
     assert [shape[0] for shape in record.profile["images"]] == [1, 2, 2] and record.flags == ["version_compatible"]
@@ -263,7 +264,7 @@ def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) ->
     ],
 )
 def test_commands_that_cannot_be(static: Path, fake_gpu: FakeGpu, arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["export", *(str(static) if a == "BUNDLE" else a for a in arguments)])
+    result = CliRunner().invoke(program(), ["export", *(str(static) if a == "BUNDLE" else a for a in arguments)])
     assert isinstance(result.exception, InputError) and message in str(result.exception)
 
 

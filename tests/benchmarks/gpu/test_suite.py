@@ -34,9 +34,8 @@ from facetrt.benchmarks.plots import draw
 from facetrt.benchmarks.report import bar_cells, markdown, validate, write_report
 from facetrt.benchmarks.results import Row, Spread, judge
 from facetrt.benchmarks.timing import Clock, Latencies, queued
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 from facetrt.engine.doctor.diagnosis import Driver, Gpu
-from facetrt.export.cli import main as main  # registers all commands
 from facetrt.export.weights import read_state_dict
 from facetrt.kernels.device.runtime.triton_device import TritonDevice
 from facetrt.kernels.errors import BackendError, FacetrtError, InputError
@@ -159,14 +158,14 @@ def test_no_gpu_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_facts, "ask", lambda probe: {"error": "no NVIDIA driver: libcuda.so.1 is not there"})
     monkeypatch.setattr(gpu_workbench, "prepare_gpu", lambda *arguments: pytest.fail("work was done"))
     with pytest.raises(FacetrtError, match="needs an NVIDIA GPU: no NVIDIA driver") as error:
-        CliRunner().invoke(app, ["bench", "--suite", "gpu", "--out", str(tmp_path / "b")], catch_exceptions=False)
+        CliRunner().invoke(program(), ["bench", "--suite", "gpu", "--out", str(tmp_path / "b")], catch_exceptions=False)
     assert error.value.exit_code == 2 and not (tmp_path / "b").exists()
 
 
 def test_the_original_code_is_the_cpu_suites(tmp_path: Path) -> None:
     options = ["--suite", "gpu", "--out", str(tmp_path / "b"), "--against", str(tmp_path)]
     with pytest.raises(InputError, match="timed by the CPU suite"):
-        CliRunner().invoke(app, ["bench", *options], catch_exceptions=False)
+        CliRunner().invoke(program(), ["bench", *options], catch_exceptions=False)
 
 
 def test_the_gpu_is_described() -> None:
@@ -191,7 +190,7 @@ def test_the_command_runs_the_suite(
 
     monkeypatch.setattr("facetrt.benchmarks.gpu.suite.run_gpu", measured)
     options = ["--suite", "gpu", "--quick", "--bundle", str(tiny_bundle), "--weights", str(tiny_weights)]
-    result = CliRunner().invoke(app, ["bench", *options, "--out", str(tmp_path / "b")], catch_exceptions=False)
+    result = CliRunner().invoke(program(), ["bench", *options, "--out", str(tmp_path / "b")], catch_exceptions=False)
     assert result.exit_code == 0 and seen == [(QUICK_GPU, GPU, [])]
     assert (tmp_path / "b" / "results.json").is_file()
 

@@ -7,9 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from facetrt.engine.cli import doctor as command
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 from facetrt.engine.doctor.diagnosis import BundleReport, Diagnosis, Driver, Finding, Gpu, State
-from facetrt.export.cli import main as main  # registers all commands
 
 runner = CliRunner()
 
@@ -29,7 +28,7 @@ def diagnosis(state: State = State.WORKS, **changes: Any) -> Diagnosis:
 
 def invoke(monkeypatch: pytest.MonkeyPatch, found: Diagnosis, *options: str) -> Any:
     monkeypatch.setattr(command, "diagnose", lambda bundle: found)
-    return runner.invoke(app, ["doctor", *options], catch_exceptions=False)
+    return runner.invoke(program(), ["doctor", *options], catch_exceptions=False)
 
 
 def test_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,5 +70,5 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_this_machine_for_real() -> None:
-    result = runner.invoke(app, ["doctor", "--json"], catch_exceptions=False)
+    result = runner.invoke(program(), ["doctor", "--json"], catch_exceptions=False)
     assert result.exit_code == 0 and json.loads(result.stdout)["packages"]["facetrt"]

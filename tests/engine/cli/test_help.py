@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import facetrt.engine
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.app import BUNDLE_VARIABLE
+from facetrt.engine.cli.main import COMMANDS as TABLE
+from facetrt.engine.cli.main import program
 from facetrt.engine.samples import sample_paths
-from facetrt.export.cli import app
 from facetrt.kernels.errors import InputError
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, click.Command] = {command.name: command.load() for command in TABLE}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -29,7 +29,7 @@ def test_every_option_and_argument_is_explained(name: str) -> None:
 
 
 def test_the_version_is_the_distributions() -> None:
-    result = CliRunner().invoke(app, ["--version"])
+    result = CliRunner().invoke(program(), ["--version"])
     assert result.exit_code == 0 and result.stdout.strip() == f"facetrt {facetrt.engine.__version__}"
     assert facetrt.engine.__version__[0].isdigit()
 
@@ -37,13 +37,13 @@ def test_the_version_is_the_distributions() -> None:
 def test_the_bundle_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["similarity", str(facetrt.engine.__file__), "--cls", "--out", f"{tmp_path}/out"]
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
-    missing = CliRunner().invoke(app, arguments)
+    missing = CliRunner().invoke(program(), arguments)
     assert isinstance(missing.exception, InputError)
     assert "builtin" in str(missing.exception) and BUNDLE_VARIABLE in str(missing.exception)
     monkeypatch.setenv(BUNDLE_VARIABLE, "builtin")
-    found = CliRunner().invoke(app, arguments)
+    found = CliRunner().invoke(program(), arguments)
     assert "no bundle" not in str(found.exception)  # it goes on to the images, and stops there
-    assert BUNDLE_VARIABLE in CliRunner().invoke(app, ["similarity", "--help"], env={"COLUMNS": "160"}).stdout
+    assert BUNDLE_VARIABLE in CliRunner().invoke(program(), ["similarity", "--help"], env={"COLUMNS": "160"}).stdout
 
 
 def test_advice_names_what_the_model_can_have() -> None:
@@ -63,7 +63,7 @@ def test_no_help_names_a_facet_that_a_bundle_may_lack(name: str) -> None:
 def test_what_runs_is_said_where_something_was_asked(tmp_path: Path) -> None:
     photo = next(iter(sample_paths().values()))
     common = ["similarity", str(photo), str(photo), "--cls", "--load-size", "48", "-b", "builtin", "--force", "-o"]
-    asked = CliRunner().invoke(app, [*common, str(tmp_path / "out"), "--precision", "fastest"])
+    asked = CliRunner().invoke(program(), [*common, str(tmp_path / "out"), "--precision", "fastest"])
     assert asked.exit_code == 0 and "running " in asked.output and " on cpu" in asked.output
     record = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
     assert f"running {record['backend']} in {record['precision']} on {record['device']}" in asked.output

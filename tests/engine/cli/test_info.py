@@ -8,8 +8,7 @@ from helpers_gpu import FakeGpu, add_kernels
 from typer.testing import CliRunner
 
 from facetrt.engine.bundle.bundle import KERNELS
-from facetrt.engine.cli.app import app
-from facetrt.export.cli import main as main  # registers all commands
+from facetrt.engine.cli.main import program
 from facetrt.kernels.errors import BundleError
 
 
@@ -20,7 +19,7 @@ def bundle(planned_bundle: Path, tmp_path: Path, fake_gpu: FakeGpu) -> Path:
 
 
 def info(bundle: Path) -> str:
-    result = CliRunner().invoke(app, ["info", str(bundle)], catch_exceptions=False)
+    result = CliRunner().invoke(program(), ["info", str(bundle)], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 

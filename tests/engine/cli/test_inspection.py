@@ -18,7 +18,8 @@ from PIL import Image
 
 from facetrt.engine import Engine
 from facetrt.engine.cli import inspection
-from facetrt.engine.cli.app import app, run
+from facetrt.engine.cli.app import run
+from facetrt.engine.cli.main import program
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -34,7 +35,7 @@ def facetrt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         capsys.readouterr()
         code: Any = 0
         try:
-            run(app)
+            run(program())
         except SystemExit as stop:
             code = stop.code or 0
         out, err = capsys.readouterr()

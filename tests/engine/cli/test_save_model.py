@@ -12,8 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from facetrt.engine import Engine, InputError, OutputError, PartsModel, SegmentationModel, load_model
-from facetrt.engine.cli import tasks  # noqa: F401  (it registers the commands)
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 
 COMMON = ("--load-size", "48", "--sample-interval", "4", "--refine", "none")
 
@@ -28,7 +27,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    return CliRunner().invoke(program(), [*map(str, arguments)], catch_exceptions=False)
 
 
 def test_a_model_beside_or_in_the_results(

@@ -13,7 +13,7 @@ import pytest
 from helpers import photo
 from PIL import Image
 
-ENTRY = "from facetrt.export import entry, stopping\n"
+ENTRY = "from facetrt.engine.cli import main as entry, stopping\n"
 READY = "print('ready', flush=True)"
 IMPORTING = f"""
 install = stopping.Stopping.install

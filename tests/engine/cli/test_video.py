@@ -19,13 +19,12 @@ from typer.testing import CliRunner, Result
 
 from facetrt.engine.cli import video as command
 from facetrt.engine.cli import viewers as video_tasks
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 from facetrt.engine.cli.viewers import PcaViewer
 from facetrt.engine.engine import Engine
 from facetrt.engine.tasks.models import learn_cosegmentation
 from facetrt.engine.video import sources
 from facetrt.engine.video.sources import open_source
-from facetrt.export.cli import main as main  # registers all commands
 from facetrt.kernels.errors import BackendError, FacetrtError, InputError, OutputError, SourceError
 
 COUNT, SIZE = 10, (72, 96)
@@ -68,7 +67,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def video(source: Path | str | None, task: str, out: Path, *options: object) -> Result:
     given = [] if source is None else [source]
     arguments = ["video", *given, "--task", task, "-b", "builtin", "--threads", 1, "-o", out, *options]
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(program(), [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def check(out: Path, task: str, count: int = COUNT, size: tuple[int, int] = SIZE) -> dict[str, Any]:

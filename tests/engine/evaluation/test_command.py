@@ -14,7 +14,7 @@ from facetrt.engine.cli import (
     opening,
     tasks,  # noqa: F401  (with one command alone, typer drops its name)
 )
-from facetrt.engine.cli.app import app
+from facetrt.engine.cli.main import program
 from facetrt.engine.evaluation import EVALUATIONS, open_evaluation
 from facetrt.engine.evaluation.published import published_categories, published_rows
 from facetrt.engine.evaluation.report import notes
@@ -31,7 +31,7 @@ def coseg(tmp_path, save):
 
 
 def _run(*arguments, catch=True):
-    return CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=catch)
+    return CliRunner().invoke(program(), ["eval", *map(str, arguments)], catch_exceptions=catch)
 
 
 def test_a_run_prints_its_table_beside_the_papers_and_writes_results(coseg, make_engine, tmp_path, monkeypatch):
