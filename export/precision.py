@@ -56,7 +56,9 @@ class Sample:
 
 
 # --------------------------------------------------------------------------------------------------------------- search
-def hold_contract(precision: RunPrecision, manifest: Manifest, trial: Trial, emulate: Trial) -> PrecisionRecord:
+def hold_contract(
+    precision: RunPrecision, manifest: Manifest, trial: Trial, emulate: Trial, *, room: float = 1.0
+) -> PrecisionRecord:
     """The cheapest of a few choices of what stays in fp32 that keeps the contract; without one the first, the fastest.
 
     Nothing, then [CLS] attention, which costs next to nothing, then the blocks that do most harm as well.
@@ -64,12 +66,17 @@ def hold_contract(precision: RunPrecision, manifest: Manifest, trial: Trial, emu
     Args:
         trial: measures a choice as it will run.
         emulate: measures a choice by emulated rounding, on one image: which block does how much harm.
+        room: the share of the contract that a choice may use up while others are left to try.
     """
+
+    def comfortable(record: PrecisionRecord) -> bool:
+        return record.holds and max(_excess(precision, manifest, record), default=0.0) <= room**2
+
     saliency = manifest.saliency_heads is not None
     tried: list[PrecisionRecord] = []
     for cls_attention in (False, True) if saliency else (False,):
         tried.append(trial(Fp32Parts(cls_attention)))
-        if tried[-1].holds:
+        if comfortable(tried[-1]):
             return tried[-1]
     harm = _harm_of_blocks(precision, manifest, emulate)
     measured = np.array(_excess(precision, manifest, tried[-1]))
@@ -78,9 +85,9 @@ def hold_contract(precision: RunPrecision, manifest: Manifest, trial: Trial, emu
     for blocks in choices(harm):
         if blocks not in [record.fp32.blocks for record in tried]:
             tried.append(trial(Fp32Parts(saliency, blocks)))
-            if tried[-1].holds:
+            if comfortable(tried[-1]):
                 return tried[-1]
-    return tried[0]
+    return next((record for record in reversed(tried) if record.holds), tried[0])
 
 
 def choices(harm: NDArray[np.float64]) -> Iterator[list[int]]:
