@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up an environment of its own and runs lint, types and tests. Needs Python 3.11 or newer and pip, no GPU.
+# Sets up an environment of its own, runs lint, types and tests, and builds the documentation. Needs Python 3.11 or newer and pip, no GPU.
 # Arguments go to pytest, for example: bash tests/run.sh tests/kernels
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ venv=${FACETRT_VENV:-.venv-tests}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 rm -rf build  # setuptools copies stale files from an earlier build into the wheel
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[cpu,openvino,export,video,bench,test,dev]"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[cpu,openvino,export,video,bench,docs,test,dev]"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
 
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[crf]" ||
@@ -20,4 +20,5 @@ rm -rf build  # setuptools copies stale files from an earlier build into the whe
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
+NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true "$venv/bin/mkdocs" build --strict --quiet -f docs/mkdocs.yml
 "$venv/bin/python" -m pytest -q "$@"
