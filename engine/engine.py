@@ -81,6 +81,7 @@ class Engine:
         kernels: str = "auto",
         allow_inexact: bool = False,
         max_cells: int | None = MAX_CELLS,
+        specialisation: str = "eager",
     ) -> Self:
         """Open a bundle folder, or the small model that ships with facetrt under the name ``builtin``.
 
@@ -88,21 +89,24 @@ class Engine:
 
         Args:
             device: ``cpu``, ``cuda``, or ``auto``: the CPU, unless the backend runs on GPUs only.
-            backend: ``onnxruntime``, ``openvino``, ``tensorrt``, or ``auto``. On a CPU that is OpenVINO for bf16, for
-                throughput, or where it alone is installed, and otherwise ONNX Runtime; on a GPU it is TensorRT if the
-                bundle has a plan for it, and otherwise ONNX Runtime.
+            backend: ``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``, or ``auto``. On a CPU that is
+                OpenVINO for bf16, for throughput, or where it alone is installed, and otherwise ONNX Runtime; on a GPU
+                it is TensorRT, or else TensorRT for RTX, if the bundle has a plan for the GPU, and otherwise ONNX
+                Runtime.
             precision: ``auto`` (the bundle's own), ``fp32``, ``fp16``, ``bf16`` (OpenVINO, on processors that have it),
                 or ``fastest``: bf16 where that is possible, keeps its contract and is faster, else its own.
             hint: ``latency``, or ``throughput``: batches side by side (OpenVINO).
             threads: of the processor; None for all cores.
             cache: a folder for compiled encoders, which makes opening faster the next time; only for backends that
-                compile (OpenVINO).
+                compile (OpenVINO; TensorRT for RTX, which takes ``BUNDLE.cache`` beside the bundle if none is given).
             streams: of a GPU: so many calls, or batches of one call, overlap.
             kernels: where ``match`` and ``cosegment`` do what follows the encoder: ``host``, ``device``, or ``auto``:
                 beside the encoder. On a GPU that takes a bundle with kernels for it (``facetrt export … --kernels``).
             allow_inexact: run a precision although its contract does not hold with this bundle, or was not measured.
             max_cells: an image of more is refused, before it is encoded, with the load size that would do: time grows
                 with their square. None for no bound.
+            specialisation: when TensorRT for RTX compiles kernels for the very shapes of a batch: ``eager``, before the
+                first such batch; ``lazy``, beside it, after which results may change in their last bits; ``none``.
 
         Raises:
             MissingFileError, BundleError: no bundle there, or a damaged one.
@@ -120,6 +124,7 @@ class Engine:
             streams=streams,
             kernels=kernels,
             allow_inexact=allow_inexact,
+            specialisation=specialisation,
         )
         check_max_cells(max_cells)
         opened = Bundle.open(bundle)

@@ -9,13 +9,22 @@ from typing import Annotated
 
 import typer
 
+from facetrt.engine.backends.flavours import FLAVOURS, Flavour
+from facetrt.engine.backends.options import BackendName
 from facetrt.engine.bundle.bundle import MANIFEST, PrecisionRecord
 from facetrt.engine.cli.app import ForceOption, console, errors, parse_size, progress_bar
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.options import ExportOptions, Facet, Precision, Target
-from facetrt.export.plans import PlanOptions, build_plan, check_target
+from facetrt.export.plans import (
+    PlanOptions,
+    build_plan,
+    check_fusible,
+    check_options,
+    check_target,
+    parse_plan_architectures,
+)
 from facetrt.kernels.errors import InputError
 
 GPU = "GPU"
@@ -62,8 +71,21 @@ def export(
         int, typer.Option("--max-cells", min=1, help="A --size of more is refused: time grows with their square.")
     ] = MAX_CELLS,
     target: Annotated[
-        Target, typer.Option("--target", help="tensorrt also builds a plan, on this GPU.", rich_help_panel=GPU)
+        Target,
+        typer.Option(
+            "--target",
+            help="tensorrt also builds a plan, on this GPU; tensorrt-rtx an engine, anywhere, for --architectures.",
+            rich_help_panel=GPU,
+        ),
     ] = Target.ONNX,
+    architectures: Annotated[
+        str | None,
+        typer.Option("--architectures", help="Of tensorrt-rtx: like sm75,sm89; all by default.", rich_help_panel=GPU),
+    ] = None,
+    allow_unfused: Annotated[
+        bool,
+        typer.Option("--allow-unfused", help="Build although attention holds its t × t matrix.", rich_help_panel=GPU),
+    ] = False,
     opt_batch: Annotated[
         int | None, typer.Option("--opt-batch", help="Batch size to tune for.", rich_help_panel=GPU)
     ] = None,
@@ -95,22 +117,26 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle, compared with the torch model before it is written; or add to a bundle.
 
-    --kernels and --target tensorrt add compiled kernels and a TensorRT plan, to the new bundle or to the folder given
-    instead of a model.
+    --kernels and --target add compiled kernels and a TensorRT plan, to the new bundle or to the folder given instead of
+    a model.
     """
     plan = _plan_options(context)
-    architectures = _architectures(kernels)
-    if target is Target.TENSORRT:
-        check_target()  # before anything that takes long
+    kernel_architectures = _kernel_architectures(kernels)
+    flavour = None if target is Target.ONNX else FLAVOURS[BackendName(target)]
+    if flavour is not None:  # before anything that takes long
+        check_options(plan, flavour)
+        check_target(flavour)
     if _is_bundle(model):
         _check_additions(context, model)
         folder = Path(model)
-        if architectures:
-            names = add_kernels(folder, architectures, report=_print_stage)
-            console.print(f"{folder}: {len(names)} kernel files for {', '.join(architectures)}")
+        if kernel_architectures:
+            names = add_kernels(folder, kernel_architectures, report=_print_stage)
+            console.print(f"{folder}: {len(names)} kernel files for {', '.join(kernel_architectures)}")
     else:
         if out is None:
             raise InputError(f"--out is missing: expected the folder for the bundle of {model}")
+        if flavour is not None:
+            check_fusible(precision, plan, flavour)
         folder = out
         options = ExportOptions(
             stride=stride,
@@ -120,12 +146,12 @@ def export(
             saliency_heads=None if saliency_heads is None else _integers(saliency_heads),
             precision=precision,
             measure=measure,
-            kernels=architectures,
+            kernels=kernel_architectures,
             max_cells=max_cells,
         )
         _export_model(model, folder, options, weights, force=force)
-    if target is Target.TENSORRT:
-        _add_plan(folder, plan)
+    if flavour is not None:
+        _add_plan(folder, plan, flavour)
 
 
 def _export_model(model: str, out: Path, options: ExportOptions, weights: Path | None, *, force: bool) -> None:
@@ -154,13 +180,16 @@ def _outcome(record: PrecisionRecord) -> str:
     return f"keeps its contract with {record.fp32} in fp32{cost}"
 
 
-def _add_plan(folder: Path, options: PlanOptions) -> None:
-    name, record = build_plan(folder, options, report=_print_stage)
-    worst = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
-    fused = f"{record.fused_attention} fused attentions" if record.fused_attention else "attention not fused"
+def _add_plan(folder: Path, options: PlanOptions, flavour: Flavour) -> None:
+    name, record = build_plan(folder, options, flavour=flavour, report=_print_stage)
+    if record.parity.cases:
+        worst = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
+        compared = f"worst relative error {worst:.1e} against fp32 on {len(record.parity.cases)} batches"
+    else:
+        compared = "compared with fp32 on the GPU that runs it first"
     console.print(
-        f"{folder / name}: {record.layers} layers, {fused}; worst relative error {worst:.1e} against fp32 on "
-        f"{len(record.parity.cases)} batches"
+        f"{folder / name}: for {record.architecture}; {record.layers} layers, {record.fused_attention} of "
+        f"{record.attention} attentions fused, {max(record.scratch_bytes) / 1e6:,.0f} MB of scratch memory; {compared}"
     )
 
 
@@ -176,18 +205,20 @@ def _check_additions(context: typer.Context, model: str) -> None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise InputError(f"{names} cannot change the bundle {model}: export the model anew, to another folder")
     if not given & {"kernels", "target"}:
-        raise InputError(f"{model} is a bundle already: add --target tensorrt or --kernels to add to it")
+        raise InputError(f"{model} is a bundle already: add --target or --kernels to add to it")
 
 
 def _plan_options(context: typer.Context) -> PlanOptions:
     """From the options that were given; those for a plan need --target tensorrt."""
     given = {name: context.params[name] for name in PLAN_OPTIONS & _given(context)}
-    if given and context.params["target"] is not Target.TENSORRT:
+    if given and context.params["target"] is Target.ONNX:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise InputError(f"{names} shape a TensorRT plan: add --target tensorrt")
+        raise InputError(f"{names} shape a TensorRT plan: add --target tensorrt or tensorrt-rtx")
     for name in given:
         if name.endswith("_size"):
             given[name] = _exact_size(f"--{name.replace('_', '-')}", given[name])
+    if "architectures" in given:
+        given["architectures"] = parse_plan_architectures(given["architectures"])
     if "max_batch" in given:
         given.setdefault("opt_batch", given["max_batch"])
     elif "opt_batch" in given:
@@ -201,7 +232,7 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _architectures(kernels: str) -> tuple[str, ...]:
+def _kernel_architectures(kernels: str) -> tuple[str, ...]:
     if kernels.strip().lower() == "none":
         return ()
     from facetrt.export.kernels import parse_architectures

@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from facetrt.engine.backends import BackendName, RunOptions, make_backend
 from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.backends.widening import widen
 from facetrt.engine.bundle.bundle import (
     ENCODER,
     MANIFEST,
@@ -66,7 +67,6 @@ from facetrt.export.precision import (
 )
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
-from facetrt.export.widening import widen
 from facetrt.kernels.errors import BackendError, InputError, ParityError
 
 Report = Callable[[str], None]

@@ -21,10 +21,13 @@ class Precision(StrEnum):
 
 
 class Target(StrEnum):
-    """What is made: the portable graph alone, or also a TensorRT plan for the GPU of this machine."""
+    """What is made: the portable graph alone, or also a TensorRT plan for the GPU of this machine, or an engine of
+    TensorRT for RTX, for any list of GPUs.
+    """
 
     ONNX = "onnx"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class FacetKind(StrEnum):

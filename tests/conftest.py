@@ -22,6 +22,7 @@ from helpers_gpu import FakeGpu, install, plan_bundle
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine
+from facetrt.engine.backends.flavours import RTX
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.options import ExportOptions
@@ -142,3 +143,27 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 def planned_bundle(tiny_bundle: Path, work: Path) -> Path:
     """The tiny dynamic bundle with a plan that the fakes built."""
     return plan_bundle(tiny_bundle, work / "planned")
+
+
+@pytest.fixture
+def fake_rtx(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """A machine with a GPU that TensorRT for RTX runs on, and that library in place of TensorRT; all of it fakes."""
+    machine = install(monkeypatch, rtx=True, capability=(8, 9))
+    yield machine
+    gc.collect()
+    assert not machine.gpu.stack(), "a context was left current"
+
+
+@pytest.fixture(scope="session")
+def rtx_bundle(tiny_bundle: Path, work: Path) -> Path:
+    """The tiny dynamic bundle with an engine of TensorRT for RTX that the fakes built; it was compared already."""
+    folder = plan_bundle(tiny_bundle, work / "rtx", RTX)
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, rtx=True, capability=(8, 9))
+        with (
+            Engine.open(folder, backend="tensorrt-rtx", kernels="host") as engine,
+            pytest.warns(UserWarning, match="runs for the first time"),
+        ):
+            engine.encode([np.zeros((32, 40, 3), np.uint8)], load_size=None)
+        gc.collect()
+    return folder

@@ -1,4 +1,4 @@
-"""A TensorRT that is none: enforces the order of calls that the documentation asks for, and computes by ONNX Runtime.
+"""A TensorRT, or TensorRT for RTX, that is none: enforces the documented order of calls, computes by ONNX Runtime.
 
 It stands on the fake GPU of ``fakes_cuda``: runs are put on its streams, read and write its memory, and are recorded by
 its captures. A plan holds the ONNX graph, which ONNX Runtime's CPU runs when the stream is waited for (widened, with
@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from fakes_cuda import Gpu, RuleBroken
 
-from facetrt.export.widening import widen
+from facetrt.engine.backends.widening import widen
 
 MAGIC = b"fake plan\n"
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8, "INT64": np.int64, "INT32": np.int32}
@@ -27,12 +27,18 @@ FROM_ONNX = {1: "FLOAT", 2: "UINT8", 7: "INT64", 10: "HALF", 16: "BF16"}
 _STATE: dict[str, Any] = {}
 
 
-def install(monkeypatch: Any, gpu: Gpu, *, version: str = "11.4.0.106") -> ModuleType:
-    """Put the fake in place of ``tensorrt``; the module's ``fake`` holds what tests look at and break."""
-    module = _module(version)
+def install(monkeypatch: Any, gpu: Gpu, *, version: str = "11.4.0.106", rtx: bool = False) -> ModuleType:
+    """Put the fake in place of ``tensorrt``, or of ``tensorrt_rtx``, the other of the two being absent.
+
+    The module's ``fake`` holds what tests look at and break.
+    """
+    name, other = ("tensorrt_rtx", "tensorrt") if rtx else ("tensorrt", "tensorrt_rtx")
+    module = _module(name, version)
     _STATE.update(gpu=gpu, module=module)
     module.fake = State()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setitem(sys.modules, name, module)
+    for absent in (other, "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, absent, None)
     return module
 
 
@@ -48,6 +54,12 @@ class State:
         self.flags: list[Any] = []
         self.profiles: list[OptimizationProfile] = []
         self.hardware: Any = None
+        self.capabilities: list[str] = []  # of TensorRT for RTX: what was built for
+        self.unfused: set[str] = set()  # attentions that do not become one kernel
+        self.scratch = 1 << 20  # bytes of the first profile; each further one takes as much again
+        self.strategies: list[Any] = []  # how contexts get their memory
+        self.compiling = False  # TensorRT for RTX: kernels are being compiled, and nothing can be recorded
+        self.kernels: set[str] = set()  # of TensorRT for RTX: compiled in this process
 
 
 def _fake() -> State:
@@ -56,6 +68,10 @@ def _fake() -> State:
 
 def _gpu() -> Gpu:
     return _STATE["gpu"]  # type: ignore[no-any-return]
+
+
+def _rtx() -> bool:
+    return _STATE["module"].__name__ == "tensorrt_rtx"  # type: ignore[no-any-return]
 
 
 def _called(name: str) -> bool:
@@ -135,7 +151,19 @@ class HardwareCompatibilityLevel(Enum):
 
 
 class LayerType(Enum):
-    MATRIX_MULTIPLY, CONDITION, CONDITIONAL_INPUT, CONDITIONAL_OUTPUT = range(4)
+    MATRIX_MULTIPLY, CONDITION, CONDITIONAL_INPUT, CONDITIONAL_OUTPUT, SOFTMAX, NORMALIZATION, REDUCE = range(7)
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
+class ComputeCapability(Enum):
+    NONE, CURRENT, SM75, SM80, SM86, SM89, SM120, SM121 = range(8)
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY, EAGER, NONE = range(3)
 
 
 class BuilderFlag(Enum):
@@ -153,7 +181,9 @@ class NetworkDefinitionCreationFlag10(IntEnum):
 
 
 class NetworkDefinitionCreationFlag11(IntEnum):
-    PREFER_AOT_PYTHON_PLUGINS = 2
+    """STRONGLY_TYPED is deprecated and ignored."""
+
+    STRONGLY_TYPED = 0
 
 
 def nptype(trt_type: DataType) -> Any:
@@ -173,8 +203,8 @@ class Builder:
         ten = _STATE["module"].__version__.startswith("10.")
         if ten and not flags & 1 << int(NetworkDefinitionCreationFlag10.STRONGLY_TYPED):
             raise RuleBroken("on TensorRT 10 a network is strongly typed only if the flag says so")
-        if not ten and flags:
-            raise RuleBroken(f"flags {flags}: unknown to TensorRT 11, which is strongly typed anyway")
+        if not ten and flags & ~1:
+            raise RuleBroken(f"flags {flags}: only STRONGLY_TYPED is known")
         return Network(self)
 
     def create_builder_config(self) -> BuilderConfig:
@@ -197,6 +227,8 @@ class Builder:
         bad = [flag for flag in config.flags if flag.name not in ("TF32", "VERSION_COMPATIBLE")]
         if bad:
             raise RuleBroken(f"{bad}: precision comes from the graph")
+        if _rtx() and not config.capabilities:
+            raise RuleBroken("without a list of capabilities TensorRT for RTX asks the GPU, and there may be none")
         self._report(config.progress_monitor)
         if failed:
             self.logger.log(Severity.ERROR, "[optimizer.cpp] Could not find any implementation for node {X}")
@@ -207,15 +239,26 @@ class Builder:
             config.profiles,
             config.hardware_compatibility_level,
         )
+        fake.capabilities = config.capabilities
+        layers = network.layers_of_plan(len(config.profiles))
+        for line in self._report_of(layers, len(config.profiles)) if _rtx() else ():
+            self.logger.log(Severity.VERBOSE, line)
         header = {
             "version": _STATE["module"].__version__,
-            "capability": _gpu().capability,
+            "layers": layers,
+            "scratch": [fake.scratch * (1 + i) for i in range(max(1, len(config.profiles)))],
             "profiles": [p.shapes for p in config.profiles],
             "detailed": config.profiling_verbosity is ProfilingVerbosity.DETAILED,
             "host_code": BuilderFlag10.VERSION_COMPATIBLE.name in {flag.name for flag in config.flags},
             "scale": fake.scale,
         }
         return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + network.model.SerializeToString())
+
+    def _report_of(self, layers: list[dict[str, str]], profiles: int) -> list[str]:
+        """The log as 1.7 writes it: memory of each profile, then all layers in one message."""
+        scratch = [f"Total Activation Memory: {_fake().scratch * (1 + i)} bytes" for i in range(max(1, profiles))]
+        lines = [", ".join(f"{key}: {value}" for key, value in layer.items()) for layer in layers]
+        return [*scratch, "\n".join(["Layers:", *lines, "", "Bindings: "])]
 
     def _report(self, monitor: IProgressMonitor | None) -> None:
         if monitor is None:
@@ -230,15 +273,24 @@ class Builder:
         monitor.phase_finish("Building Engine")
 
 
+class Tensor:
+    def __init__(self, dtype: DataType) -> None:
+        self.dtype = dtype
+
+
 class Layer:
-    def __init__(self, name: str, kind: LayerType) -> None:
-        self.name, self.type = name, kind
+    def __init__(self, name: str, kind: LayerType, dtype: DataType) -> None:
+        self.name, self.type, self._dtype = name, kind, dtype
+
+    def get_input(self, index: int) -> Tensor:
+        return Tensor(self._dtype)
 
 
 class Network:
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self.model: Any = None
+        self._kinds: dict[str, int] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -246,8 +298,28 @@ class Network:
 
     def get_layer(self, index: int) -> Layer:
         node = self.model.graph.node[index]
+        kind = SUMS.get(node.op_type, LayerType.MATRIX_MULTIPLY)
         branch = _fake().conditional and index == 0
-        return Layer(node.name, LayerType.CONDITION if branch else LayerType.MATRIX_MULTIPLY)
+        return Layer(node.name, LayerType.CONDITION if branch else kind, self._kind_of(node.input))
+
+    def _kind_of(self, inputs: Any) -> DataType:
+        if self._kinds is None:
+            graph = onnx.shape_inference.infer_shapes(self.model).graph
+            values = (*graph.value_info, *graph.output, *graph.input)
+            self._kinds = {v.name: v.type.tensor_type.elem_type for v in values}
+        return DataType[FROM_ONNX.get(self._kinds.get(inputs[0] if inputs else "", 1), "FLOAT")]
+
+    def layers_of_plan(self, profiles: int) -> list[dict[str, str]]:
+        """One layer for each node and profile; attention of half-precision graphs carries the name of its kernel."""
+        half = any(tensor.data_type in (10, 16) for tensor in self.model.graph.initializer)
+        made = []
+        for profile in range(max(1, profiles)):
+            for i, node in enumerate(self.model.graph.node):
+                fused = half and node.name.startswith("attention_") and node.name not in _fake().unfused
+                name = f"{'_gemm_mha_v2' if fused else '__myl_kgen'}_myl{profile}_{i}"
+                metadata = f"[ONNX Layer: {node.name}]"
+                made.append({"Name": name, "LayerType": "kgen", "TacticName": "", "Metadata": metadata})
+        return made
 
 
 class ParserError:
@@ -290,10 +362,15 @@ class OptimizationProfile:
         self.shapes: dict[str, list[list[int]]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        """Takes what does not ascend: adding the profile finds out."""
         shapes = [list(shape) for shape in (min, opt, max)]
-        if any(not a <= b <= c for a, b, c in zip(*shapes, strict=True)):
-            raise ValueError("Shape provided for min, opt and max must ascend")
+        if any(n < 0 for shape in shapes for n in shape):
+            raise RuntimeError("a dimension is negative")
         self.shapes[input] = shapes
+
+    @property
+    def ascends(self) -> bool:
+        return all(a <= b <= c for shapes in self.shapes.values() for a, b, c in zip(*shapes, strict=True))
 
 
 class TimingCache:
@@ -311,7 +388,20 @@ class BuilderConfig:
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.progress_monitor: Any = None
+        self.capabilities: list[str] = []
         self._cache: TimingCache | None = None
+
+    @property
+    def num_compute_capabilities(self) -> int:
+        return len(self.capabilities)
+
+    @num_compute_capabilities.setter
+    def num_compute_capabilities(self, count: int) -> None:
+        self.capabilities = [""] * count
+
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
+        self.capabilities[index] = compute_capability.name
+        return True
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag)
@@ -320,7 +410,9 @@ class BuilderConfig:
         self.flags = {kept for kept in self.flags if kept.name != flag.name}
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
-        if _called("add_optimization_profile"):
+        if _called("add_optimization_profile") or not profile.ascends:
+            if not _rtx():
+                raise RuntimeError("the profile is not valid")
             return -1
         self.profiles.append(profile)
         return len(self.profiles) - 1
@@ -382,7 +474,6 @@ class CudaEngine:
         self.session = onnxruntime.InferenceSession(
             runnable.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        self.layers = len(graph.node)
         _fake().live["engine"] += 1
 
     def __del__(self) -> None:
@@ -396,9 +487,11 @@ class CudaEngine:
     def num_optimization_profiles(self) -> int:
         return len(self.plan["profiles"])
 
-    @property
-    def device_memory_size_v2(self) -> int:
-        return 123_456_789
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return int(self.plan["scratch"][profile_index])
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.values)[index]
@@ -412,17 +505,59 @@ class CudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.plan["profiles"][profile_index][name]]
 
-    def create_execution_context(self) -> ExecutionContext | None:
+    def create_execution_context(self, strategy: Any = None) -> ExecutionContext | None:
+        if isinstance(strategy, RuntimeConfig):
+            strategy = strategy.checked()
+        elif _rtx():
+            raise RuleBroken("kernels are only kept by contexts that are made with a runtime configuration")
+        _fake().strategies.append(strategy)
         if _called("create_execution_context"):
             self.logger.log(
                 Severity.ERROR, "[defaultAllocator.cpp] Requested amount of GPU memory could not be allocated"
             )
             return None
         _gpu().current("create_execution_context")
-        return ExecutionContext(self)
+        return RtxExecutionContext(self) if _rtx() else ExecutionContext(self)
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self)
+
+
+class RuntimeCache:
+    """Compiled kernels, of this version on this GPU."""
+
+    def serialize(self) -> IHostMemory:
+        _gpu().current("serialize")
+        return IHostMemory(json.dumps([_STATE["module"].__version__, sorted(_fake().kernels)]).encode())
+
+    def deserialize(self, blob: bytes) -> bool:
+        _called("deserialize")
+        version, kernels = json.loads(blob)
+        if version != _STATE["module"].__version__:
+            return False
+        _fake().kernels |= set(kernels)
+        return True
+
+
+class RuntimeConfig:
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self._strategy = ExecutionContextAllocationStrategy.STATIC
+        self._cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+    def checked(self) -> ExecutionContextAllocationStrategy:
+        _called(f"specialisation {self.dynamic_shapes_kernel_specialization_strategy.name}")
+        return self._strategy
 
 
 class EngineInspector:
@@ -432,8 +567,9 @@ class EngineInspector:
     def get_engine_information(self, format: LayerInformationFormat) -> str:
         if format is not LayerInformationFormat.JSON:
             raise RuleBroken("only JSON can be read reliably")
-        names = [f"__myl_{i}" for i in range(self.engine.layers - 1)] + ["_gemm_mha_v2_myl0_1"]
-        layers: list[Any] = [{"Name": n, "LayerType": "kgen"} for n in names] if self.engine.plan["detailed"] else names
+        layers: list[Any] = self.engine.plan["layers"]
+        if not self.engine.plan["detailed"]:
+            layers = [layer["Name"] for layer in layers]
         return json.dumps({"Layers": layers, "Bindings": []})
 
 
@@ -447,6 +583,7 @@ class ExecutionContext:
         self.addresses: dict[str, int] = {}
         self.warm: set[tuple[Any, ...]] = set()
         self.captured: list[bool] = []
+        self.scratch = (0, 0)
         _fake().live["context"] += 1
 
     def __del__(self) -> None:
@@ -461,6 +598,9 @@ class ExecutionContext:
         self.profile, self.shapes = profile_index, {}
         return True
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.scratch = (memory, size)
+
     def set_input_shape(self, name: str, shape: Any) -> bool:
         if name not in self.engine.inputs:
             raise RuleBroken(f"{name} is no input")
@@ -474,10 +614,16 @@ class ExecutionContext:
         return "set_input_shape" not in _fake().fail
 
     def infer_shapes(self) -> list[str]:
+        if "infer_shapes" in _fake().fail:
+            self.engine.logger.log(Severity.ERROR, "IExecutionContext::inferShapes: Error Code 7: broadcast failed")
+            raise RuntimeError("Shape inference failed")
+        return self._unknown()
+
+    def _unknown(self) -> list[str]:
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if self.infer_shapes():
+        if self._unknown():
             return tuple(-1 for _ in self.engine.values[name].shape.dim)
         if name in self.shapes:
             return self.shapes[name]
@@ -508,8 +654,12 @@ class ExecutionContext:
         failed = _called("execute_async_v3")
         _gpu().current("execute_async_v3")
         stream = self._stream(stream_handle)
-        if self.infer_shapes():
-            raise RuleBroken(f"a run before the shapes of {self.infer_shapes()} were set")
+        if self._unknown():
+            raise RuleBroken(f"a run before the shapes of {self._unknown()} were set")
+        needed = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        if self.scratch[1] < needed or self.scratch[0] % 16:
+            raise RuleBroken(f"a run in scratch memory {self.scratch}: {needed} bytes are needed")
+        _gpu().check_live(self.scratch[0], needed, "scratch memory")
         missing = set(self.engine.values) - set(self.addresses)
         if missing:
             raise RuleBroken(f"a run before the addresses of {missing} were set")
@@ -519,9 +669,13 @@ class ExecutionContext:
             self.engine.logger.log(Severity.ERROR, "[myelin] CUDA error 700 launching kernel: illegal memory access")
             return False
         state = tuple(sorted(self.shapes.items()))
+        if _rtx():
+            _fake().kernels.add(str(state))
         if stream.captured is not None:
             if state not in self.warm:
                 raise RuleBroken("a run was recorded before a plain run of the same shapes")
+            if _fake().compiling:
+                raise RuleBroken("a run was recorded while its kernels are being compiled")
             self.captured.append(True)
         self.warm.add(state)
         stream.put(self._work(dict(self.addresses), {n: self.get_tensor_shape(n) for n in self.engine.values}))
@@ -543,16 +697,34 @@ class ExecutionContext:
         return work
 
 
-def _module(version: str) -> ModuleType:
+class RtxExecutionContext(ExecutionContext):
+    """With what only TensorRT for RTX has."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self._stream(stream)
+        return not _fake().compiling
+
+
+SUMS = {
+    "Softmax": LayerType.SOFTMAX,
+    "LayerNormalization": LayerType.NORMALIZATION,
+    "ReduceMean": LayerType.REDUCE,
+}
+
+
+def _module(name: str, version: str) -> ModuleType:
     ten = version.startswith("10.")
-    module: Any = ModuleType("tensorrt")
+    module: Any = ModuleType(name)
     module.__version__ = version
-    module.__spec__ = ModuleSpec("tensorrt", None)  # find_spec looks at it
+    module.__spec__ = ModuleSpec(name, None)  # find_spec looks at it
     module.BuilderFlag = BuilderFlag10 if ten else BuilderFlag
     module.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag10 if ten else NetworkDefinitionCreationFlag11
     for thing in (
         ILogger, IProgressMonitor, DataType, TensorIOMode, LayerInformationFormat, ProfilingVerbosity,
-        HardwareCompatibilityLevel, LayerType, Builder, OnnxParser, Runtime, nptype,
+        HardwareCompatibilityLevel, LayerType, ExecutionContextAllocationStrategy, Builder, OnnxParser, Runtime, nptype,
     ):  # fmt: skip
         setattr(module, thing.__name__, thing)
+    if name == "tensorrt_rtx":
+        module.ComputeCapability = ComputeCapability
+        module.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
     return module  # type: ignore[no-any-return]

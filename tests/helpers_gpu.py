@@ -14,11 +14,12 @@ import fakes_tensorrt
 import pytest
 
 from facetrt.engine.backends import onnxruntime_cuda
+from facetrt.engine.backends.flavours import RTX, TENSORRT, Flavour
 from facetrt.engine.bundle.bundle import KERNELS, file_entry, read_manifest, write_manifest
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.device.catalogue import programs
 
-SIZES = PlanOptions(opt_batch=2, max_batch=4, min_size=(8, 8), opt_size=(32, 40), max_size=(64, 64))
+SIZES = PlanOptions(opt_batch=2, max_batch=4, min_size=(8, 8), opt_size=(32, 40), max_size=(64, 64), allow_unfused=True)
 
 
 @dataclass
@@ -30,21 +31,23 @@ class FakeGpu:
     onnxruntime: Any
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *, tensorrt: str = "11.4.0.106", **options: Any) -> FakeGpu:
-    """Put the fakes in place for one test."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, *, tensorrt: str = "11.4.0.106", rtx: bool = False, **options: Any
+) -> FakeGpu:
+    """Put the fakes in place for one test; ``rtx`` for TensorRT for RTX in place of TensorRT."""
     gpu = fakes_cuda.install(monkeypatch, **options)
     library = fakes_onnxruntime.make(gpu)
     monkeypatch.setattr(onnxruntime_cuda, "import_onnxruntime", lambda: library)
-    module: ModuleType = fakes_tensorrt.install(monkeypatch, gpu, version=tensorrt)
+    module: ModuleType = fakes_tensorrt.install(monkeypatch, gpu, version="1.7.1.116" if rtx else tensorrt, rtx=rtx)
     return FakeGpu(gpu, module, library)
 
 
-def plan_bundle(source: Path, folder: Path) -> Path:
+def plan_bundle(source: Path, folder: Path, flavour: Flavour = TENSORRT) -> Path:
     """A copy of a bundle, with a plan."""
     shutil.copytree(source, folder)
     with pytest.MonkeyPatch.context() as patch:
-        install(patch)
-        build_plan(folder, SIZES)
+        install(patch, rtx=flavour is RTX)
+        build_plan(folder, SIZES, flavour=flavour)
     return folder
 
 

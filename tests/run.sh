@@ -14,8 +14,11 @@ rm -rf build  # setuptools copies stale files from an earlier build into the whe
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[crf]" ||
     echo "pydensecrf2 could not be built (no C++ compiler?): the tests that compare with it will be skipped"
 
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs ||
-    echo "TensorRT's lean runtime could not be installed: the stand-in for it will not be compared with its signatures"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs ||
+    echo "TensorRT for RTX could not be installed: nothing will be built by NVIDIA's builder"
+# without the libraries, which are not on the package index: only names and signatures are looked at
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps tensorrt-cu13-bindings ||
+    echo "TensorRT's bindings could not be installed: the stand-in will not be compared with their signatures"
 
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

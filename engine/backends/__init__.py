@@ -7,11 +7,21 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from facetrt.engine.backends.base import Backend
+from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from facetrt.engine.backends.openvino import OpenVinoBackend, runs_bf16
-from facetrt.engine.backends.options import BackendName, DeviceName, Hint, Kernels, Precision, RunOptions
+from facetrt.engine.backends.options import (
+    BackendName,
+    DeviceName,
+    Hint,
+    Kernels,
+    Precision,
+    RunOptions,
+    Specialisation,
+)
 from facetrt.engine.backends.tensorrt import TensorRtBackend, has_plan_here
+from facetrt.engine.backends.tensorrt_rtx import TensorRtRtxBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import InputError
 
@@ -20,6 +30,7 @@ BACKENDS: Mapping[tuple[BackendName, DeviceName], type[Backend]] = {
     (BackendName.OPENVINO, DeviceName.CPU): OpenVinoBackend,
     (BackendName.ONNXRUNTIME, DeviceName.CUDA): OnnxRuntimeCudaBackend,
     (BackendName.TENSORRT, DeviceName.CUDA): TensorRtBackend,
+    (BackendName.TENSORRT_RTX, DeviceName.CUDA): TensorRtRtxBackend,
 }
 
 
@@ -85,6 +96,8 @@ def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
             f"streams={options.streams} are parallel lanes of a GPU, and the device is cpu: use device cuda, or hint "
             "throughput"
         )
+    if options.specialisation is not Specialisation.EAGER and device is DeviceName.CPU:
+        raise InputError(f"specialisation {options.specialisation} is for backend tensorrt-rtx, and the device is cpu")
     kernels = choose_kernels(options.kernels, device)
     return replace(options, backend=name, device=device, precision=precision, kernels=kernels)
 
@@ -93,7 +106,7 @@ def choose_device(asked: DeviceName, backend: BackendName) -> DeviceName:
     """``auto`` is the GPU for TensorRT, which runs nowhere else, and the CPU otherwise."""
     if asked is not DeviceName.AUTO:
         return asked
-    return DeviceName.CUDA if backend is BackendName.TENSORRT else DeviceName.CPU
+    return DeviceName.CUDA if backend in FLAVOURS else DeviceName.CPU
 
 
 def choose_kernels(asked: Kernels, device: DeviceName) -> Kernels:
@@ -126,11 +139,15 @@ def choose_precision(
 
 
 def choose_cuda_backend(asked: BackendName, bundle: Bundle) -> BackendName:
-    """``auto`` is TensorRT if the bundle has a plan for this GPU and this TensorRT, else ONNX Runtime."""
+    """``auto`` is TensorRT, then TensorRT for RTX, if the bundle has a plan that the installed library runs on this
+    GPU; else ONNX Runtime.
+    """
     if asked is not BackendName.AUTO:
         return asked
-    there = bool(bundle.manifest.plans) and installed("tensorrt") and has_plan_here(bundle.manifest)
-    return BackendName.TENSORRT if there else BackendName.ONNXRUNTIME
+    for flavour in FLAVOURS.values():
+        if any(map(installed, flavour.modules)) and has_plan_here(bundle.manifest, flavour):
+            return flavour.backend
+    return BackendName.ONNXRUNTIME
 
 
 def choose_backend(asked: BackendName, precision: Precision, hint: Hint) -> BackendName:
@@ -167,7 +184,9 @@ __all__ = [
     "OpenVinoBackend",
     "Precision",
     "RunOptions",
+    "Specialisation",
     "TensorRtBackend",
+    "TensorRtRtxBackend",
     "check_exact",
     "choose_backend",
     "choose_precision",

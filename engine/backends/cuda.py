@@ -6,13 +6,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
-from facetrt.engine.backends.options import Hint, Kernels, RunOptions
+from facetrt.engine.backends.options import Hint, Kernels, RunOptions, Specialisation
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cubins import INDEX, KernelSet, choose_architecture
@@ -78,7 +78,12 @@ class CudaBackend(Backend):
     """Runs on the first GPU, in lanes: one stream, and one set of the runtime's buffers, for each.
 
     A lane that is in use when the backend closes is given back by its user, and closed then.
+
+    Attributes:
+        keeps_cache: whether it compiles when it opens, and keeps the result.
     """
+
+    keeps_cache: ClassVar[bool] = False
 
     def __init__(self, bundle: Bundle, options: RunOptions) -> None:
         super().__init__(bundle, options)
@@ -98,8 +103,13 @@ class CudaBackend(Backend):
             )
         if options.hint is not Hint.LATENCY:
             raise InputError("hint throughput is for the CPU: on a GPU use streams=2")
-        if options.cache is not None:
-            raise InputError("a cache is for backends that compile when they open: on a GPU plans lie in the bundle")
+        if options.cache is not None and not cls.keeps_cache:
+            raise InputError(
+                "a cache is for backends that compile when they open: on a GPU tensorrt-rtx does, and plans of others "
+                "lie in the bundle"
+            )
+        if options.specialisation is not Specialisation.EAGER and not cls.keeps_cache:
+            raise InputError(f"specialisation {options.specialisation} is for backend tensorrt-rtx")
         if options.kernels is Kernels.DEVICE:
             _architecture_of_kernels(bundle)
 

@@ -22,13 +22,14 @@ class BackendName(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class DeviceName(StrEnum):
     """Devices by name; ``auto`` is resolved once, when the engine opens.
 
-    ``auto`` is the CPU, and the GPU only if the backend is TensorRT: nothing moves to another machine's GPU, and to
-    other arithmetic, because a driver happens to be there.
+    ``auto`` is the CPU, and the GPU only if the backend is TensorRT, of either kind: nothing moves to another machine's
+    GPU, and to other arithmetic, because a driver happens to be there.
     """
 
     AUTO = "auto"
@@ -67,6 +68,18 @@ class Kernels(StrEnum):
     HOST = "host"
 
 
+class Specialisation(StrEnum):
+    """When kernels for the very shapes of a batch are compiled, by a backend that compiles on the GPU at hand.
+
+    ``eager``: before the first batch of these shapes runs. ``lazy``: beside it, while general kernels run, so that no
+    batch waits, and results may change in their last bits once. ``none``: never, general kernels run always.
+    """
+
+    EAGER = "eager"
+    LAZY = "lazy"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How an encoder is run; ``Engine.open`` documents the fields. A backend gets it without any ``auto``."""
@@ -80,6 +93,7 @@ class RunOptions:
     streams: int = 1
     kernels: Kernels = Kernels.AUTO
     allow_inexact: bool = False
+    specialisation: Specialisation = Specialisation.EAGER
 
     @staticmethod
     def parse(
@@ -93,6 +107,7 @@ class RunOptions:
         streams: int = 1,
         kernels: str = Kernels.AUTO,
         allow_inexact: bool = False,
+        specialisation: str = Specialisation.EAGER,
     ) -> RunOptions:
         """From names, or :class:`InputError` listing what there is."""
         if not 1 <= streams <= MAX_STREAMS:
@@ -112,6 +127,7 @@ class RunOptions:
             streams,
             _choice("kernels", kernels, Kernels),
             allow_inexact,
+            _choice("specialisation", specialisation, Specialisation),
         )
 
 

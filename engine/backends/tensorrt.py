@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from facetrt.engine.backends.base import DTYPES, first_line
+from facetrt.engine.backends.base import CLOSED, DTYPES, first_line
 from facetrt.engine.backends.cuda import (
     MAX_REPLAYS,
     CudaBackend,
@@ -22,65 +20,15 @@ from facetrt.engine.backends.cuda import (
     gpu_architecture,
     input_shapes,
 )
-from facetrt.engine.backends.options import BackendName, RunOptions
+from facetrt.engine.backends.flavours import TENSORRT, Flavour, import_library, make_log, version_numbers
+from facetrt.engine.backends.options import RunOptions
 from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice
-from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
+from facetrt.kernels.device.runtime.streams import CapturedGraph
+from facetrt.kernels.errors import BackendError, BundleError, InputError
 
-OLDEST = (10, 16)
-NEWEST_MAJOR = 11
-BUILD_ONE = "facetrt export {bundle} --target tensorrt"
-NO_MEMORY = re.compile(r"out ?of ?memory|memory .*could not be allocated|MemoryAllocation", re.IGNORECASE | re.DOTALL)
 HARDWARE_COMPATIBLE, VERSION_COMPATIBLE = "hardware_compatible", "version_compatible"
-
-
-def import_tensorrt() -> Any:
-    """The tensorrt module, or an error that says what to install."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"TensorRT cannot be imported ({first_line(error)}): pip install 'facetrt[gpu]', or use backend onnxruntime"
-        ) from error
-    version = version_numbers(tensorrt.__version__)
-    if version < OLDEST or version[0] > NEWEST_MAJOR:
-        raise MissingDependencyError(
-            f"TensorRT {tensorrt.__version__} is installed: expected {OLDEST[0]}.{OLDEST[1]} or newer, up to "
-            f"{NEWEST_MAJOR}.x; pip install 'tensorrt>=10.16,<12'"
-        )
-    return tensorrt
-
-
-def version_numbers(text: str) -> tuple[int, ...]:
-    """``11.4.0.106`` as numbers, so that they compare."""
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
-def make_log(tensorrt: Any) -> Any:
-    """A logger that keeps TensorRT's errors, instead of printing them: a call that fails only returns nothing."""
-
-    class Log(tensorrt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=8)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (tensorrt.ILogger.INTERNAL_ERROR, tensorrt.ILogger.ERROR):
-                self.errors.append(msg.strip())
-
-        def last(self) -> str:
-            """The last error, which is then forgotten."""
-            return self.errors.pop() if self.errors else "TensorRT gave no reason"
-
-        def lacks_memory(self) -> bool:
-            """Whether one of the errors is about memory; they are then forgotten."""
-            found = any(NO_MEMORY.search(error) for error in self.errors)
-            if found:
-                self.errors.clear()
-            return found
-
-    return Log()
 
 
 @dataclass(frozen=True)
@@ -88,7 +36,7 @@ class PlanKey:
     """What a plan must have been built for to run here."""
 
     encoder_sha256: str
-    tensorrt: str
+    version: str
     architecture: str
     precision: str
 
@@ -98,11 +46,15 @@ class PlanKey:
 
     def differences(self, record: PlanRecord) -> list[str]:
         """Names of the fields in which a plan does not fit."""
-        allowed = {
-            "tensorrt": VERSION_COMPATIBLE in record.flags and _newer_of_same_major(self.tensorrt, record.tensorrt),
-            "architecture": HARDWARE_COMPATIBLE in record.flags and _at_least_ampere(self.architecture),
+        fits = {
+            "encoder_sha256": self.encoder_sha256 == record.encoder_sha256,
+            "version": self.version == record.version
+            or (VERSION_COMPATIBLE in record.flags and _newer_of_same_major(self.version, record.version)),
+            "architecture": self.architecture in record.architectures
+            or (HARDWARE_COMPATIBLE in record.flags and _at_least_ampere(self.architecture)),
+            "precision": self.precision == record.precision,
         }
-        return [n for n, value in vars(self).items() if getattr(record, n) != value and not allowed.get(n, False)]
+        return [name for name, fit in fits.items() if not fit]
 
 
 def _newer_of_same_major(here: str, built: str) -> bool:
@@ -114,62 +66,81 @@ def _at_least_ampere(architecture: str) -> bool:
     return int(architecture.removeprefix("sm_")) >= 80
 
 
-def find_plan(bundle: Bundle, key: PlanKey) -> str:
+def find_plan(bundle: Bundle, key: PlanKey, flavour: Flavour = TENSORRT) -> str:
     """Name of the plan that runs here; of several one without compatibility flags, of these the one built last.
 
     Raises:
         InputError: there is none; names the fields in which the closest differs.
     """
-    plans, command = bundle.manifest.plans, BUILD_ONE.format(bundle=bundle.path)
+    if not flavour.covers(key.architecture):
+        raise InputError(
+            f"{flavour.title} does not run on {key.architecture}, the GPU here, but on "
+            f"{', '.join(flavour.architectures or ())}: use backend {TENSORRT.backend} or onnxruntime"
+        )
+    plans, command = plans_of(bundle.manifest, flavour), flavour.build_command(bundle.path)
     if not plans:
-        raise InputError(f"{bundle.path} has no TensorRT plan: build one on this machine with '{command}'")
+        where = "anywhere" if flavour.ahead_of_time else "on this machine"
+        raise InputError(f"{bundle.path} has no {flavour.title} plan: build one {where} with '{command}'")
     misfits = {name: key.differences(record) for name, record in plans.items()}
     fitting = [name for name in reversed(plans) if not misfits[name]]
     if fitting:
         return min(fitting, key=lambda name: len(plans[name].flags))
     closest = min(misfits, key=lambda name: len(misfits[name]))
     fields = "; ".join(
-        f"field '{n}' is {getattr(plans[closest], n):.24} in the plan and {getattr(key, n):.24} here"
+        f"field '{n}' is {getattr(plans[closest], n):.48} in the plan and {getattr(key, n):.24} here"
         for n in misfits[closest]
     )
-    raise InputError(f"{bundle.path / closest} does not run here: {fields}; build one here with '{command}'")
+    raise InputError(f"{bundle.path / closest} does not run here: {fields}; build one with '{command}'")
 
 
-def has_plan_here(manifest: Manifest) -> bool:
-    """Whether one of the bundle's plans fits this GPU and the TensorRT that is installed."""
-    key = PlanKey.here(manifest, import_tensorrt().__version__, gpu_architecture())
-    return any(not key.differences(record) for record in manifest.plans.values())
+def plans_of(manifest: Manifest, flavour: Flavour) -> dict[str, PlanRecord]:
+    """The plans that one of the two libraries has built."""
+    return {name: record for name, record in manifest.plans.items() if record.builder == flavour.backend}
+
+
+def has_plan_here(manifest: Manifest, flavour: Flavour = TENSORRT) -> bool:
+    """Whether one of the bundle's plans fits this GPU and the library that is installed."""
+    plans = plans_of(manifest, flavour).values()
+    if not plans:
+        return False
+    key = PlanKey.here(manifest, import_library(flavour).__version__, gpu_architecture())
+    return flavour.covers(key.architecture) and any(not key.differences(record) for record in plans)
 
 
 class TensorRtBackend(CudaBackend):
-    """One engine, and an execution context for each lane.
+    """One engine, and execution contexts for each lane.
 
     Bundles of one size run as CUDA graphs: the second batch of a size is recorded, and later ones are replayed.
+
+    Attributes:
+        plan: the plan's name, once active.
     """
 
-    name = BackendName.TENSORRT
+    flavour: ClassVar[Flavour] = TENSORRT
+    name = TENSORRT.backend
     _runtime: Any = None
     _engine: Any = None
 
     @classmethod
     def check_installed(cls) -> None:
-        import_tensorrt()
+        import_library(cls.flavour)
 
     @classmethod
     def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
         super().check_supported(bundle, options)
-        find_plan(bundle, PlanKey.here(bundle.manifest, import_tensorrt().__version__, gpu_architecture()))
+        version = import_library(cls.flavour).__version__
+        find_plan(bundle, PlanKey.here(bundle.manifest, version, gpu_architecture()), cls.flavour)
 
     def __init__(self, bundle: Bundle, options: RunOptions) -> None:
         super().__init__(bundle, options)
-        self.plan = ""  # its name, once active
+        self.plan = ""
 
     def _open(self, device: CudaDevice) -> None:
-        self._trt = import_tensorrt()
+        self._trt = import_library(self.flavour)
         self._log = make_log(self._trt)
         major, minor = device.compute_capability
         key = PlanKey.here(self.bundle.manifest, self._trt.__version__, f"sm_{major}{minor}")
-        self.plan = find_plan(self.bundle, key)
+        self.plan = find_plan(self.bundle, key, self.flavour)
         record = self.bundle.manifest.plans[self.plan]
         self.max_batch = record.max_batch
         self._runtime = self._trt.Runtime(self._log)
@@ -180,7 +151,7 @@ class TensorRtBackend(CudaBackend):
         if self._engine is None:
             raise BundleError(
                 f"{self.bundle.path}: the encoder cannot be loaded: {self.plan}: {self._log.last()}; build it again "
-                f"with '{BUILD_ONE.format(bundle=self.bundle.path)}'"
+                f"with '{self.flavour.build_command(self.bundle.path)}'"
             )
         self._check_engine()
 
@@ -199,7 +170,11 @@ class TensorRtBackend(CudaBackend):
                 )
 
     def _make_lane(self, device: CudaDevice) -> Lane:
-        return TensorRtLane(device, self.bundle.manifest, self._trt, self._engine, self._log)
+        return TensorRtLane(device, self.bundle.manifest, self._engine, self._log, self._make_context)
+
+    def _make_context(self) -> Any:
+        """An execution context of the engine, without memory: its lane gives it some."""
+        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def _shut(self) -> None:
         self._engine = None
@@ -207,65 +182,132 @@ class TensorRtBackend(CudaBackend):
 
 
 class TensorRtLane(Lane):
-    """Execution contexts of one engine, all on one stream."""
+    """Execution contexts of one engine, all on one stream, and therefore all in one block of scratch memory."""
 
-    def __init__(self, device: CudaDevice, manifest: Manifest, trt: Any, engine: Any, log: Any) -> None:
+    def __init__(
+        self, device: CudaDevice, manifest: Manifest, engine: Any, log: Any, make_context: Callable[[], Any]
+    ) -> None:
         super().__init__(device, manifest)
-        self._trt, self._engine, self._log = trt, engine, log
-        self._plain = _Context(device, engine, log, manifest)
+        self._engine, self._log, self._make_context = engine, log, make_context
+        self._profiles = _Profiles(engine)
+        self._scratch: DeviceArray | None = None
+        self._plain = self._context()
         self._replays: dict[Shape, _Replay] = {}
         self._seen: set[Shape] = set()
 
-    def _run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
-        replay = None if self.manifest.dynamic else self._replay(inputs)
-        return self._plain.run(inputs) if replay is None else replay.run(inputs)
+    def _context(self) -> _Context:
+        made = _with_memory(self._make_context, self.device, self._log)
+        if made is None:
+            raise BackendError(f"TensorRT cannot make an execution context: {self._log.last()}; use fewer streams")
+        return _Context(self.device, self._engine, made, self._log, self.manifest)
 
-    def _replay(self, inputs: DeviceTensors) -> _Replay | None:
+    def _run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
+        profile = self._profiles.choose(input_shapes(inputs))
+        scratch = self._reserve(self._profiles.scratch_bytes[profile])
+        replay = None if self.manifest.dynamic else self._replay(inputs, profile, scratch)
+        return self._plain.run(inputs, profile, scratch) if replay is None else replay.run(inputs)
+
+    def _reserve(self, nbytes: int) -> DeviceArray:
+        """The lane's block, grown to what a run needs; recordings, which hold the smaller one, are then made anew."""
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            self._forget()
+            self._scratch = None  # given back before a larger one is asked for
+            self._scratch = self.device.empty((nbytes,), np.uint8)
+        return self._scratch
+
+    def _replay(self, inputs: DeviceTensors, profile: int, scratch: DeviceArray) -> _Replay | None:
         """The recorded run for these shapes, made when they come a second time: most last batches come once."""
         shape = inputs["images"].shape
         if shape not in self._replays and shape in self._seen and len(self._replays) < MAX_REPLAYS:
-            context = _Context(self.device, self._engine, self._log, self.manifest)
-            self._replays[shape] = _Replay(self.device, context, inputs)
+            self._replays[shape] = _Replay(self.device, self._context(), inputs, profile, scratch)
         self._seen.add(shape)
         return self._replays.get(shape)
 
-    def close(self) -> None:
+    def _forget(self) -> None:
         for replay in self._replays.values():
             replay.close()
         self._replays.clear()
+
+    def close(self) -> None:
+        self._forget()
         self._plain.close()
+        self._scratch = None
         self._engine = None  # users may hold the lane for longer
+        self._make_context = _closed
+
+
+def _closed() -> Any:
+    raise BackendError(CLOSED)
+
+
+class _Profiles:
+    """An engine's profiles: which shapes each takes, and how much scratch memory a run in it needs."""
+
+    def __init__(self, engine: Any) -> None:
+        count = engine.num_optimization_profiles
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if name in DTYPES]
+        self._bounds = [{n: _bounds(engine.get_tensor_profile_shape(n, i)) for n in inputs} for i in range(count)]
+        self.scratch_bytes = [int(engine.get_device_memory_size_for_profile_v2(i)) for i in range(count)]
+
+    def choose(self, shapes: Mapping[str, Shape]) -> int:
+        """Number of the first profile that takes all shapes; raises :class:`BackendError` if none does."""
+        for index, bounds in enumerate(self._bounds):
+            if all(_within(shape, *bounds[name]) for name, shape in shapes.items()):
+                return index
+        raise BackendError(self._misfit(shapes))
+
+    def _misfit(self, shapes: Mapping[str, Shape]) -> str:
+        """Which input is outside of the profile that comes last; there is one, unless somebody else built the plan."""
+        for name, shape in shapes.items():
+            low, high = self._bounds[-1][name]
+            if not _within(shape, low, high):
+                return (
+                    f"{name} has shape {shape}, and the plan's profile takes {low} to {high}: use fewer or smaller "
+                    "images, or build a plan with a larger --max-batch or --max-size"
+                )
+        return f"inputs of shapes {dict(shapes)} fit none of the plan's profiles"
+
+
+def _bounds(profile: Any) -> tuple[Shape, Shape]:
+    low, _, high = profile
+    return tuple(low), tuple(high)
 
 
 class _Context:
     """An execution context, and what is set in it."""
 
-    def __init__(self, device: CudaDevice, engine: Any, log: Any, manifest: Manifest) -> None:
-        self._device, self._engine, self._log, self._outputs = device, engine, log, manifest.outputs
+    def __init__(self, device: CudaDevice, engine: Any, context: Any, log: Any, manifest: Manifest) -> None:
+        self._device, self._engine, self._context = device, engine, context
+        self._log, self._outputs = log, manifest.outputs
         self._profile = 0
-        self._context = _with_memory(engine.create_execution_context, device, log)
-        if self._context is None:
-            raise BackendError(
-                f"TensorRT cannot make an execution context, which takes {engine.device_memory_size_v2:,} bytes of "
-                f"device memory: {log.last()}; use fewer streams, or a plan with a smaller --max-batch"
-            )
 
-    def run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
+    def run(self, inputs: DeviceTensors, profile: int, scratch: DeviceArray) -> dict[str, DeviceArray]:
         """One run into new arrays."""
-        outputs = self.prepare(inputs)
+        outputs = self.prepare(inputs, profile, scratch)
         self.enqueue()
         return outputs
 
-    def prepare(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
-        """Set profile, shapes and addresses; returns the outputs, new arrays whose contents come with the run."""
-        self._choose_profile(input_shapes(inputs))
+    def prepare(self, inputs: DeviceTensors, profile: int, scratch: DeviceArray) -> dict[str, DeviceArray]:
+        """Set profile, memory, shapes and addresses; returns the outputs, new arrays whose contents come with the
+        run.
+        """
+        self._choose_profile(profile)
+        self._context.set_device_memory(scratch.pointer, scratch.nbytes)
         for name, array in inputs.items():
             self._check(self._context.set_input_shape(name, array.shape), f"take {name} of shape {array.shape}")
-        unknown = self._context.infer_shapes()
+        unknown = self._infer_shapes()
         self._check(not unknown, f"infer shapes; {', '.join(unknown)} would have to be given")
         outputs = {name: self._make_output(name) for name in self._outputs}
         self._set_addresses({**inputs, **outputs})
         return outputs
+
+    def _infer_shapes(self) -> list[str]:
+        """Inputs that still lack a shape; other failures are exceptions of the binding."""
+        try:
+            return list(self._context.infer_shapes())
+        except RuntimeError as error:
+            raise BackendError(f"TensorRT failed to infer shapes: {first_line(error)}: {self._log.last()}") from error
 
     def _make_output(self, name: str) -> DeviceArray:
         return self._device.empty(tuple(self._context.get_tensor_shape(name)), np.float32)
@@ -283,32 +325,17 @@ class _Context:
         done = _with_memory(lambda: self._context.execute_async_v3(stream), self._device, self._log)
         self._check(done, "run the encoder")
 
-    def _choose_profile(self, shapes: Mapping[str, Shape]) -> None:
-        for index in range(self._engine.num_optimization_profiles):
-            if all(_within(shape, *self._bounds(name, index)) for name, shape in shapes.items()):
-                break
-        else:
-            raise BackendError(self._misfit(shapes))
+    def _choose_profile(self, index: int) -> None:
         if index != self._profile:
             done = self._context.set_optimization_profile_async(index, self._device.stream_handle)
             self._check(done, f"switch to profile {index}")
             self._profile = index
 
-    def _bounds(self, name: str, profile: int) -> tuple[Shape, Shape]:
-        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
-        return tuple(low), tuple(high)
-
-    def _misfit(self, shapes: Mapping[str, Shape]) -> str:
-        """Which input is outside of the profile that comes last; there is one, unless somebody else built the plan."""
-        last = self._engine.num_optimization_profiles - 1
-        for name, shape in shapes.items():
-            low, high = self._bounds(name, last)
-            if not _within(shape, low, high):
-                return (
-                    f"{name} has shape {shape}, and the plan's profile takes {low} to {high}: use fewer or smaller "
-                    "images, or build a plan with a larger --max-batch or --max-size"
-                )
-        return f"inputs of shapes {dict(shapes)} fit none of the plan's profiles"
+    @property
+    def recordable(self) -> bool:
+        """Whether what was just run could be recorded: not while kernels for it are still being compiled."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(self._device.stream_handle))
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
@@ -336,25 +363,38 @@ class _Replay:
     """A run on arrays of its own, recorded once and replayed.
 
     Its context is nobody else's: a recorded run holds the context's state, and would be wrong after another shape was
-    set there.
+    set there. A run that cannot be recorded yet is run as it is.
     """
 
-    def __init__(self, device: CudaDevice, context: _Context, inputs: DeviceTensors) -> None:
-        self._device, self._context = device, context
+    def __init__(
+        self, device: CudaDevice, context: _Context, inputs: DeviceTensors, profile: int, scratch: DeviceArray
+    ) -> None:
+        self._device, self._context, self._scratch = device, context, scratch
         self._inputs = fixed_copies(device, inputs)
-        self._outputs = context.prepare(self._inputs)
+        self._outputs = context.prepare(self._inputs, profile, scratch)
         context.enqueue()  # what is set up lazily must be done before it is recorded
-        with device.capture() as graph:
-            context.enqueue()
-        self._graph = graph
+        self._graph = self._record()
+
+    def _record(self) -> CapturedGraph | None:
+        if not self._context.recordable:
+            return None
+        with self._device.capture() as graph:
+            self._context.enqueue()
+        return graph
 
     def run(self, inputs: DeviceTensors) -> dict[str, DeviceArray]:
         copy_all(self._device, inputs, self._inputs)
-        self._device.launch_graph(self._graph)
+        if self._graph is None:
+            self._graph = self._record()
+        if self._graph is None:
+            self._context.enqueue()
+        else:
+            self._device.launch_graph(self._graph)
         results = {name: self._device.empty(array.shape, array.dtype) for name, array in self._outputs.items()}
         copy_all(self._device, self._outputs, results)
         return results
 
     def close(self) -> None:
-        self._device.close_graph(self._graph)
+        if self._graph is not None:
+            self._device.close_graph(self._graph)
         self._context.close()

@@ -33,6 +33,8 @@ BUILTIN = "builtin"
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 PLANS = "plans"  # folder of TensorRT plans
+PLAN_BUILDERS = ("tensorrt", "tensorrt-rtx")
+ARCHITECTURE = re.compile(r"sm_[1-9]\d{1,2}")
 KERNELS = "kernels"  # folder of compiled kernels, one folder for each architecture
 
 FACET_KINDS = ("key", "query", "value", "token", "normed")
@@ -155,35 +157,53 @@ class PlanRecord:
 
     Attributes:
         encoder_sha256: of the graph it was built from.
-        tensorrt: version that built it.
-        architecture: of the GPU it was built on, like ``sm_90``.
+        builder: ``tensorrt``, whose plans run on the kind of GPU that built them, or ``tensorrt-rtx``.
+        version: of the builder.
+        architectures: that it was built for, like ``sm_90``.
         profile: each input's smallest, most likely and largest shape.
         flags: of the builder, sorted: ``hardware_compatible``, ``version_compatible``.
         precision: of the graph.
-        parity: how far it is from ONNX Runtime's fp32 result of the same graph.
+        parity: how far it is from ONNX Runtime's fp32 result of the same graph; empty of a plan that was built without
+            the GPU that runs it, and is compared there when it first runs.
         layers: of the built engine.
-        fused_attention: how many of them are fused attentions.
+        attention: how many attentions over all tokens the graph has.
+        fused_attention: how many of them are one kernel, which never holds a t × t matrix.
+        scratch_bytes: device memory that a run needs beside weights, inputs and outputs, by profile: single images, and
+            batches if the plan takes any. A lane takes as much as its largest profile in use.
     """
 
     encoder_sha256: str
-    tensorrt: str
-    architecture: str
+    builder: str
+    version: str
+    architectures: list[str]
     profile: dict[str, list[list[int]]]
     flags: list[str]
     precision: str
     parity: ParityReport
     layers: int
+    attention: int
     fused_attention: int
+    scratch_bytes: list[int]
 
     def __post_init__(self) -> None:
         shapes = self.profile.get("images", [])
         if len(shapes) != 3 or any(len(shape) != 4 for shape in shapes):
             raise BundleError(f"a plan's profile of images is {shapes}: expected three shapes of four numbers")
+        if self.builder not in PLAN_BUILDERS:
+            raise BundleError(f"a plan's builder is {self.builder!r:.60}: expected {' or '.join(PLAN_BUILDERS)}")
+        foreign = [name for name in self.architectures if not ARCHITECTURE.fullmatch(name)]
+        if foreign or not self.architectures:
+            raise BundleError(f"a plan's architectures are {self.architectures!r:.60}: expected names like sm_90")
 
     @property
     def max_batch(self) -> int:
         """The most images in one run."""
         return self.profile["images"][2][0]
+
+    @property
+    def architecture(self) -> str:
+        """All architectures, in words."""
+        return ", ".join(self.architectures)
 
 
 @dataclass(frozen=True)
@@ -296,7 +316,12 @@ class Manifest:
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema == 3:  # the same, but nothing was measured of other precisions
             empty = dataclasses.asdict(Ranges([], []))
-            data |= {"schema": SCHEMA, "precisions": {}, "ranges": empty}
+            data |= {
+                "schema": SCHEMA,
+                "precisions": {},
+                "ranges": empty,
+                "plans": _plans_of_schema_3(data.get("plans")),
+            }
             schema = SCHEMA
         if schema != SCHEMA:
             raise BundleError(
@@ -307,6 +332,20 @@ class Manifest:
         except InputError as error:
             raise BundleError(f"{MANIFEST}: {error}") from error
         return manifest
+
+
+def _plans_of_schema_3(plans: Any) -> Any:
+    return {name: _plan_of_schema_3(plan) for name, plan in plans.items()} if isinstance(plans, dict) else plans
+
+
+def _plan_of_schema_3(plan: Any) -> Any:
+    """Only TensorRT built plans then, for one architecture; nobody noted what is not fused and what a run takes."""
+    if not isinstance(plan, dict) or not {"tensorrt", "architecture", "fused_attention"} <= set(plan):
+        return plan  # the fields that are missing are named when it is parsed
+    version, architecture = plan["tensorrt"], plan["architecture"]
+    kept = {name: value for name, value in plan.items() if name not in ("tensorrt", "architecture")}
+    known = {"builder": "tensorrt", "version": version, "architectures": [architecture], "scratch_bytes": []}
+    return {**kept, **known, "attention": plan["fused_attention"]}
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
@@ -506,7 +545,8 @@ def _remedy(folder: Path, name: str) -> str:
     if len(parts) > 1 and parts[0] == KERNELS:
         return f"copy it again, or compile it with 'facetrt export {folder} --kernels {parts[1]}'"
     if len(parts) > 1 and parts[0] == PLANS:
-        return f"copy it again, or build one here with 'facetrt export {folder} --target tensorrt'"
+        target = "tensorrt-rtx" if parts[1].startswith("rtx") else "tensorrt"
+        return f"copy it again, or build one with 'facetrt export {folder} --target {target}'"
     return "export or copy the bundle again"
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from facetrt.engine.backends import BackendName, Precision
+from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
 from facetrt.engine.cli.app import console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options
@@ -23,6 +24,7 @@ from facetrt.engine.samples import sample_paths
 from facetrt.kernels.errors import InputError, printable
 
 METRICS = ("mean_cosine", "p1_cosine", "cls_cosine", "relative_frobenius", "max_abs")
+PLAN_COLUMNS = ["GPUs", "built by", "images", "attention", "scratch memory of a lane", "rel."]
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
 
 
@@ -45,9 +47,7 @@ def info(
     console.print(_table("files (checked)", ["file", "bytes", "sha256"], _files(opened)))
     if manifest.plans:
         plans = [_plan(record) for record in manifest.plans.values()]
-        console.print(
-            _table("TensorRT plans", ["GPU", "TensorRT", "images", "layers (fused attention)", "rel."], plans)
-        )
+        console.print(_table("TensorRT plans", PLAN_COLUMNS, plans))
     console.print(
         _parity_table(
             f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
@@ -74,9 +74,23 @@ def _files(bundle: Bundle) -> list[list[str]]:
 
 def _plan(record: PlanRecord) -> list[str]:
     smallest, tuned, largest = ("×".join(map(str, shape[:3])) for shape in record.profile["images"])
-    error = max(metrics["relative_frobenius"] for metrics in record.parity.outputs.values())
-    layers = f"{record.layers} ({record.fused_attention})"
-    return [record.architecture, record.tensorrt, f"{smallest} … {largest}, tuned for {tuned}", layers, f"{error:.1e}"]
+    errors = [metrics["relative_frobenius"] for metrics in record.parity.outputs.values()]
+    return [
+        record.architecture,
+        f"{FLAVOURS[BackendName(record.builder)].title} {record.version}",
+        f"{smallest} … {largest}, tuned for {tuned}",
+        f"{record.fused_attention} of {record.attention} fused",
+        _scratch(record),
+        f"{max(errors):.1e}" if errors else "when it first runs",
+    ]
+
+
+def _scratch(record: PlanRecord) -> str:
+    """What a lane takes beside weights, images and results."""
+    if not record.scratch_bytes:
+        return "unknown"
+    whole = [f"{nbytes / 1e6:,.1f} MB" for nbytes in record.scratch_bytes]
+    return whole[0] if len(whole) == 1 else f"{whole[0]} for one image, {whole[-1]} for {record.max_batch}"
 
 
 def _precisions(manifest: Manifest) -> list[list[str]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision
+from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision, Specialisation
 from facetrt.engine.cli.app import errors
 from facetrt.engine.engine import Engine
 from facetrt.engine.machine.memory import MAX_CELLS
@@ -34,7 +34,7 @@ class Opening:
     ] = Precision.AUTO
     hint: Annotated[Hint, _option("--hint", "One batch at a time, or several side by side.")] = Hint.LATENCY
     threads: Annotated[int | None, _option("--threads", "Of the processor; all cores by default.", min=1)] = None
-    cache: Annotated[Path | None, _option("--cache", "Folder for compiled encoders (openvino).")] = None
+    cache: Annotated[Path | None, _option("--cache", "Folder for compiled encoders (openvino, tensorrt-rtx).")] = None
     streams: Annotated[int, _option("--streams", "Of a GPU: batches that overlap.", min=1)] = 1
     kernels: Annotated[
         Kernels, _option("--kernels", "Where match and cosegment do the rest; auto is beside the encoder.")
@@ -45,6 +45,9 @@ class Opening:
     max_cells: Annotated[
         int, _option("--max-cells", "An image of more is refused: time grows with their square.", min=1)
     ] = MAX_CELLS
+    specialisation: Annotated[
+        Specialisation, _option("--specialisation", "When tensorrt-rtx compiles kernels for new image sizes.")
+    ] = Specialisation.EAGER
 
     def engine(self, bundle: str | Path) -> Engine:
         """Open a bundle; what runs is said where something was asked for or left to facetrt."""

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from facetrt.engine.backends.flavours import FLAVOURS, RTX, Flavour
+from facetrt.engine.backends.options import BackendName
 from facetrt.engine.backends.tensorrt import PlanKey
 from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord, builtin_path
 from facetrt.engine.doctor import probes
@@ -24,6 +26,7 @@ from facetrt.kernels.errors import BackendError
 
 PACKAGES = (
     "facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
     "pycuda", "cuda-bindings", "nvidia-ml-py", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "torch", "triton", "timm",
     "onnx", "zarr",
 )  # fmt: skip
@@ -34,18 +37,27 @@ SHARING = (  # distributions that install the same files, so that the later one 
 NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 PROBE_SECONDS = 60.0  # importing TensorRT from a cold disk takes many
 
-CPU, GPU, OPENVINO = (f"pip install 'facetrt[{extra}]'" for extra in ("cpu", "gpu", "openvino"))
+CPU, GPU, OPENVINO, RTX_EXTRA = (f"pip install 'facetrt[{extra}]'" for extra in ("cpu", "gpu", "openvino", "rtx"))
 DRIVER = "install NVIDIA's driver: https://www.nvidia.com/drivers"
 VISIBLE = "nvidia-smi -L  # is the GPU listed, and does CUDA_VISIBLE_DEVICES hide it?"
-GPU_PACKAGES = ("onnxruntime-gpu", "tensorrt", "pycuda")
+RTX_PACKAGE = "tensorrt-rtx-cu13-bindings"
+GPU_PACKAGES = ("onnxruntime-gpu", "tensorrt", RTX_PACKAGE, "pycuda")
 
 KERNELS = "device kernels"
 GPU_NEEDS = {  # packages
     "onnxruntime cuda": ("onnxruntime-gpu", "pycuda"),
     "tensorrt": ("tensorrt", "pycuda", "cuda-bindings"),
+    "tensorrt-rtx": (RTX_PACKAGE, "pycuda", "cuda-bindings"),
     KERNELS: ("pycuda",),
 }
-PROBE_OF = {"onnxruntime-gpu": "onnxruntime_cuda", "tensorrt": "tensorrt", "pycuda": "pycuda"}
+INSTALLS = {"tensorrt-rtx": RTX_EXTRA}  # others come with the extra gpu
+PROBE_OF = {
+    "onnxruntime-gpu": "onnxruntime_cuda",
+    "tensorrt": "tensorrt",
+    RTX_PACKAGE: "tensorrt_rtx",
+    "pycuda": "pycuda",
+}
+VERSIONS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # builder of a plan → probe that knows its version
 
 Answer = Mapping[str, Any]
 
@@ -114,7 +126,8 @@ class BundleReport:
 class Diagnosis:
     """What was found.
 
-    ``clashes`` lists packages that overwrite each other's files; ``tensorrt`` is the version as the library says it.
+    ``clashes`` lists packages that overwrite each other's files; ``builders`` are the versions of those that build
+    plans, as the libraries say them.
     """
 
     packages: Mapping[str, str]
@@ -124,7 +137,7 @@ class Diagnosis:
     clashes: tuple[Finding, ...]
     backends: tuple[Finding, ...]
     kernels: Finding
-    tensorrt: str | None = None
+    builders: Mapping[str, str] = field(default_factory=dict)
     bundle: BundleReport | None = None
 
     @property
@@ -154,7 +167,7 @@ def diagnose(bundle: str | Path | None = None) -> Diagnosis:
         clashes(packages),
         (*_on_processor(answers, flags), *on_gpu),
         kernels,
-        answers.get("tensorrt", {}).get("version"),
+        {name: answers[probe]["version"] for name, probe in VERSIONS.items() if "version" in answers.get(probe, {})},
     )
     return machine if opened is None else replace(machine, bundle=_examine(opened, machine, str(bundle)))
 
@@ -205,7 +218,8 @@ def _ask_all(packages: Mapping[str, str], driver: Driver) -> dict[str, Answer]:
         questions["openvino"] = ()
     if driver.gpus and "onnxruntime-gpu" in packages:
         questions["onnxruntime_cuda"] = (str(builtin_path() / ENCODER),)
-    questions |= {name: () for name in ("tensorrt", "pycuda") if driver.gpus and name in packages}
+    others = [PROBE_OF[name] for name in ("tensorrt", RTX_PACKAGE, "pycuda") if driver.gpus and name in packages]
+    questions |= dict.fromkeys(others, ())
     with ThreadPoolExecutor() as pool:
         answers = pool.map(lambda item: ask(item[0], *item[1]), questions.items())
         return dict(zip(questions, answers, strict=True))
@@ -228,10 +242,14 @@ def _on_gpu(packages: Mapping[str, str], driver: Driver, answers: Mapping[str, A
         return tuple(Finding(name, state, driver.problem or "no GPU", remedy) for name in GPU_NEEDS)
     found = []
     for name, wanted in GPU_NEEDS.items():
+        install = INSTALLS.get(name, GPU)
         absent = [package for package in wanted if package not in packages]
-        parts = [_library(name, PROBE_OF[package], answers, GPU) for package in wanted if package in PROBE_OF]
+        parts = [_library(name, PROBE_OF[package], answers, install) for package in wanted if package in PROBE_OF]
         broken = next((part for part in parts if part.state is not State.WORKS), Finding(name, State.WORKS))
-        found.append(Finding(name, State.MISSING, f"no {' and no '.join(absent)}", GPU) if absent else broken)
+        found.append(Finding(name, State.MISSING, f"no {' and no '.join(absent)}", install) if absent else broken)
+    if not RTX.covers(driver.gpus[0].arch):
+        here = f"does not run on {driver.gpus[0].arch}, but on {', '.join(RTX.architectures or ())}"
+        found = [Finding(f.name, State.NOT_HERE, here) if f.name == RTX.backend else f for f in found]
     if architecture_to_compile(driver.gpus[0].capability) is None:
         found[-1] = Finding(KERNELS, State.NOT_HERE, f"{no_kernels(driver.gpus[0].capability)}: use kernels host")
     return tuple(found)
@@ -263,9 +281,10 @@ def _for_bundle(finding: Finding, precision: str, plans: Sequence[Finding], path
         return finding
     if precision not in runs.get(finding.name, (precision,)):
         return Finding(finding.name, State.NOT_HERE, f"does not run {precision} bundles")
-    if finding.name == "tensorrt" and not any(plan.state is State.WORKS for plan in plans):
-        detail = "no plan fits this GPU and TensorRT" if plans else "no plan in this bundle"
-        return Finding(finding.name, State.MISSING, detail, f"facetrt export {path} --target tensorrt")
+    own = [plan for plan in plans if plan.name.startswith(f"{finding.name} ")]
+    if finding.name in FLAVOURS and not any(plan.state is State.WORKS for plan in own):
+        detail = "no plan fits this GPU and the library" if own else "no plan in this bundle"
+        return Finding(finding.name, State.MISSING, detail, FLAVOURS[BackendName(finding.name)].build_command(path))
     return finding
 
 
@@ -285,15 +304,21 @@ def _bundle_kernels(machine: Diagnosis, architectures: Sequence[str], path: str)
 
 
 def _plan(name: str, plan: PlanRecord, manifest: Manifest, machine: Diagnosis, path: str) -> Finding:
-    """Whether a plan can be loaded here: it is bound to its graph, to TensorRT's version and to the GPU."""
-    short = f"plan {PurePosixPath(name).stem[:12]}"
-    built = f"TensorRT {plan.tensorrt}, {plan.architecture}, up to {plan.max_batch} images"
-    gpus, installed = machine.driver.gpus, machine.packages.get("tensorrt")
-    if not gpus or installed is None:
-        return Finding(short, State.NOT_HERE, f"{built}; no {'TensorRT' if gpus else 'GPU'} here")
-    here = PlanKey.here(manifest, machine.tensorrt or installed, gpus[0].arch)
+    """Whether a plan can be loaded here: it is bound to its graph, to its builder's version and to the GPU."""
+    flavour = FLAVOURS[BackendName(plan.builder)]
+    short = f"{flavour.backend} {PurePosixPath(name).stem[:12]}"
+    built = f"{flavour.title} {plan.version}, {plan.architecture}, up to {plan.max_batch} images"
+    gpus, version = machine.driver.gpus, machine.builders.get(plan.builder)
+    if not gpus or version is None:
+        return Finding(short, State.NOT_HERE, f"{built}; no {flavour.title if gpus else 'GPU'} here")
+    return _held_against(short, built, plan, PlanKey.here(manifest, version, gpus[0].arch), flavour, path)
+
+
+def _held_against(short: str, built: str, plan: PlanRecord, here: PlanKey, flavour: Flavour, path: str) -> Finding:
     misfits = here.differences(plan)
-    if misfits:
-        detail = f"{built}; here {', '.join(f'{field} is {getattr(here, field):.12}' for field in misfits)}"
-        return Finding(short, State.MISSING, detail, f"facetrt export {path} --target tensorrt")
-    return Finding(short, State.WORKS, built)
+    if not misfits:
+        return Finding(short, State.WORKS, built)
+    detail = f"{built}; here {', '.join(f'{field} is {getattr(here, field):.12}' for field in misfits)}"
+    if not flavour.covers(here.architecture):
+        return Finding(short, State.NOT_HERE, detail)
+    return Finding(short, State.MISSING, detail, flavour.build_command(path))

@@ -26,7 +26,7 @@ def gpu() -> dict[str, Any]:
         return {"error": f"no NVIDIA driver: {LIBCUDA} is not there"}
     version, count = ctypes.c_int(), ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
-    found: dict[str, Any] = {"cuda": [version.value // 1000, version.value % 1000 // 10], "driver": _driver_version()}
+    found: dict[str, Any] = {"cuda": [version.value // 1000, version.value % 1000 // 10], "driver": driver_version()}
     code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if code:
         return found | {"error": "the driver sees no GPU" if code == NO_DEVICE else _cuda_error(cuda, code)}
@@ -50,7 +50,8 @@ def _cuda_error(cuda: Any, code: int) -> str:
     return f"the driver does not start: {(text.value or b'').decode() or f'error {code}'}"
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, like ``580.65.06``; None if nobody says."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -92,6 +93,15 @@ def tensorrt() -> dict[str, Any]:
     return {"version": str(library.__version__)}
 
 
+def tensorrt_rtx() -> dict[str, Any]:
+    """As for TensorRT."""
+    flavours = importlib.import_module("facetrt.engine.backends.flavours")
+    library = flavours.import_library(flavours.RTX)
+    if library.Runtime(library.Logger(library.Logger.ERROR)) is None:
+        raise RuntimeError("no runtime could be made")
+    return {"version": str(library.__version__)}
+
+
 def pycuda() -> dict[str, Any]:
     """How many GPUs it sees."""
     driver = importlib.import_module("pycuda.driver")
@@ -100,7 +110,7 @@ def pycuda() -> dict[str, Any]:
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
-    probe.__name__: probe for probe in (gpu, onnxruntime, onnxruntime_cuda, openvino, tensorrt, pycuda)
+    probe.__name__: probe for probe in (gpu, onnxruntime, onnxruntime_cuda, openvino, tensorrt, tensorrt_rtx, pycuda)
 }
 
 

@@ -19,17 +19,18 @@ from helpers_gpu import FakeGpu, install
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from facetrt.engine.backends import BackendName, DeviceName, RunOptions, TensorRtBackend
+from facetrt.engine.backends import BackendName, DeviceName, RunOptions, TensorRtBackend, plan_check
 from facetrt.engine.backends import Precision as RunPrecision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.main import program
 from facetrt.export import plans
 from facetrt.export.options import Precision
-from facetrt.export.plans import PlanOptions, build_plan, prepare_graph
+from facetrt.export.plan_graph import prepare_graph
+from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError, ParityError
 
 SIZES: dict[str, Any] = {"min_size": (8, 8), "opt_size": (24, 32), "max_size": (40, 40)}
-QUICK = PlanOptions(opt_batch=2, max_batch=3, **SIZES)
+QUICK = PlanOptions(opt_batch=2, max_batch=3, allow_unfused=True, **SIZES)
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def test_a_static_plan_is_built_compared_and_recorded(static: Path, fake_gpu: Fa
     bundle = Bundle.open(static)
     assert bundle.manifest.plans == {name: record} and bundle.read(name).startswith(fakes_tensorrt.MAGIC)
     assert record.profile == {"images": [[1, 24, 32, 3], [2, 24, 32, 3], [3, 24, 32, 3]]} and record.max_batch == 3
-    assert (record.precision, record.architecture, record.flags) == ("bf16", "sm_90", [])
+    assert (record.precision, record.architectures, record.flags) == ("bf16", ["sm_90"], [])
     assert record.encoder_sha256 == bundle.manifest.files["encoder.onnx"].sha256
-    assert record.fused_attention == 1 and record.layers > 10
+    assert record.attention == record.fused_attention == 2 and record.layers > 10
     assert record.parity.cases == ["1 × 24×32", "2 × 24×32", "3 × 24×32"]
     assert 1e-4 < record.parity.outputs["key@1"]["relative_frobenius"] <= 0.01
     assert "Building Engine (2 steps)" in stages and not any("Tactic" in stage for stage in stages)
@@ -88,7 +89,7 @@ def test_one_path_for_both_majors(static: Path, monkeypatch: pytest.MonkeyPatch,
     """The fake refuses networks that are not strongly typed on 10, and unknown flags on 11."""
     machine = install(monkeypatch, tensorrt=version)
     _, record = build_plan(static, PlanOptions(opt_batch=1, max_batch=1))
-    assert record.tensorrt == version
+    assert record.version == version
     assert not machine.tensorrt.fake.flags  # not even TF32, which is on by default
     gc.collect()
 
@@ -126,7 +127,7 @@ def test_a_plan_is_kept_only_if_everything_is_the_same(static: Path, fake_gpu: F
 def test_a_wrong_plan_is_not_written(static: Path, fake_gpu: FakeGpu) -> None:
     before = contents(static)
     fake_gpu.tensorrt.fake.scale = 1.02
-    with pytest.raises(ParityError, match=r"not reproduce its graph: bf16 misses .*key@1 has .*no plan was"):
+    with pytest.raises(ParityError, match=r"not reproduce its graph: bf16 misses its contract: .* has .*no plan was"):
         build_plan(static, PlanOptions(opt_batch=1, max_batch=2))
     assert contents(static) == before
 
@@ -163,7 +164,7 @@ def test_branches_are_refused(static: Path, fake_gpu: FakeGpu) -> None:
 
 
 def test_the_prepared_graph_is_standard_and_casts_bytes_first(tiny_bundle: Path) -> None:
-    model = onnx.load_from_string(prepare_graph((tiny_bundle / "encoder.onnx").read_bytes()))
+    model = onnx.load_from_string(prepare_graph((tiny_bundle / "encoder.onnx").read_bytes()).data)
     onnx.checker.check_model(model)
     assert not model.functions and [entry.domain for entry in model.opset_import] == [""]
     readers = [node.op_type for node in model.graph.node if "images" in node.input]
@@ -225,9 +226,48 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
         PlanOptions(**options)
 
 
-def test_images_too_large_to_compare(tiny_bundle: Path, fake_gpu: FakeGpu) -> None:
-    with pytest.raises(InputError, match="use a smaller --max-size"):
-        build_plan(tiny_bundle, PlanOptions(max_size=(20_000, 20_000)))
+def test_images_too_large_to_compare(static: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_check, "fits", lambda needed: False)
+    with pytest.raises(InputError, match=r"the largest image, 24x32, makes .* use a smaller --max-size"):
+        build_plan(static)
+
+
+def test_fp32_attention_beyond_a_share_of_the_gpu_is_refused_before_it_is_built(
+    tiny_bundle: Path, fake_gpu: FakeGpu
+) -> None:
+    with pytest.raises(InputError, match=r"does not fuse attention in fp32, .* --precision fp16 or bf16, or .*unfused"):
+        build_plan(tiny_bundle)
+    with pytest.raises(InputError, match=r"16 × 448×448, needs .* GB of scratch .* 50% of .*: use --precision fp16"):
+        build_plan(tiny_bundle, PlanOptions(allow_unfused=True))
+    assert not fake_gpu.tensorrt.fake.calls
+
+
+def test_scratch_beyond_a_share_of_the_gpu_is_refused_by_the_builder_s_own_figure(
+    static: Path, fake_gpu: FakeGpu
+) -> None:
+    fake_gpu.tensorrt.fake.scratch = fake_gpu.gpu.total // 3
+    assert build_plan(static, PlanOptions(opt_batch=1, max_batch=1))[1].scratch_bytes == [fake_gpu.gpu.total // 3]
+    with pytest.raises(InputError, match=r"2 × 24×32, needs .*: use a smaller --max-batch or --max-size"):
+        build_plan(static, PlanOptions(opt_batch=2, max_batch=2))
+
+
+def test_attention_that_is_not_fused_is_named(static: Path, fake_gpu: FakeGpu) -> None:
+    fake_gpu.tensorrt.fake.unfused.add("attention_1")
+    before = contents(static)
+    with pytest.raises(InputError, match=r"did not fuse attention_1 \(.*; 1 of 2\), .*--allow-unfused"):
+        build_plan(static, PlanOptions(opt_batch=1, max_batch=1))
+    assert contents(static) == before
+    _, record = build_plan(static, PlanOptions(opt_batch=1, max_batch=1, allow_unfused=True))
+    assert (record.attention, record.fused_attention) == (2, 1)
+
+
+def test_graphs_that_sum_in_half_precision_are_refused(
+    static: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = fakes_tensorrt.Tensor(fakes_tensorrt.DataType.HALF)
+    monkeypatch.setattr(fakes_tensorrt.Layer, "get_input", lambda self, index: half)
+    with pytest.raises(InputError, match=r"sums in half precision \(.*attention_0.*\)"):
+        build_plan(static)
 
 
 def test_nothing_long_is_begun_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,7 +282,7 @@ def test_nothing_long_is_begun_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tm
 def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) -> None:
     command = ["export", str(static), "--target", "tensorrt", "--opt-batch", "2", "--version-compatible"]
     result = CliRunner().invoke(program(), command, catch_exceptions=False)
-    assert "1 fused attentions" in result.output.replace("\n", " ")
+    assert "2 of 2 attentions fused" in " ".join(result.output.split())
     (record,) = Bundle.open(static).manifest.plans.values()
     assert [shape[0] for shape in record.profile["images"]] == [1, 2, 2] and record.flags == ["version_compatible"]
     backend = TensorRtBackend(
@@ -255,7 +295,7 @@ def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["BUNDLE"], "is a bundle already: add --target tensorrt or --kernels"),
+        (["BUNDLE"], "is a bundle already: add --target or --kernels"),
         (["BUNDLE", "--target", "tensorrt", "--stride", "2", "--out", "x"], "--out, --stride cannot change the bundle"),
         (["builtin"], "--out is missing"),
         (["builtin", "--out", "x", "--max-batch", "3"], "--max-batch shape a TensorRT plan: add --target tensorrt"),

@@ -24,6 +24,7 @@ from facetrt.engine.backends import (
     RunOptions,
 )
 from facetrt.engine.backends.base import Tensors
+from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.openvino import runs_bf16
 from facetrt.engine.bundle.bundle import Bundle, file_entry
 from facetrt.engine.encoding.parity import CONTRACTS, compare
@@ -40,6 +41,7 @@ OPTIONS = {
     "onnxruntime-cuda": RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32),
     "tensorrt": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32),
     "tensorrt-two-streams": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32, streams=2),
+    "tensorrt-rtx": RunOptions(BackendName.TENSORRT_RTX, DeviceName.CUDA, precision=Precision.FP32),
 }
 
 
@@ -54,7 +56,7 @@ class Case:
 
     def damaged(self, folder: Path, encoder: bytes) -> Backend:
         """A backend on a bundle whose encoder, or plan, holds these bytes."""
-        if self.options.backend is not BackendName.TENSORRT:
+        if self.options.backend not in FLAVOURS:
             return self.make(encoder=encoder)
         ((name, _),) = self.bundle.manifest.plans.items()
         (folder / name).parent.mkdir()
@@ -66,6 +68,10 @@ class Case:
 @pytest.fixture(params=OPTIONS)
 def case(request: pytest.FixtureRequest, tiny_bundle: Path) -> Case:
     options = OPTIONS[request.param]
+    if options.backend is BackendName.TENSORRT_RTX:
+        opened = Bundle.open(request.getfixturevalue("rtx_bundle"))
+        request.getfixturevalue("fake_rtx")
+        return Case(opened, options)
     if options.device is DeviceName.CUDA:  # over the fakes; the same tests run on a real GPU
         folder: Path = request.getfixturevalue("planned_bundle")
         request.getfixturevalue("fake_gpu")

@@ -303,9 +303,9 @@ def test_what_a_killed_build_left_is_ignored_elsewhere_not(large: Path) -> None:
 
 def test_plans_that_are_no_files_or_no_plans(large: Path) -> None:
     record = {
-        "encoder_sha256": "0", "tensorrt": "11.4.0.106", "architecture": "sm_90", "flags": [], "precision": "fp32",
-        "profile": {"images": [[1, 8, 8, 3]] * 3}, "parity": {"cases": [], "outputs": {}}, "layers": 1,
-        "fused_attention": 0,
+        "encoder_sha256": "0", "builder": "tensorrt", "version": "11.4.0.106", "architectures": ["sm_90"], "flags": [],
+        "precision": "fp32", "profile": {"images": [[1, 8, 8, 3]] * 3}, "parity": {"cases": [], "outputs": {}},
+        "layers": 1, "attention": 2, "fused_attention": 0, "scratch_bytes": [7],
     }  # fmt: skip
     edit(large, plans={"plans/p.plan": record})
     assert Bundle.open(large).manifest.plans["plans/p.plan"].max_batch == 1
@@ -315,6 +315,13 @@ def test_plans_that_are_no_files_or_no_plans(large: Path) -> None:
     edit(large, plans={"plans/p.plan": {**record, "profile": {"images": [[1, 8]]}}})
     with pytest.raises(BundleError, match="expected three shapes of four numbers"):
         Bundle.open(large)
+    edit(large, plans={"plans/p.plan": {**record, "builder": "foundry"}})
+    with pytest.raises(BundleError, match="builder is 'foundry': expected tensorrt or tensorrt-rtx"):
+        Bundle.open(large)
+    for names in ([], ["sm_90", "../sm_90"]):
+        edit(large, plans={"plans/p.plan": {**record, "architectures": names}})
+        with pytest.raises(BundleError, match=r"architectures are \[.*expected names like sm_90"):
+            Bundle.open(large)
     edit(large, plans={"plans/p.plan": {**record, "surprise": 1}})
     with pytest.raises(BundleError, match="surprise"):
         Bundle.open(large)
@@ -336,5 +343,24 @@ def test_schema_3_is_read_and_what_it_did_not_measure_is_said(copy: Path) -> Non
     bundle = Bundle.open(copy)
     assert bundle.manifest.schema == 4 and bundle.manifest.precisions == {} and bundle.manifest.ranges.logits == []
     check_exact(bundle, Precision.FP32)
+    assert bundle.manifest.plans == {}
     with pytest.raises(InputError, match=r"bf16 is was not measured .*export it again, .*--allow-inexact.*info"):
         check_exact(bundle, Precision.BF16)
+
+
+def test_plans_of_schema_3_are_read(large: Path) -> None:
+    record = {
+        "encoder_sha256": "0", "tensorrt": "11.4.0.106", "architecture": "sm_90", "flags": [], "precision": "fp32",
+        "profile": {"images": [[1, 8, 8, 3]] * 3}, "parity": {"cases": [], "outputs": {}}, "layers": 9,
+        "fused_attention": 3,
+    }  # fmt: skip
+    data = json.loads((large / "manifest.json").read_text())
+    del data["precisions"], data["ranges"]
+    (large / "manifest.json").write_text(json.dumps(data | {"schema": 3, "plans": {"plans/p.plan": record}}))
+    plan = Bundle.open(large).manifest.plans["plans/p.plan"]
+    assert (plan.builder, plan.version, plan.architectures) == ("tensorrt", "11.4.0.106", ["sm_90"])
+    assert plan.attention == plan.fused_attention == 3 and plan.scratch_bytes == []
+    for broken in ([], {"plans/p.plan": 1}, {"plans/p.plan": {}}):
+        (large / "manifest.json").write_text(json.dumps(data | {"schema": 3, "plans": broken}))
+        with pytest.raises(BundleError, match="plans"):
+            Bundle.open(large)

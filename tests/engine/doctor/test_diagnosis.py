@@ -12,8 +12,18 @@ import pytest
 
 from facetrt.engine.bundle.bundle import ENCODER, Bundle, FileEntry, ParityReport, PlanRecord
 from facetrt.engine.doctor import diagnosis as doctor
-from facetrt.engine.doctor import probes
-from facetrt.engine.doctor.diagnosis import Diagnosis, Driver, Finding, Gpu, State, ask, clashes, diagnose, read_driver
+from facetrt.engine.doctor.diagnosis import (
+    Diagnosis,
+    Driver,
+    Finding,
+    Gpu,
+    State,
+    ask,
+    clashes,
+    diagnose,
+    probes,
+    read_driver,
+)
 
 H200 = {
     "cuda": [13, 0], "driver": "580.65.06",
@@ -28,6 +38,7 @@ ANSWERS: dict[str, Mapping[str, Any]] = {
     "onnxruntime_cuda": {"providers": ["CUDAExecutionProvider"]},
     "openvino": {"capabilities": ["BF16", "FP32"]},
     "tensorrt": {"version": "11.4.0"},
+    "tensorrt_rtx": {"version": "1.7.1"},
     "pycuda": {"count": 1},
 }
 
@@ -60,7 +71,7 @@ def test_a_machine_without_a_gpu(machine: Machine) -> None:
     found = diagnose()
     assert states(found.backends) == {
         "onnxruntime cpu": State.WORKS, "openvino fp32": State.WORKS, "openvino bf16": State.WORKS,
-        "onnxruntime cuda": State.NOT_HERE, "tensorrt": State.NOT_HERE,
+        "onnxruntime cuda": State.NOT_HERE, "tensorrt": State.NOT_HERE, "tensorrt-rtx": State.NOT_HERE,
     }  # fmt: skip
     assert found.runs and found.kernels.state is State.NOT_HERE and found.flags == ("avx2", "avx512_bf16")
     assert all(finding.remedy is None for finding in found.backends)
@@ -105,7 +116,8 @@ def test_a_machine_with_everything(machine: Machine) -> None:
 def test_each_missing_package_is_named(machine: Machine, package: str, broken: set[str]) -> None:
     machine({name: version for name, version in GPU_PACKAGES.items() if name != package}, gpu=H200)
     found = diagnose()
-    lacking = {name for name in doctor.GPU_NEEDS if find(found, name).state is State.MISSING}
+    others = [name for name in doctor.GPU_NEEDS if name != "tensorrt-rtx"]  # which does not run on an H200
+    lacking = {name for name in others if find(found, name).state is State.MISSING}
     assert lacking == broken
     for name in broken:
         assert find(found, name).detail == f"no {package}"
@@ -148,7 +160,9 @@ def bundle_with(source: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -
 def plan(bundle: Path, **changes: Any) -> PlanRecord:
     sha = Bundle.open(bundle).manifest.files[ENCODER].sha256
     profile = {"images": [[1, 32, 32, 3], [1, 64, 64, 3], [16, 96, 96, 3]]}
-    known = PlanRecord(sha, "11.4.0", "sm_90", profile, [], "fp32", ParityReport([], {}), 10, 3)
+    known = PlanRecord(
+        sha, "tensorrt", "11.4.0", ["sm_90"], profile, [], "fp32", ParityReport([], {}), 10, 3, 3, [1 << 20]
+    )
     return dataclasses.replace(known, **changes)
 
 
@@ -180,10 +194,10 @@ def test_a_gpu_that_there_are_no_kernels_for(machine: Machine, tiny_bundle: Path
     ("changes", "words"),
     [
         ({}, None),
-        ({"tensorrt": "10.16.1"}, "here tensorrt is 11.4.0"),
-        ({"tensorrt": "11.2.0", "flags": ["version_compatible"]}, None),
-        ({"architecture": "sm_89"}, "here architecture is sm_90"),
-        ({"architecture": "sm_89", "flags": ["hardware_compatible"]}, None),
+        ({"version": "10.16.1"}, "here version is 11.4.0"),
+        ({"version": "11.2.0", "flags": ["version_compatible"]}, None),
+        ({"architectures": ["sm_89"]}, "here architecture is sm_90"),
+        ({"architectures": ["sm_89"], "flags": ["hardware_compatible"]}, None),
         ({"encoder_sha256": "0" * 64}, "here encoder_sha256 is"),
     ],
 )
@@ -207,6 +221,28 @@ def test_plans(
         assert found.state is tensorrt.state is State.WORKS and "up to 16 images" in found.detail
     else:
         assert found.state is tensorrt.state is State.MISSING and words in found.detail
+
+
+def test_tensorrt_for_rtx_on_a_gpu_that_it_runs_on_and_on_one_that_it_does_not(
+    machine: Machine, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = plan(tiny_bundle, builder="tensorrt-rtx", version="1.7.1", architectures=["sm_80", "sm_89"])
+    path = bundle_with(tiny_bundle, monkeypatch, files=["plans/rtx.plan"], plans={"plans/rtx.plan": rtx})
+    packages = {name: v for name, v in GPU_PACKAGES.items() if name != "tensorrt"} | {doctor.RTX_PACKAGE: "1.7.1"}
+    card = {"name": "NVIDIA RTX 4090", "capability": [8, 9], "memory": 1 << 34}
+    machine(packages, gpu={**H200, "gpus": [card]})
+    found = diagnose(path)
+    assert found.bundle is not None and find(found, "tensorrt-rtx").state is State.WORKS
+    assert states(found.bundle.backends)["tensorrt-rtx"] is found.bundle.plans[0].state is State.WORKS
+    assert states(found.bundle.backends)["tensorrt"] is State.MISSING
+    machine(packages, gpu=H200)
+    found = diagnose(path)
+    assert found.bundle is not None
+    here = find(found, "tensorrt-rtx")
+    assert here.state is State.NOT_HERE and here.detail.startswith("does not run on sm_90, but on sm_75, sm_80")
+    assert found.bundle.plans[0].state is State.NOT_HERE
+    machine({name: v for name, v in packages.items() if name != doctor.RTX_PACKAGE}, gpu={**H200, "gpus": [card]})
+    assert find(diagnose(path), "tensorrt-rtx").remedy == "pip install 'facetrt[rtx]'"
 
 
 def test_half_precision_bundles_need_the_right_backend(

@@ -12,11 +12,10 @@ import pytest
 from helpers import TINY, export_tiny, facets, require_openvino
 from onnx import TensorProto, helper
 
-from facetrt.engine import Engine, InputError
+from facetrt.engine import Engine, InputError, parity
+from facetrt.engine.backends.widening import HALVES, widen
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.encoding import parity
 from facetrt.export.options import Precision
-from facetrt.export.widening import HALVES, widen
 
 KINDS = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
 
