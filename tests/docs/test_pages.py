@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import pytest
 import typer
 
 from facetrt.engine import Engine, InputError
+from facetrt.engine.backends import BackendName
 from facetrt.engine.cli.main import COMMANDS as TABLE
+from facetrt.engine.evaluation import EVALUATIONS
+from facetrt.export.models import MODELS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -101,6 +104,26 @@ def test_what_a_page_names_exists(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in LINK.findall(PAGES[page].read_text()):
         assert (PAGES[page].parent / target).exists(), target
+
+
+NAMES: dict[str, Iterable[str]] = {  # page → what it must name, in code
+    "README.md": COMMANDS,
+    "docs/backends/index.md": [name for name in BackendName if name is not BackendName.AUTO],
+    "docs/tasks/evaluate.md": EVALUATIONS,
+    "docs/weights.md": MODELS,
+}
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_a_page_names_all_that_there_is(page: str) -> None:
+    words = {word for code in inline(page) for word in re.split(r"[^\w-]+", code)}
+    words |= {words[0] for words in command_lines(page)}
+    assert not [name for name in NAMES[page] if name not in words]
+
+
+@pytest.mark.parametrize("name", NAMES["docs/backends/index.md"])
+def test_every_backend_has_a_page(name: str) -> None:
+    assert f"docs/backends/{name}.md" in PAGES
 
 
 def test_the_readme_takes_ten_minutes() -> None:
