@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from facetrt.engine.bundle.bundle import CLS_ATTENTION
 from facetrt.engine.encoding.encoder import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
 from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.images.emptiness import detail_of
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.images.resampling import pillow_nearest
-from facetrt.engine.tasks.emptiness import detail_of
 from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.device import convert, preprocess, select
 from facetrt.kernels.device.runtime.base import Device, DeviceArray

@@ -9,9 +9,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.images.emptiness import detail_of, why_empty
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import LoadSize, Pixels
-from facetrt.engine.tasks.emptiness import detail_of, why_empty
 from facetrt.kernels.errors import InputError
 
 Float = NDArray[np.float32]
@@ -52,7 +52,7 @@ class Features:
         name: path of the image, or how messages call it.
         load_size: how it was loaded.
         detail: how much neighbouring patches of the image differ, in grey levels; see
-            :func:`facetrt.engine.tasks.emptiness.detail_of`. None where the pixels are unknown.
+            :func:`facetrt.engine.images.emptiness.detail_of`. None where the pixels are unknown.
     """
 
     tokens: Mapping[str, Float] = field(repr=False)

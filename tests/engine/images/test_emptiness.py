@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine, learn_cosegmentation, learn_parts
+from facetrt.engine.images.emptiness import MIN_DETAIL, detail_of
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.samples import sample_images, second_view
 from facetrt.engine.tasks.cosegmentation import contrast
-from facetrt.engine.tasks.emptiness import MIN_DETAIL, detail_of
 from facetrt.engine.tasks.matching import agreement_of, confidence_of
 
 SIZE = (112, 144)
