@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 
-from facetrt.engine.backends import Kernels, RunOptions, make_backend
+from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.cuda import CudaBackend
+from facetrt.engine.backends.run_options import Kernels, RunOptions
 from facetrt.engine.bundle.bundle import Bundle, Manifest
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress
 from facetrt.engine.encoding.extraction import extract_features

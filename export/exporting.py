@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim
 
-from facetrt.engine.backends import BackendName, RunOptions, make_backend
-from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.backends.choice import make_backend
+from facetrt.engine.backends.run_options import BackendName, RunOptions
+from facetrt.engine.backends.run_options import Precision as RunPrecision
 from facetrt.engine.backends.widening import widen
 from facetrt.engine.bundle.bundle import (
     ENCODER,

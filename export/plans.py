@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from facetrt.engine.backends import OnnxRuntimeBackend, RunOptions, TensorRtBackend
 from facetrt.engine.backends.cuda import gpu_architecture
 from facetrt.engine.backends.flavours import RTX, TENSORRT, Flavour, import_library
-from facetrt.engine.backends.options import BackendName, DeviceName, Precision
+from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.plan_check import check_reference, compare_plan
-from facetrt.engine.backends.tensorrt import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
+from facetrt.engine.backends.tensorrt import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, TensorRtBackend
 from facetrt.engine.bundle.bundle import (
     BUILTIN,
     ENCODER,

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facetrt.engine.backends import BACKENDS, BackendName, DeviceName, RunOptions
-from facetrt.engine.backends import Precision as RunPrecision
 from facetrt.engine.backends.base import Backend, Tensors
+from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.openvino import import_openvino, runs_bf16
+from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOptions
+from facetrt.engine.backends.run_options import Precision as RunPrecision
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, Bundle, Fp32Parts, Manifest, PrecisionRecord, Ranges
 from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder

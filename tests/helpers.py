@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facetrt.benchmarks.weights import deterministic_weights as deterministic_weights  # the golden weights, too
-from facetrt.engine.backends import installed
+from facetrt.engine.backends.choice import installed
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import ExportOptions, Facet

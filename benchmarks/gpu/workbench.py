@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from facetrt.benchmarks.cpu.workbench import Sizes, Workbench, prepare
-from facetrt.engine.backends import Backend, RunOptions, make_backend
+from facetrt.engine.backends.base import Backend
+from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.cuda import CudaBackend, Lane
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.engine import Engine

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.options import BackendName, RunOptions
+from facetrt.engine.backends.run_options import BackendName, RunOptions
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, Bundle, Manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import BackendError, BundleError

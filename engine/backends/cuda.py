@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
-from facetrt.engine.backends.options import Hint, Kernels, RunOptions, Specialisation
+from facetrt.engine.backends.run_options import Hint, Kernels, RunOptions, Specialisation
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cubins import INDEX, KernelSet, choose_architecture

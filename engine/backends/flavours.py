@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from facetrt.engine.backends.base import first_line
-from facetrt.engine.backends.options import BackendName
+from facetrt.engine.backends.run_options import BackendName
 from facetrt.kernels.errors import MissingDependencyError
 
 NO_MEMORY = re.compile(r"out ?of ?memory|memory .*could not be allocated|MemoryAllocation", re.IGNORECASE | re.DOTALL)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
-from facetrt.engine.backends.options import BackendName, Hint, Precision, RunOptions
+from facetrt.engine.backends.run_options import BackendName, Hint, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
 

@@ -20,7 +20,7 @@ from facetrt.engine.backends.cuda import (
     output_shapes,
 )
 from facetrt.engine.backends.onnxruntime import import_onnxruntime
-from facetrt.engine.backends.options import BackendName
+from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.bundle.bundle import Manifest
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.onnxruntime import BF16_ON_CPU
-from facetrt.engine.backends.options import BackendName, Precision, RunOptions
+from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, ENCODER, Bundle, Fp32Parts
 from facetrt.engine.machine.processor import BF16_FLAGS, processor_flags
 from facetrt.kernels.errors import BackendError, BundleError, FacetrtError, InputError, MissingDependencyError

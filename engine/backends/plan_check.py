@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
-from facetrt.engine.backends.options import BackendName, DeviceName, Precision, RunOptions
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle, Manifest, ParityReport, PlanRecord
 from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.positional import positional_table

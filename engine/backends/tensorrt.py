@@ -21,7 +21,7 @@ from facetrt.engine.backends.cuda import (
     input_shapes,
 )
 from facetrt.engine.backends.flavours import TENSORRT, Flavour, import_library, make_log, version_numbers
-from facetrt.engine.backends.options import RunOptions
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice

@@ -19,8 +19,8 @@ from facetrt.engine.backends.base import Tensors
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.flavours import RTX
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
-from facetrt.engine.backends.options import RunOptions
 from facetrt.engine.backends.plan_check import check_reference, compare_plan
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle, ParityReport
 from facetrt.engine.doctor.probes import driver_version

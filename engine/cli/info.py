@@ -12,8 +12,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from facetrt.engine.backends import BackendName, Precision
 from facetrt.engine.backends.flavours import FLAVOURS
+from facetrt.engine.backends.run_options import BackendName, Precision
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest, PlanRecord
 from facetrt.engine.cli.app import console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options

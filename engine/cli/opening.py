@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from facetrt.engine.backends import BackendName, DeviceName, Hint, Kernels, Precision, Specialisation
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Hint, Kernels, Precision, Specialisation
 from facetrt.engine.cli.app import errors
 from facetrt.engine.engine import Engine
 from facetrt.engine.machine.memory import MAX_CELLS

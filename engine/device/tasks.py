@@ -7,8 +7,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from threading import Lock
 
-from facetrt.engine.backends import Precision
 from facetrt.engine.backends.cuda import CudaBackend
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.device.cosegmentation import cosegment_on_device
 from facetrt.engine.device.encoding import DeviceEncoder, DeviceFeatures, Frame, Lane, batches, decode
 from facetrt.engine.device.matching import match_on_device

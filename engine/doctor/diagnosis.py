@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from facetrt.engine.backends.flavours import FLAVOURS, RTX, Flavour
-from facetrt.engine.backends.options import BackendName
+from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.backends.tensorrt import PlanKey
 from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord, builtin_path
 from facetrt.engine.doctor import probes

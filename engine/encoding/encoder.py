@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import Backend
-from facetrt.engine.backends.options import DeviceName, Hint
+from facetrt.engine.backends.run_options import DeviceName, Hint
 from facetrt.engine.bundle.bundle import CLS_ATTENTION, ENCODER, Bundle
 from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.options import Precision
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import CLS_ATTENTION
 from facetrt.kernels.errors import ParityError
 

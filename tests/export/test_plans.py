@@ -19,8 +19,10 @@ from helpers_gpu import FakeGpu, install
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from facetrt.engine.backends import BackendName, DeviceName, RunOptions, TensorRtBackend, plan_check
-from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.backends import plan_check
+from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOptions
+from facetrt.engine.backends.run_options import Precision as RunPrecision
+from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.main import program
 from facetrt.export import plans

@@ -15,7 +15,7 @@ from helpers import facets
 from trained_like import SPEC, trained_like
 
 from facetrt.engine import ParityError
-from facetrt.engine.backends import Precision as RunPrecision
+from facetrt.engine.backends.run_options import Precision as RunPrecision
 from facetrt.engine.bundle.bundle import Bundle, Fp32Parts, Manifest, PrecisionRecord
 from facetrt.export import exporting
 from facetrt.export import precision as module

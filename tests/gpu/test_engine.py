@@ -11,7 +11,7 @@ import pytest
 from helpers import photo
 
 from facetrt.engine import Engine, Features
-from facetrt.engine.backends import Precision
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import CLS_ATTENTION
 from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths

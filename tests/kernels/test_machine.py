@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from facetrt.engine.backends.options import RunOptions
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.cli import main as entry
 from facetrt.kernels import machine
 from facetrt.kernels.errors import InputError, UnsupportedSystemError
@@ -115,9 +115,9 @@ def test_mounts_with_spaces(tmp_path: Path) -> None:
 
 def test_backends_get_as_many_threads_as_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"backend": "auto", "device": "auto", "precision": "auto", "hint": "latency", "cache": None}
-    monkeypatch.setattr("facetrt.engine.backends.options.processors", lambda: 2)
+    monkeypatch.setattr("facetrt.engine.backends.run_options.processors", lambda: 2)
     for threads, there, chosen in ((None, 64, 2), (None, 2, None), (1, 64, 1)):
-        monkeypatch.setattr("facetrt.engine.backends.options.processors_to_run_on", lambda there=there: there)
+        monkeypatch.setattr("facetrt.engine.backends.run_options.processors_to_run_on", lambda there=there: there)
         assert RunOptions.parse(threads=threads, **options).threads == chosen  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threads=3: expected 1 to 2, the processors here"):
         RunOptions.parse(threads=3, **options)  # type: ignore[arg-type]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from facetrt.engine import Engine, InputError
-from facetrt.engine import backends as module
-from facetrt.engine.backends import BackendName, Hint, Precision, choose_backend, choose_precision
+from facetrt.engine.backends import choice as module
+from facetrt.engine.backends.choice import choose_backend, choose_precision
+from facetrt.engine.backends.run_options import BackendName, Hint, Precision
 
 AUTO, ORT, OPENVINO = BackendName.AUTO, BackendName.ONNXRUNTIME, BackendName.OPENVINO
 FP32, FP16, BF16, FASTEST = Precision.FP32, Precision.FP16, Precision.BF16, Precision.FASTEST

@@ -13,19 +13,12 @@ import numpy as np
 import pytest
 from helpers import TINY, require_openvino
 
-from facetrt.engine.backends import (
-    BACKENDS,
-    Backend,
-    BackendName,
-    DeviceName,
-    Hint,
-    OnnxRuntimeBackend,
-    Precision,
-    RunOptions,
-)
-from facetrt.engine.backends.base import Tensors
+from facetrt.engine.backends.base import Backend, Tensors
+from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.flavours import FLAVOURS
+from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.openvino import runs_bf16
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Hint, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle, file_entry
 from facetrt.engine.encoding.parity import CONTRACTS, compare
 from facetrt.kernels.errors import BackendError, BundleError

@@ -13,9 +13,10 @@ from helpers import export_tiny, facets
 from helpers_gpu import FakeGpu
 
 from facetrt.engine import Engine
-from facetrt.engine.backends import BackendName, DeviceName, Precision, RunOptions, onnxruntime_cuda
+from facetrt.engine.backends import onnxruntime_cuda
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.kernels.errors import BackendError, MissingDependencyError
 

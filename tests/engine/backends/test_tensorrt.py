@@ -16,17 +16,11 @@ from helpers import export_tiny, facets
 from helpers_gpu import FakeGpu
 
 from facetrt.engine import Engine
-from facetrt.engine.backends import (
-    BackendName,
-    DeviceName,
-    Kernels,
-    Precision,
-    RunOptions,
-    TensorRtBackend,
-    resolve,
-)
+from facetrt.engine.backends.choice import resolve
 from facetrt.engine.backends.cuda import MAX_REPLAYS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Kernels, Precision, RunOptions
+from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import options as export_options
 from facetrt.export.plans import PlanOptions, build_plan

@@ -15,17 +15,11 @@ from helpers import export_tiny, facets
 from helpers_gpu import FakeGpu, plan_bundle
 
 from facetrt.engine import Engine
-from facetrt.engine.backends import (
-    BackendName,
-    DeviceName,
-    Precision,
-    RunOptions,
-    Specialisation,
-    TensorRtRtxBackend,
-    resolve,
-)
+from facetrt.engine.backends.choice import resolve
 from facetrt.engine.backends.flavours import RTX, TENSORRT
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions, Specialisation
 from facetrt.engine.backends.tensorrt import PlanKey, find_plan
+from facetrt.engine.backends.tensorrt_rtx import TensorRtRtxBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import options as export_options
 from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, ParityError

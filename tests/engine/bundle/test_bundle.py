@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from facetrt.engine import BundleError, Engine, InputError, MissingFileError
-from facetrt.engine.backends import Precision, check_exact
+from facetrt.engine.backends.choice import check_exact
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import Bundle, Manifest, write_manifest
 
 ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6}

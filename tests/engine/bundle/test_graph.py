@@ -15,7 +15,8 @@ from helpers import photo
 from onnx import TensorProto, helper, numpy_helper
 
 from facetrt.engine import BundleError
-from facetrt.engine.backends import BackendName, RunOptions, make_backend
+from facetrt.engine.backends.choice import make_backend
+from facetrt.engine.backends.run_options import BackendName, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.graph import FUNCTIONS, OPERATORS, check_graph
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder

@@ -17,7 +17,7 @@ import torch
 from helpers import photo
 
 from facetrt.engine import Engine
-from facetrt.engine.backends import Precision
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.device import cosegmentation as on_device
 from facetrt.engine.device.tasks import DeviceTasks
 from facetrt.engine.encoding.encoder import EncodeOptions
