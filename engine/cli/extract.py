@@ -34,12 +34,11 @@ from facetrt.engine.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
-    find_images,
     is_store,
-    unique_stems,
     write_png,
     write_results,
 )
+from facetrt.engine.images.finding import find_images, unique_stems
 from facetrt.engine.images.loading import ImageLike, LoadSize
 from facetrt.kernels.errors import FacetrtError, InputError, OutputError
 

@@ -30,14 +30,8 @@ from facetrt.engine.drawing.inspection import FacetRow
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.collection import MEMORY_LIMIT
 from facetrt.engine.features.features import Features, Float
-from facetrt.engine.files import (
-    atomic_folder,
-    check_replaceable,
-    find_images,
-    unique_stems,
-    write_png,
-    write_results,
-)
+from facetrt.engine.files import atomic_folder, check_replaceable, write_png, write_results
+from facetrt.engine.images.finding import find_images, unique_stems
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.tasks.pca import Pca, fit_pca
 from facetrt.engine.tasks.similarity import SimilarityMap, similarity_map

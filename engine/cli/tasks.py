@@ -40,14 +40,8 @@ from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.drawing import results as draw
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, SaliencyMode
-from facetrt.engine.files import (
-    atomic_folder,
-    check_replaceable,
-    find_images,
-    unique_stems,
-    write_png,
-    write_results,
-)
+from facetrt.engine.files import atomic_folder, check_replaceable, write_png, write_results
+from facetrt.engine.images.finding import find_images, unique_stems
 from facetrt.engine.images.loading import Pixels, load_image
 from facetrt.engine.samples import sample_paths, second_view
 from facetrt.engine.tasks.cosegmentation import Clustering, CosegmentOptions, Mask, Masks

@@ -34,7 +34,8 @@ from facetrt.engine.evaluation.protocol import (
 from facetrt.engine.evaluation.scores import jaccard, mean_of, pixel_precision
 from facetrt.engine.features.collection import FeatureCollection
 from facetrt.engine.features.features import Features, SaliencyMode
-from facetrt.engine.files import unique_stems, write_png
+from facetrt.engine.files import write_png
+from facetrt.engine.images.finding import unique_stems
 from facetrt.engine.images.loading import LoadSize, loaded_size
 from facetrt.engine.tasks.cosegmentation import Masks
 from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_OUTLIER_THRESHOLD

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import cv2
 import numpy as np
 
-from facetrt.engine.files import IMAGE_SUFFIXES, find_images
+from facetrt.engine.images.finding import IMAGE_SUFFIXES, find_images
 from facetrt.engine.images.loading import Pixels, as_array, check_array, is_picture, load_image
 from facetrt.engine.video.animation import Animation
 from facetrt.engine.video.clock import JUMP, Clock

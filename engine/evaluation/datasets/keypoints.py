@@ -28,7 +28,8 @@ from facetrt.engine.evaluation.datasets.reading import (
     read_mat,
     require,
 )
-from facetrt.engine.files import read_object, visible_files
+from facetrt.engine.files import read_object
+from facetrt.engine.images.finding import visible_files
 from facetrt.kernels.errors import InputError, MissingFileError, reading
 
 Points = NDArray[np.float64]

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.files import images_in, natural_order, read_bytes
+from facetrt.engine.files import read_bytes
+from facetrt.engine.images.finding import images_in, natural_order
 from facetrt.engine.images.label_images import GREY_MODES, VOID, labels_of, open_label_image
 from facetrt.engine.images.loading import check_pixels, decoding, open_image
 from facetrt.kernels.errors import InputError, MissingDependencyError, MissingFileError, reading

@@ -14,7 +14,7 @@ from clips import moving_pictures
 from helpers import HERE
 from PIL import Image
 
-from facetrt.engine.files import find_images
+from facetrt.engine.images.finding import find_images
 from facetrt.engine.images.first_mask import read_first_mask
 from facetrt.engine.images.loading import load_image
 from facetrt.engine.video import sources
