@@ -15,7 +15,8 @@ import numpy as np
 from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.backends.run_options import Kernels, RunOptions
-from facetrt.engine.bundle.bundle import Bundle, Manifest
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress
 from facetrt.engine.encoding.extraction import extract_features
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence

@@ -8,16 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from facetrt.engine.bundle.bundle import (
-    BUILTIN,
-    KERNELS,
-    Bundle,
-    FileEntry,
-    file_entry,
-    read_manifest,
-    without_damaged,
-    write_manifest,
-)
+from facetrt.engine.bundle.bundle import BUILTIN, Bundle, read_manifest
+from facetrt.engine.bundle.manifest import KERNELS, FileEntry
+from facetrt.engine.bundle.mending import file_entry, without_damaged, write_manifest
 from facetrt.engine.files import temporary_sibling
 from facetrt.kernels.errors import InputError, OutputError
 

@@ -11,7 +11,7 @@ import typer
 
 from facetrt.engine.backends.flavours import FLAVOURS, Flavour
 from facetrt.engine.backends.run_options import BackendName
-from facetrt.engine.bundle.bundle import MANIFEST, PrecisionRecord
+from facetrt.engine.bundle.manifest import MANIFEST, PrecisionRecord
 from facetrt.engine.cli.app import ForceOption, console, errors, parse_size, progress_bar
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels

@@ -5,7 +5,7 @@
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
 * In fp16 and bf16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because
   ViTs do not survive naive fp16. So do whole blocks, and [CLS] attention, where the contract needs it
-  (:class:`facetrt.engine.bundle.bundle.Fp32Parts`).
+  (:class:`facetrt.engine.bundle.manifest.Fp32Parts`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facetrt.engine.bundle.bundle import Fp32Parts
+from facetrt.engine.bundle.manifest import Fp32Parts
 from facetrt.export.attention import attention
 from facetrt.export.options import Facet, FacetKind
 

@@ -20,13 +20,14 @@ from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.run_options import BackendName, RunOptions
 from facetrt.engine.backends.run_options import Precision as RunPrecision
 from facetrt.engine.backends.widening import widen
-from facetrt.engine.bundle.bundle import (
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.graph import check_graph
+from facetrt.engine.bundle.manifest import (
     ENCODER,
     MANIFEST,
     POSITIONAL,
     SCHEMA,
     Architecture,
-    Bundle,
     Checkpoint,
     FileEntry,
     Fp32Parts,
@@ -35,9 +36,8 @@ from facetrt.engine.bundle.bundle import (
     ParityReport,
     PrecisionRecord,
     Ranges,
-    file_entry,
 )
-from facetrt.engine.bundle.graph import check_graph
+from facetrt.engine.bundle.mending import file_entry
 from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.encoding.positional import positional_table

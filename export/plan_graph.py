@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import InputError
 

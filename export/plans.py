@@ -12,20 +12,9 @@ from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.plan_check import check_reference, compare_plan
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.backends.tensorrt import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, TensorRtBackend
-from facetrt.engine.bundle.bundle import (
-    BUILTIN,
-    ENCODER,
-    PLANS,
-    Bundle,
-    Manifest,
-    ParityReport,
-    PlanRecord,
-    drop_damaged,
-    file_entry,
-    read_manifest,
-    without_damaged,
-    write_manifest,
-)
+from facetrt.engine.bundle.bundle import BUILTIN, Bundle, read_manifest
+from facetrt.engine.bundle.manifest import ENCODER, PLANS, Manifest, ParityReport, PlanRecord
+from facetrt.engine.bundle.mending import drop_damaged, file_entry, without_damaged, write_manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.additions import staging
 from facetrt.export.plan_builder import Built, PlanBuilder, Settings

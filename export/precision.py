@@ -23,7 +23,8 @@ from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.openvino import import_openvino, runs_bf16
 from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOptions
 from facetrt.engine.backends.run_options import Precision as RunPrecision
-from facetrt.engine.bundle.bundle import CLS_ATTENTION, Bundle, Fp32Parts, Manifest, PrecisionRecord, Ranges
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, Fp32Parts, Manifest, PrecisionRecord, Ranges
 from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.export.encoder import FacetEncoder

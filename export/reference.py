@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet, FacetKind

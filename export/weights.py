@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from facetrt.engine.bundle.bundle import Checkpoint
+from facetrt.engine.bundle.manifest import Checkpoint
 from facetrt.export import builtin
 from facetrt.export.backbone import find_backbone, listed
 from facetrt.export.checkpoints import MAX_CHECKPOINT_BYTES, read_checkpoint

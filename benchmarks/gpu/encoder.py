@@ -14,7 +14,7 @@ from facetrt.benchmarks.cpu.encoder import agreement, encoder_flops
 from facetrt.benchmarks.gpu.workbench import GpuWorkbench, Pass
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Contestant, Latencies, Timings, queued, rows_of
-from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import CLS_ATTENTION
 
 EAGER, COMPILED = "torch eager", "strong glue"
 CEILING = "matrix product"

@@ -18,7 +18,8 @@ from typing import Any
 
 from facetrt.benchmarks.missing import import_library
 from facetrt.benchmarks.results import Row, Spread
-from facetrt.engine.bundle.bundle import KERNELS, Bundle
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import KERNELS
 from facetrt.engine.files import scratch_folder
 from facetrt.export.kernels import FOLDER, compile_kernels
 from facetrt.kernels.device import catalogue

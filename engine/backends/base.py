@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.run_options import BackendName, RunOptions
-from facetrt.engine.bundle.bundle import CLS_ATTENTION, Bundle, Manifest
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, Manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import BackendError, BundleError
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
 from facetrt.engine.backends.run_options import Hint, Kernels, RunOptions, Specialisation
-from facetrt.engine.bundle.bundle import CLS_ATTENTION, KERNELS, Bundle, Manifest
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Manifest
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cubins import INDEX, KernelSet, choose_architecture
 from facetrt.kernels.device.runtime.cuda import CudaContext, CudaDevice

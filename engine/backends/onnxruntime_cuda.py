@@ -21,7 +21,7 @@ from facetrt.engine.backends.cuda import (
 )
 from facetrt.engine.backends.onnxruntime import import_onnxruntime
 from facetrt.engine.backends.run_options import BackendName
-from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.errors import BackendError, BundleError, MissingDependencyError

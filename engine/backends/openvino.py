@@ -21,7 +21,8 @@ from facetrt.engine.backends.base import CLOSED, Backend, Tensors, first_line
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.onnxruntime import BF16_ON_CPU
 from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
-from facetrt.engine.bundle.bundle import CLS_ATTENTION, ENCODER, Bundle, Fp32Parts
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, ENCODER, Fp32Parts
 from facetrt.engine.machine.processor import BF16_FLAGS, processor_flags
 from facetrt.kernels.errors import BackendError, BundleError, FacetrtError, InputError, MissingDependencyError
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
-from facetrt.engine.bundle.bundle import Bundle, Manifest, ParityReport, PlanRecord
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import Manifest, ParityReport, PlanRecord
 from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.images.geometry import grid_size

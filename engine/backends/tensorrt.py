@@ -22,7 +22,8 @@ from facetrt.engine.backends.cuda import (
 )
 from facetrt.engine.backends.flavours import TENSORRT, Flavour, import_library, make_log, version_numbers
 from facetrt.engine.backends.run_options import RunOptions
-from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import ENCODER, Manifest, PlanRecord
 from facetrt.kernels.device import DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.device.runtime.streams import CapturedGraph

@@ -22,7 +22,8 @@ from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.plan_check import check_reference, compare_plan
 from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend
-from facetrt.engine.bundle.bundle import Bundle, ParityReport
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import ParityReport
 from facetrt.engine.doctor.probes import driver_version
 from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.errors import OutputError, ParityError

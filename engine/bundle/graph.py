@@ -14,13 +14,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import BundleError
-
-if TYPE_CHECKING:
-    from facetrt.engine.bundle.bundle import Manifest
 
 OPERATORS = frozenset(
     {"Add", "Cast", "Concat", "Constant", "Conv", "Div", "Erf", "Expand", "Gather", "GatherND", "LayerNormalization"}

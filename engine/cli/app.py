@@ -18,7 +18,7 @@ from rich.text import Text
 from facetrt.kernels.errors import FacetrtError, InputError, printable
 
 if TYPE_CHECKING:
-    from facetrt.engine.bundle.bundle import Manifest
+    from facetrt.engine.bundle.manifest import Manifest
     from facetrt.engine.images.loading import LoadSize
 
 HELP = "Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation."

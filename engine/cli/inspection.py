@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.cli.app import (
     BundleOption,
     ForceOption,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.engine.encoding.encoder import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.emptiness import detail_of

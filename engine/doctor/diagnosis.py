@@ -18,7 +18,8 @@ from typing import Any
 from facetrt.engine.backends.flavours import FLAVOURS, RTX, Flavour
 from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.backends.tensorrt import PlanKey
-from facetrt.engine.bundle.bundle import ENCODER, Bundle, Manifest, PlanRecord, builtin_path
+from facetrt.engine.bundle.bundle import Bundle, builtin_path
+from facetrt.engine.bundle.manifest import ENCODER, Manifest, PlanRecord
 from facetrt.engine.doctor import probes
 from facetrt.engine.machine.processor import BF16_FLAGS, cpu_field, installed_versions, processor_flags
 from facetrt.kernels.device.runtime.cubins import architecture_to_compile, choose_architecture, no_kernels

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.run_options import DeviceName, Hint
-from facetrt.engine.bundle.bundle import CLS_ATTENTION, ENCODER, Bundle
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, ENCODER
 from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.images.geometry import Geometry, grid_size

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.kernels.errors import ParityError
 
 Arrays = Mapping[str, NDArray[np.floating]]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features
 from facetrt.kernels.errors import InputError

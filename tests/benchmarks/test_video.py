@@ -26,7 +26,7 @@ from facetrt.benchmarks.video import (
     measure_waiting,
     run_video,
 )
-from facetrt.engine.bundle.bundle import Manifest
+from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.cli.main import program
 from facetrt.engine.video.stream import Stream
 from facetrt.kernels.errors import InputError

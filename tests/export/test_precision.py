@@ -16,7 +16,8 @@ from trained_like import SPEC, trained_like
 
 from facetrt.engine import ParityError
 from facetrt.engine.backends.run_options import Precision as RunPrecision
-from facetrt.engine.bundle.bundle import Bundle, Fp32Parts, Manifest, PrecisionRecord
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import Fp32Parts, Manifest, PrecisionRecord
 from facetrt.export import exporting
 from facetrt.export import precision as module
 from facetrt.export.exporting import emulation, export_bundle, find_parts, load_model, make_sample, measure_bf16

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from trained_like import KINDS, SPEC, trained_like
 
 from facetrt.engine import ParityError
-from facetrt.engine.bundle.bundle import Checkpoint, Manifest
+from facetrt.engine.bundle.manifest import Checkpoint, Manifest
 from facetrt.export import exporting
 from facetrt.export.exporting import load_model, resolve_options, verify
 from facetrt.export.models import MODELS

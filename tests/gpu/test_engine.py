@@ -12,7 +12,7 @@ from helpers import photo
 
 from facetrt.engine import Engine, Features
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.bundle.bundle import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths
 from facetrt.kernels.device.runtime.cuda import CudaContext

@@ -15,7 +15,9 @@ import pytest
 from facetrt.engine import BundleError, Engine, InputError, MissingFileError
 from facetrt.engine.backends.choice import check_exact
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.bundle.bundle import Bundle, Manifest, write_manifest
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import Manifest
+from facetrt.engine.bundle.mending import write_manifest
 
 ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6}
 

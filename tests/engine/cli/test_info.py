@@ -7,7 +7,7 @@ import pytest
 from helpers_gpu import FakeGpu, add_kernels
 from typer.testing import CliRunner
 
-from facetrt.engine.bundle.bundle import KERNELS
+from facetrt.engine.bundle.manifest import KERNELS
 from facetrt.engine.cli.main import program
 from facetrt.kernels.errors import BundleError
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from facetrt.engine.bundle.bundle import ENCODER, Bundle, FileEntry, ParityReport, PlanRecord
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import ENCODER, FileEntry, ParityReport, PlanRecord
 from facetrt.engine.doctor import diagnosis as doctor
 from facetrt.engine.doctor.diagnosis import (
     Diagnosis,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facetrt.engine.bundle.bundle import (
+from facetrt.engine.bundle.manifest import (
     Architecture,
     Checkpoint,
     FileEntry,
