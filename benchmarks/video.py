@@ -22,8 +22,9 @@ from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.loading import Pixels
+from facetrt.engine.learning import learn_cosegmentation
 from facetrt.engine.samples import sample_images
-from facetrt.engine.tasks.models import SegmentationModel, learn_cosegmentation
+from facetrt.engine.tasks.models import SegmentationModel
 from facetrt.engine.video.tracking import Tracks
 from facetrt.kernels.errors import FacetrtError, InputError
 

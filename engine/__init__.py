@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from facetrt.engine.features.features import Features, Provenance, SaliencyMode
     from facetrt.engine.features.store import FeatureStore
     from facetrt.engine.images.geometry import Geometry
+    from facetrt.engine.learning import learn_cosegmentation, learn_parts
     from facetrt.engine.tasks.cosegmentation import Clustering, Mask, Masks, cluster_elbow
     from facetrt.engine.tasks.matching import Matches
-    from facetrt.engine.tasks.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts, load_model
+    from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
     from facetrt.engine.tasks.parts import PartMap, Parts
     from facetrt.engine.tasks.pca import Pca, fit_pca
     from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_MATCH
@@ -49,13 +50,8 @@ show(
         "facetrt.engine.images.geometry": ("Geometry",),
         "facetrt.engine.tasks.cosegmentation": ("Clustering", "Mask", "Masks", "cluster_elbow"),
         "facetrt.engine.tasks.matching": ("Matches",),
-        "facetrt.engine.tasks.models": (
-            "PartsModel",
-            "SegmentationModel",
-            "learn_cosegmentation",
-            "learn_parts",
-            "load_model",
-        ),
+        "facetrt.engine.learning": ("learn_cosegmentation", "learn_parts"),
+        "facetrt.engine.tasks.models": ("PartsModel", "SegmentationModel", "load_model"),
         "facetrt.engine.tasks.parts": ("PartMap", "Parts"),
         "facetrt.engine.tasks.pca": ("Pca", "fit_pca"),
         "facetrt.engine.tasks.presets": ("PAPER_COSEGMENT", "PAPER_MATCH"),

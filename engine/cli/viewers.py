@@ -18,7 +18,8 @@ from facetrt.engine.drawing.video import PcaColours, cells_on_pixels, mask_overl
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
-from facetrt.engine.tasks.models import PartsModel, SegmentationModel, learn_cosegmentation, learn_parts
+from facetrt.engine.learning import learn_cosegmentation, learn_parts
+from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.pca import fit_pca
 from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.engine.video.propagation import Labels

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.kernels.errors import InputError, reading
 from facetrt.kernels.kmeans import nearest
 from facetrt.kernels.log_bin import check_hierarchy
-
-if TYPE_CHECKING:
-    from facetrt.engine.engine import Engine
 
 Options = Mapping[str, float | int | bool]
 
@@ -235,30 +232,6 @@ def parts_model(parts: Parts, features: Sequence[Features], options: PartsOption
     )
 
 
-def learn_cosegmentation(
-    engine: Engine, features: Sequence[Features], *, facet: str | None = None, **options: Any
-) -> SegmentationModel:
-    """Co-segment a sample of images or frames, and keep what is needed to go on with others.
-
-    Args:
-        features: at least two, from :meth:`Engine.encode`, a stream, a collection or a store.
-        options: those of :class:`CosegmentOptions` but ``refine``.
-
-    Raises:
-        InputError: as :meth:`Engine.cosegment`, or nothing in the images is salient.
-    """
-    chosen = CosegmentOptions(_facet(engine, facet), refine=Refinement.NONE, **options)
-    return segmentation_model(engine.cosegment(features, **asdict(chosen)), features, chosen)
-
-
-def learn_parts(
-    engine: Engine, features: Sequence[Features], *, facet: str | None = None, **options: Any
-) -> PartsModel:
-    """Like :func:`learn_cosegmentation` for parts, from at least one image; options are of :class:`PartsOptions`."""
-    chosen = PartsOptions(_facet(engine, facet), refine=Refinement.NONE, **options)
-    return parts_model(engine.segment_parts(features, **asdict(chosen)), features, chosen)
-
-
 def load_model(path: str | Path) -> SegmentationModel | PartsModel:
     """The model in a file, of either kind; errors as :meth:`Model.load`."""
     members = read_members(Path(path))
@@ -278,10 +251,6 @@ def _parse(members: Mapping[str, bytes]) -> SegmentationModel | PartsModel:
             f"{' and '.join(KINDS)} of schema {SCHEMA}; learn it again"
         )
     return _build(KINDS[kind], metadata, members)
-
-
-def _facet(engine: Engine, facet: str | None) -> str:
-    return engine.manifest.default_facet("cosegment") if facet is None else facet
 
 
 def _learned(features: Sequence[Features], options: CosegmentOptions | PartsOptions) -> dict[str, Any]:

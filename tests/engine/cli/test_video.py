@@ -22,7 +22,7 @@ from facetrt.engine.cli import viewers as video_tasks
 from facetrt.engine.cli.main import program
 from facetrt.engine.cli.viewers import PcaViewer
 from facetrt.engine.engine import Engine
-from facetrt.engine.tasks.models import learn_cosegmentation
+from facetrt.engine.learning import learn_cosegmentation
 from facetrt.engine.video import sources
 from facetrt.engine.video.sources import open_source
 from facetrt.kernels.errors import BackendError, FacetrtError, InputError, OutputError, SourceError
