@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -51,16 +50,15 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """For ``torch.from_dlpack`` and the like: see :func:`facetrt.kernels.device.runtime.exchange.to_dlpack`."""
-        return _exchange().to_dlpack(self, stream, max_version, dl_device, copy)
+        """What ``torch.from_dlpack`` and the like call: see :meth:`Device.to_dlpack`."""
+        return self.device.to_dlpack(self, stream, max_version, dl_device, copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device.exchange_device
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        found: dict[str, Any] = _exchange().cuda_array_interface(self)
-        return found
+        return self.device.cuda_array_interface(self)
 
     def reshape(self, *shape: int) -> DeviceArray:
         """The same memory in another shape; one -1 is inferred."""
@@ -134,7 +132,31 @@ class Device(ABC):
     def __deepcopy__(self, memo: object) -> Device:
         return self
 
-    # What exchanging arrays with other libraries needs to know. These are right for host memory, which has no streams.
+    # What exchanging arrays with other libraries needs: :class:`facetrt.kernels.device.runtime.exchange.SharingDevice`
+    # does it. What is said of streams here is right for host memory, which has none.
+
+    def to_dlpack(
+        self,
+        array: DeviceArray,
+        stream: int | None,
+        max_version: tuple[int, int] | None,
+        dl_device: tuple[int, int] | None,
+        copy: bool | None,
+    ) -> Any:
+        """A DLPack capsule of one of this device's arrays.
+
+        Raises:
+            BufferError: this device does not share its memory.
+        """
+        raise BufferError(f"a {type(self).__name__} does not share its memory with other libraries")
+
+    def cuda_array_interface(self, array: DeviceArray) -> dict[str, Any]:
+        """The CUDA array interface of one of this device's arrays.
+
+        Raises:
+            AttributeError: this device does not share its memory, or it is no GPU's.
+        """
+        raise AttributeError("__cuda_array_interface__: this device does not share its memory with other libraries")
 
     @property
     def exchange_device(self) -> tuple[int, int]:
@@ -158,7 +180,3 @@ class Device(ABC):
     def foreign_memory(self, pointer: int, nbytes: int, keep: Any) -> Any:
         """The owner for an array in someone else's memory, which ``keep`` keeps."""
         return keep
-
-
-def _exchange() -> Any:
-    return import_module("facetrt.kernels.device.runtime.exchange")  # it needs this module

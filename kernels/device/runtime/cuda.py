@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from facetrt.kernels.device.runtime import streams
-from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.base import DeviceArray
 from facetrt.kernels.device.runtime.cubins import KernelSet, remedy
+from facetrt.kernels.device.runtime.exchange import SharingDevice
 from facetrt.kernels.device.runtime.program import POINTERS, Program
 from facetrt.kernels.device.runtime.streams import CapturedGraph
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
@@ -165,7 +166,7 @@ def argument_format(program: Program, hidden: int) -> str:
     return "".join("P" if kind in POINTERS else FORMATS[kind] for _, kind in program.arguments) + "P" * hidden
 
 
-class CudaDevice(Device):
+class CudaDevice(SharingDevice):
     """One stream of an NVIDIA GPU. Lanes (:meth:`lane`) are further streams with the same context and kernels.
 
     A lane is used by one thread at a time; different lanes by different threads. Memory comes from a pool of the lane

@@ -175,6 +175,25 @@ def cuda_array_interface(array: DeviceArray) -> dict[str, Any]:
     }
 
 
+class SharingDevice(Device):
+    """A device that hands its memory to other libraries."""
+
+    def to_dlpack(
+        self,
+        array: DeviceArray,
+        stream: int | None,
+        max_version: tuple[int, int] | None,
+        dl_device: tuple[int, int] | None,
+        copy: bool | None,
+    ) -> Any:
+        """See :func:`to_dlpack`."""
+        return to_dlpack(array, stream, max_version, dl_device, copy)
+
+    def cuda_array_interface(self, array: DeviceArray) -> dict[str, Any]:
+        """See :func:`cuda_array_interface`."""
+        return cuda_array_interface(array)
+
+
 def from_external(device: Device, source: Any) -> DeviceArray:
     """Another library's array (torch, CuPy, …) for use on ``device``'s stream, without a copy.
 

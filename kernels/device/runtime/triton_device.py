@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from facetrt.kernels.device.runtime.base import Device, DeviceArray
+from facetrt.kernels.device.runtime.base import DeviceArray
+from facetrt.kernels.device.runtime.exchange import SharingDevice
 from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError, MissingDependencyError
 
 PROGRAMS = "facetrt.kernels.device.programs"
 
 
-class TritonDevice(Device):
+class TritonDevice(SharingDevice):
     """Launches programs by Triton's own just-in-time path; ``name`` is torch's name of the device, ``cpu`` or ``cuda``.
 
     Arrays are slices of flat uint8 tensors; a canary behind each shows writes past its end (:meth:`check_canaries`).

@@ -16,7 +16,7 @@ from fakes_cuda import Gpu
 
 from facetrt.kernels.device import convert
 from facetrt.kernels.device.runtime import exchange
-from facetrt.kernels.device.runtime.base import DeviceArray
+from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.device.runtime.exchange import from_external
 from facetrt.kernels.device.runtime.triton_device import TritonDevice
@@ -343,3 +343,16 @@ def test_memory_given_back_while_the_lane_records_is_kept_by_the_graph(
     assert again.pointer == address
     np.testing.assert_array_equal(cuda.download(again), VALUES + 7)
     assert seen == [0] and problems == []  # the consumer came first
+
+
+def test_a_device_that_does_not_share_says_so() -> None:
+    array = DeviceArray(0, (1,), np.dtype(np.uint8), None, Unshared())
+    with pytest.raises(BufferError, match="a Unshared does not share its memory"):
+        array.__dlpack__()
+    assert not hasattr(array, "__cuda_array_interface__")
+
+
+class Unshared(Device):
+    """What an operation needs of a device, and no more."""
+
+    empty = zeros = upload = download = copy = synchronize = _launch = NotImplemented
