@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim
 
+from facetrt.engine.backends import parity
 from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.run_options import BackendName, RunOptions
 from facetrt.engine.backends.run_options import Precision as RunPrecision
@@ -38,9 +39,8 @@ from facetrt.engine.bundle.manifest import (
     Ranges,
 )
 from facetrt.engine.bundle.mending import file_entry
-from facetrt.engine.encoding import parity
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.encoding.encoder import Encoder
-from facetrt.engine.encoding.positional import positional_table
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.images.loading import resize

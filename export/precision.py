@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facetrt.engine.backends import parity
 from facetrt.engine.backends.base import Backend, Tensors
 from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.openvino import import_openvino, runs_bf16
@@ -25,7 +26,6 @@ from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOpti
 from facetrt.engine.backends.run_options import Precision as RunPrecision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, Fp32Parts, Manifest, PrecisionRecord, Ranges
-from facetrt.engine.encoding import parity
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.reference import ReferenceModel

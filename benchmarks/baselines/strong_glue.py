@@ -31,7 +31,7 @@ from facetrt.benchmarks.baselines.common import (
     pick_diverse,
     salient_clusters,
 )
-from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet, FacetKind

@@ -28,7 +28,7 @@ from facetrt.benchmarks.baselines.common import (
     salient_clusters,
 )
 from facetrt.benchmarks.baselines.strong_glue import best_buddies, log_bin
-from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet

@@ -13,7 +13,7 @@ from facetrt.benchmarks.cpu.workbench import Workbench
 from facetrt.benchmarks.machine import has_bf16
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Clock, Contestant, rows_of
-from facetrt.engine.encoding.parity import compare_output
+from facetrt.engine.backends.parity import compare_output
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.models import ModelSpec
 from facetrt.export.options import Facet

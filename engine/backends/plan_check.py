@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.backends import parity
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Manifest, ParityReport, PlanRecord
-from facetrt.engine.encoding import parity
-from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.images.loading import resize
 from facetrt.engine.machine.memory import encoding_bytes, fits, too_much

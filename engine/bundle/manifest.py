@@ -82,7 +82,7 @@ class ParityReport:
     """How far the exported graph is from the torch model, the worst over all compared images and outputs.
 
     ``cases`` lists the inputs; ``outputs`` gives each output's figures, which
-    :mod:`facetrt.engine.encoding.parity` explains.
+    :mod:`facetrt.engine.backends.parity` explains.
     """
 
     cases: list[str]

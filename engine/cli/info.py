@@ -13,12 +13,12 @@ import typer
 from rich.table import Table
 
 from facetrt.engine.backends.flavours import FLAVOURS
+from facetrt.engine.backends.parity import Metrics, check, compare, worst
 from facetrt.engine.backends.run_options import BackendName, Precision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Manifest, PlanRecord
 from facetrt.engine.cli.app import console, progress_bar
 from facetrt.engine.cli.opening import Opening, engine_options
-from facetrt.engine.encoding.parity import Metrics, check, compare, worst
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.samples import sample_paths

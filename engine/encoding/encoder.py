@@ -18,7 +18,7 @@ from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.run_options import DeviceName, Hint
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, ENCODER
-from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import (

@@ -14,10 +14,10 @@ import torch
 from helpers import TINY, deterministic_weights, export_tiny, facets, photo
 
 from facetrt.engine import Engine, InputError, MissingFileError, OutputError, ParityError
+from facetrt.engine.backends import parity
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.encoding import parity
 from facetrt.export import exporting
 from facetrt.export.encoder import FacetEncoder
 from facetrt.export.exporting import export_bundle, load_model, resolve_options

@@ -15,8 +15,8 @@ from PIL import Image
 
 from facetrt.engine import Engine, Features
 from facetrt.engine.backends.openvino import runs_bf16
+from facetrt.engine.backends.parity import check, compare, worst
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths
 from facetrt.engine.tasks.matching import keep_salient, pick_diverse
 from facetrt.export.exporting import export_bundle

@@ -11,9 +11,9 @@ import pytest
 from helpers import photo
 
 from facetrt.engine import Engine, Features
+from facetrt.engine.backends.parity import check, compare, worst
 from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.manifest import CLS_ATTENTION
-from facetrt.engine.encoding.parity import check, compare, worst
 from facetrt.engine.samples import sample_paths
 from facetrt.kernels.device.runtime.cuda import CudaContext
 from facetrt.kernels.errors import BackendError

@@ -18,10 +18,10 @@ from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.openvino import runs_bf16
+from facetrt.engine.backends.parity import CONTRACTS, compare
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Hint, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.mending import file_entry
-from facetrt.engine.encoding.parity import CONTRACTS, compare
 from facetrt.kernels.errors import BackendError, BundleError
 
 OPTIONS = {

@@ -14,9 +14,9 @@ from helpers import export_tiny, facets, photo, require_openvino
 from facetrt.engine import Engine, Features, InputError, MissingDependencyError, OutputError
 from facetrt.engine.backends import openvino as module
 from facetrt.engine.backends.compiled_cache import CompiledCache
+from facetrt.engine.backends.parity import compare
 from facetrt.engine.bundle.bundle import read_manifest
 from facetrt.engine.bundle.manifest import Fp32Parts
-from facetrt.engine.encoding.parity import compare
 from facetrt.export.options import Precision
 
 require_openvino()

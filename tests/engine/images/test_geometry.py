@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facetrt.engine import Geometry, InputError
-from facetrt.engine.encoding.positional import positional_table
+from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
 
 
