@@ -24,7 +24,7 @@ from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import ParityReport
-from facetrt.engine.doctor.probes import driver_version
+from facetrt.engine.machine.driver import driver_version
 from facetrt.kernels.device.runtime.cuda import CudaDevice
 from facetrt.kernels.errors import OutputError, ParityError
 

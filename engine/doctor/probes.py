@@ -10,7 +10,6 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 LIBCUDA = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
@@ -26,7 +25,8 @@ def gpu() -> dict[str, Any]:
         return {"error": f"no NVIDIA driver: {LIBCUDA} is not there"}
     version, count = ctypes.c_int(), ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
-    found: dict[str, Any] = {"cuda": [version.value // 1000, version.value % 1000 // 10], "driver": driver_version()}
+    driver = importlib.import_module("facetrt.engine.machine.driver").driver_version()
+    found: dict[str, Any] = {"cuda": [version.value // 1000, version.value % 1000 // 10], "driver": driver}
     code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if code:
         return found | {"error": "the driver sees no GPU" if code == NO_DEVICE else _cuda_error(cuda, code)}
@@ -48,17 +48,6 @@ def _cuda_error(cuda: Any, code: int) -> str:
     text = ctypes.c_char_p()
     cuda.cuGetErrorString(code, ctypes.byref(text))
     return f"the driver does not start: {(text.value or b'').decode() or f'error {code}'}"
-
-
-def driver_version() -> str | None:
-    """Of NVIDIA's driver, like ``580.65.06``; None if nobody says."""
-    try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        return str(nvml.nvmlSystemGetDriverVersion())
-    except Exception:  # noqa: BLE001  (an optional library whose errors share no base with anything)
-        path = Path("/sys/module/nvidia/version")
-        return path.read_text().strip() if path.is_file() else None
 
 
 def onnxruntime() -> dict[str, Any]:
