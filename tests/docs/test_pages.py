@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from facetrt.engine import Engine, InputError
-from facetrt.engine.backends import BackendName
+from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.cli.main import COMMANDS as TABLE
 from facetrt.engine.evaluation import EVALUATIONS
 from facetrt.export.models import MODELS

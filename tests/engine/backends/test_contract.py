@@ -99,6 +99,12 @@ def tolerance(backend: Backend) -> float:
     return 0.1 if backend.options.precision is Precision.BF16 else 1e-4
 
 
+def test_every_backend_is_held_to_all_this() -> None:
+    assert {(options.backend, options.device) for options in OPTIONS.values()} == set(BACKENDS)
+    assert {name for name, _ in BACKENDS} == set(BackendName) - {BackendName.AUTO}
+    assert all(backend.name is name for (name, _), backend in BACKENDS.items())
+
+
 def test_nothing_is_loaded_before_the_first_run(case: Case) -> None:
     backend = case.make(encoder=b"not a graph")
     backend.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import ENCODER, FileEntry, ParityReport, PlanRecord
 from facetrt.engine.doctor import diagnosis as doctor
@@ -65,6 +66,11 @@ def states(findings: tuple[Finding, ...]) -> dict[str, State]:
 
 def find(diagnosis: Diagnosis, name: str) -> Finding:
     return next(f for f in (*diagnosis.backends, diagnosis.kernels) if f.name == name)
+
+
+def test_every_backend_is_looked_at(machine: Machine) -> None:
+    machine(CPU_PACKAGES)
+    assert {finding.name.split()[0] for finding in diagnose().backends} == set(BackendName) - {BackendName.AUTO}
 
 
 def test_a_machine_without_a_gpu(machine: Machine) -> None:
