@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # lowest first; a file may import from 
     ("export",),
     ("benchmarks",),
 )
-FACES = {"engine"}  # what a package shows: it names what lies on any of its floors
+FACES = {"engine", "engine.root"}  # what a package shows: it names what lies on any of its floors
 
 
 def modules() -> dict[str, Path]:

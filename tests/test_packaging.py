@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,16 +14,39 @@ import facetrt.engine
 import facetrt.kernels
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
 def test_every_package_on_disk_is_in_the_wheel() -> None:
+    folders = {folder: package for package, folder in SETUPTOOLS["package-dir"].items()}
     on_disk = {
-        "facetrt." + init.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        folders.get(folder, "facetrt." + folder.replace("/", "."))
         for top in ("benchmarks", "engine", "export", "kernels")
         for init in (ROOT / top).rglob("__init__.py")
+        for folder in [init.parent.relative_to(ROOT).as_posix()]
     }
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
+    assert set(SETUPTOOLS["packages"]) == on_disk
+
+
+def test_the_root_package_is_light_and_shows_the_engine(tmp_path: Path) -> None:
+    """As a wheel lays it out, which an installation that is a namespace package of folders does not."""
+    for package, folder in sorted(SETUPTOOLS["package-dir"].items()):
+        place = tmp_path.joinpath(*package.split("."))
+        if package == "facetrt":
+            place.mkdir()
+            (place / "__init__.py").symlink_to(ROOT / folder / "__init__.py")
+        else:
+            place.symlink_to(ROOT / folder)
+    code = (
+        "import sys, facetrt\n"
+        "assert facetrt.__all__ == ['Engine', '__version__'] and set(facetrt.__all__) <= set(dir(facetrt))\n"
+        "assert not {'numpy', 'facetrt.engine', 'importlib.metadata'} & set(sys.modules), sys.modules.keys()\n"
+        "from facetrt import Engine, __version__\n"
+        "import facetrt.engine\n"
+        "assert Engine is facetrt.engine.Engine and __version__ == facetrt.engine.__version__\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "engine", "export", "kernels"])
