@@ -110,7 +110,7 @@ NAMES: dict[str, Iterable[str]] = {  # page → what it must name, in code
     "README.md": COMMANDS,
     "docs/backends/index.md": [name for name in BackendName if name is not BackendName.AUTO],
     "docs/tasks/evaluate.md": EVALUATIONS,
-    "docs/weights.md": MODELS,
+    "docs/weights.md": tuple(MODELS),  # tests add to it
 }
 
 
