@@ -16,7 +16,7 @@ from typing import Generic, Self, TypeVar, overload
 
 import numpy as np
 
-from facetrt.engine.features.features import Features
+from facetrt.engine.features.features import Features, ImageRecord
 from facetrt.engine.files import scratch_folder
 from facetrt.kernels.errors import InputError, OutputError
 
@@ -28,15 +28,16 @@ MEMORY_LIMIT = 1 << 30  # bytes of features held in memory before a collection s
 class LazySequence(Sequence[T], Generic[T]):
     """``count`` items, each made by ``make(index)`` whenever it is asked for.
 
-    ``cheap`` says that making is free, as for items that lie in memory. ``outline(index)`` makes an item as far as
-    that takes little reading: features without tokens.
+    ``cheap`` says that making is free, as for items that lie in memory. ``record(index)``, where features are made,
+    gives what an item's image is without reading its descriptors.
     """
 
     cheap = False
 
-    def __init__(self, count: int, make: Callable[[int], T], outline: Callable[[int], T] | None = None) -> None:
-        self._count, self._make = count, make
-        self.outline = make if outline is None else outline
+    def __init__(
+        self, count: int, make: Callable[[int], T], record: Callable[[int], ImageRecord] | None = None
+    ) -> None:
+        self._count, self._make, self.record = count, make, record
 
     def __len__(self) -> int:
         return self._count
@@ -48,7 +49,7 @@ class LazySequence(Sequence[T], Generic[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             chosen = range(len(self))[index]
-            return LazySequence(len(chosen), lambda i: self._make(chosen[i]), lambda i: self.outline(chosen[i]))
+            return LazySequence(len(chosen), lambda i: self._make(chosen[i]), _chosen(self.record, chosen))
         return self._make(range(len(self))[index])
 
 
@@ -61,7 +62,7 @@ class FeatureCollection(LazySequence[Features]):
     def __init__(self, facets: Iterable[str], *, memory_limit: int = MEMORY_LIMIT) -> None:
         super().__init__(0, self._load, lambda i: self._items[i])
         self.facets, self.memory_limit = list(facets), memory_limit
-        self._items: list[Features] = []  # without arrays once spilled
+        self._items: list[ImageRecord] = []  # features, or records of what was spilled
         self._bytes = 0
         self._folder: Path | None = None
         self._spilled = ExitStack()
@@ -96,14 +97,12 @@ class FeatureCollection(LazySequence[Features]):
         self._bytes += _size(kept)
         self._items.append(kept)
         if self.spilled:
-            self._spill(len(self._items) - 1)
+            self._items[-1] = self._spill(len(self._items) - 1, kept)
         elif self._bytes > self.memory_limit:
             self._folder = self._spilled.enter_context(scratch_folder())
-            for i in range(len(self._items)):
-                self._spill(i)
+            self._items = [self._spill(i, self._load(i)) for i in range(len(self._items))]
 
-    def _spill(self, index: int) -> None:
-        item = self._items[index]
+    def _spill(self, index: int, item: Features) -> ImageRecord:
         arrays = {"pixels": item.pixels, **{f"tokens.{name}": rows for name, rows in item.tokens.items()}}
         if item.attention is not None:
             arrays["attention"] = item.attention
@@ -114,18 +113,17 @@ class FeatureCollection(LazySequence[Features]):
                 f"features do not fit into the temporary folder {self._folder} ({error.strerror or error}): point "
                 "TMPDIR to a larger disk"
             ) from error
-        self._items[index] = replace(item, tokens={}, attention=None, pixels=np.empty((0, 0, 3), np.uint8))
+        return item.record
 
     def _load(self, index: int) -> Features:
         item = self._items[index]
-        if item.pixels.size:
+        if isinstance(item, Features):
             return item
         if self._folder is None:
             raise InputError("this collection is closed: encode the images again")
         with np.load(self._path(index), allow_pickle=False) as arrays:
             tokens = {facet: arrays[f"tokens.{facet}"] for facet in self.facets}
-            attention = arrays.get("attention")
-            return replace(item, tokens=tokens, attention=attention, pixels=arrays["pixels"])
+            return Features.of(item, tokens, arrays.get("attention"), arrays["pixels"])
 
     def _path(self, index: int) -> Path:
         return Path(str(self._folder)) / f"{index:07}.npz"
@@ -144,11 +142,15 @@ class FeatureCollection(LazySequence[Features]):
         self.close()
 
 
+def records_of(features: Sequence[Features]) -> Sequence[ImageRecord]:
+    """What each image is. Descriptors are not read for it."""
+    record = features.record if isinstance(features, LazySequence) else None
+    return features if record is None else [record(i) for i in range(len(features))]
+
+
 def reasons_empty(features: Sequence[Features]) -> list[str | None]:
     """Of each image, why nothing can be found in it; None if something can. Descriptors are not read for it."""
-    if isinstance(features, LazySequence):
-        return [features.outline(i).why_empty for i in range(len(features))]
-    return [item.why_empty for item in features]
+    return [item.why_empty for item in records_of(features)]
 
 
 def map_features(features: Sequence[Features], function: Callable[[Features], T]) -> Sequence[T]:
@@ -161,9 +163,12 @@ def map_features(features: Sequence[Features], function: Callable[[Features], T]
 def select(features: Sequence[Features], indices: Sequence[int]) -> Sequence[Features]:
     """Some of the features, without reading them."""
     if isinstance(features, LazySequence) and not features.cheap:
-        outline = features.outline
-        return LazySequence(len(indices), lambda i: features[indices[i]], lambda i: outline(indices[i]))
+        return LazySequence(len(indices), lambda i: features[indices[i]], _chosen(features.record, indices))
     return [features[i] for i in indices]
+
+
+def _chosen(record: Callable[[int], ImageRecord] | None, indices: Sequence[int]) -> Callable[[int], ImageRecord] | None:
+    return None if record is None else lambda i: record(indices[i])
 
 
 def join(first: Sequence[Features], second: Sequence[Features]) -> Sequence[Features]:

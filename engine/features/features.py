@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,67 +41,24 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Features:
-    """Descriptors of one image. ``features["key@9"]`` is ``(cells, C)`` float32, cells row-major, heads head-major.
+class ImageRecord:
+    """What an image is, wherever its descriptors live.
 
     Attributes:
-        tokens: each facet as ``(1 + cells, C)`` float32, [CLS] row first.
-        attention: mean [CLS] attention of the saliency heads, ``(grid_h, grid_w)`` float32 and not normalised, or None.
-        saliency_mode: which pass ``attention`` comes from.
+        saliency_mode: which pass its saliency comes from.
         geometry: how the cells lie on the image.
-        pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
         name: path of the image, or how messages call it.
         load_size: how it was loaded.
         detail: how much neighbouring patches of the image differ, in grey levels; see
             :func:`facetrt.engine.images.emptiness.detail_of`. None where the pixels are unknown.
     """
 
-    tokens: Mapping[str, Float] = field(repr=False)
-    attention: Float | None = field(repr=False)
     saliency_mode: SaliencyMode
     geometry: Geometry
-    pixels: Pixels = field(repr=False)
     name: str
     provenance: Provenance
     load_size: LoadSize = None
     detail: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.detail is None and self.pixels.size:
-            object.__setattr__(self, "detail", detail_of(self.pixels, self.geometry))
-        grid_h, grid_w = self.grid
-        for facet, rows in self.tokens.items():
-            if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
-                raise InputError(f"{facet} has shape {rows.shape}: expected {1 + grid_h * grid_w} rows")
-        if self.attention is not None and self.attention.shape != self.grid:
-            raise InputError(f"attention has shape {self.attention.shape}: expected {self.grid}")
-
-    def __getitem__(self, facet: str) -> Float:
-        return self._rows(facet)[1:]
-
-    def cls(self, facet: str) -> Float:
-        """The facet's [CLS] row, ``(C,)``."""
-        first: Float = self._rows(facet)[0]
-        return first
-
-    def map(self, facet: str) -> Float:
-        """The facet as ``(grid_h, grid_w, C)``."""
-        return self[facet].reshape(*self.grid, -1)
-
-    @property
-    def facets(self) -> list[str]:
-        """Names of the facets at hand."""
-        return list(self.tokens)
-
-    @property
-    def saliency(self) -> Float:
-        """[CLS] attention min–max normalised within the image, ``(grid_h, grid_w)`` in [0, 1]; zeros if it is flat."""
-        if self.attention is None:
-            raise InputError(f"{self.name} has no saliency: export the bundle with saliency (it is on by default)")
-        low, high = self.attention.min(), self.attention.max()
-        if high <= low:
-            return np.zeros_like(self.attention)
-        return np.asarray((self.attention - low) / (high - low), np.float32)
 
     @property
     def why_empty(self) -> str | None:
@@ -132,10 +90,91 @@ class Features:
         """Side of a cell's patch in pixels of the loaded image."""
         return self.geometry.patch
 
+
+@dataclass(frozen=True, init=False)
+class Features(ImageRecord):
+    """Descriptors of one image. ``features["key@9"]`` is ``(cells, C)`` float32, cells row-major, heads head-major.
+
+    Attributes:
+        tokens: each facet as ``(1 + cells, C)`` float32, [CLS] row first.
+        attention: mean [CLS] attention of the saliency heads, ``(grid_h, grid_w)`` float32 and not normalised, or None.
+        pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
+    """
+
+    tokens: Mapping[str, Float] = field(repr=False, kw_only=True)
+    attention: Float | None = field(repr=False, kw_only=True)
+    pixels: Pixels = field(repr=False, kw_only=True)
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Float],
+        attention: Float | None,
+        saliency_mode: SaliencyMode,
+        geometry: Geometry,
+        pixels: Pixels,
+        name: str,
+        provenance: Provenance,
+        load_size: LoadSize = None,
+        detail: float | None = None,
+    ) -> None:
+        if detail is None and pixels.size:
+            detail = detail_of(pixels, geometry)
+        super().__init__(saliency_mode, geometry, name, provenance, load_size, detail)
+        for array, value in (("tokens", tokens), ("attention", attention), ("pixels", pixels)):
+            object.__setattr__(self, array, value)
+        grid_h, grid_w = self.grid
+        for facet, rows in tokens.items():
+            if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
+                raise InputError(f"{facet} has shape {rows.shape}: expected {1 + grid_h * grid_w} rows")
+        if attention is not None and attention.shape != self.grid:
+            raise InputError(f"attention has shape {attention.shape}: expected {self.grid}")
+
+    @staticmethod
+    def of(record: ImageRecord, tokens: Mapping[str, Float], attention: Float | None, pixels: Pixels) -> Features:
+        """An image with its arrays."""
+        return Features(tokens=tokens, attention=attention, pixels=pixels, **_plain(record))
+
+    @property
+    def record(self) -> ImageRecord:
+        """The image without its arrays."""
+        return ImageRecord(**_plain(self))
+
+    def __getitem__(self, facet: str) -> Float:
+        return self._rows(facet)[1:]
+
+    def cls(self, facet: str) -> Float:
+        """The facet's [CLS] row, ``(C,)``."""
+        first: Float = self._rows(facet)[0]
+        return first
+
+    def map(self, facet: str) -> Float:
+        """The facet as ``(grid_h, grid_w, C)``."""
+        return self[facet].reshape(*self.grid, -1)
+
+    @property
+    def facets(self) -> list[str]:
+        """Names of the facets at hand."""
+        return list(self.tokens)
+
+    @property
+    def saliency(self) -> Float:
+        """[CLS] attention min–max normalised within the image, ``(grid_h, grid_w)`` in [0, 1]; zeros if it is flat."""
+        if self.attention is None:
+            raise InputError(f"{self.name} has no saliency: export the bundle with saliency (it is on by default)")
+        low, high = self.attention.min(), self.attention.max()
+        if high <= low:
+            return np.zeros_like(self.attention)
+        return np.asarray((self.attention - low) / (high - low), np.float32)
+
     def _rows(self, facet: str) -> Float:
         if facet not in self.tokens:
             raise InputError(not_exported(facet, self.facets))
         return self.tokens[facet]
+
+
+def _plain(record: ImageRecord) -> dict[str, Any]:
+    """The fields of a record, or of features' record."""
+    return {each.name: getattr(record, each.name) for each in fields(ImageRecord)}
 
 
 def not_exported(facet: str, there: Sequence[str]) -> str:

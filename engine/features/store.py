@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.collection import LazySequence
-from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode
+from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
 from facetrt.engine.files import FEATURES, is_store
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import MAX_PIXELS, LoadSize
@@ -125,9 +125,7 @@ class FeatureStore(LazySequence[Features]):
     def __init__(
         self, path: Path, settings: StoreSettings, numbers: list[int], complete: bool, skipped: list[dict[str, str]]
     ) -> None:
-        super().__init__(
-            len(numbers), lambda i: read_image(path, numbers[i], settings, settings.facets), self._without_descriptors
-        )
+        super().__init__(len(numbers), lambda i: read_image(path, numbers[i], settings, settings.facets), self._record)
         self.path, self.settings, self.numbers = path, settings, numbers
         self.complete, self.skipped = complete, skipped
 
@@ -158,11 +156,11 @@ class FeatureStore(LazySequence[Features]):
         return LazySequence(
             len(self),
             lambda i: read_image(self.path, self.numbers[i], self.settings, facets),
-            self._without_descriptors,
+            self._record,
         )
 
-    def _without_descriptors(self, index: int) -> Features:
-        return read_image(self.path, self.numbers[index], self.settings, ())
+    def _record(self, index: int) -> ImageRecord:
+        return read_image(self.path, self.numbers[index], self.settings, ()).record
 
 
 def open_store(path: Path) -> FeatureStore:
