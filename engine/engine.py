@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -21,24 +21,22 @@ from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Pr
 from facetrt.engine.encoding.extraction import extract_features
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
 from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
 from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells
 from facetrt.engine.tasks.augmentation import augment
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_features
-from facetrt.engine.tasks.matching import Matches, MatchOptions, match_features
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_images
+from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_parts_features
-from facetrt.engine.tasks.refinement import Refinement, Refiner, check_available, refine_labels
+from facetrt.engine.tasks.refinement import Refinement, check_available
+from facetrt.engine.tasks.running import HostRunner, Runner, collect
 from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.engine.video.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
 from facetrt.engine.video.stream import Policy, Stream, StreamOptions
 from facetrt.engine.video.tracking import MIN_CONFIDENCE, SEARCH_RADIUS, Tracker
 from facetrt.kernels.errors import InputError
-
-if TYPE_CHECKING:
-    from facetrt.engine.device.encoding import DeviceFeatures
-    from facetrt.engine.device.tasks import DeviceTasks
 
 MAX_CROPS = 100  # of an image; each is encoded, and so is its mirror
 
@@ -61,12 +59,7 @@ class Engine:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._device: DeviceTasks | None = None
-        backend = encoder.backend
-        if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE:
-            from facetrt.engine.device.tasks import DeviceTasks
-
-            self._device = DeviceTasks(encoder, backend)
+        self._runner = choose_runner(encoder)
 
     @classmethod
     def open(
@@ -266,14 +259,9 @@ class Engine:
         Raises:
             InputError: this engine's kernels are not on a GPU.
         """
-        if self._device is None:
-            raise InputError(
-                f"this engine is on {self._encoder.backend.options.device}, its kernels on the host: open it with "
-                "device='cuda' and kernels='device'"
-            )
         chosen = self._facet("match", facet)
         options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
-        return self._device.encode(_as_images(images), chosen, options, progress)
+        return self._runner.encode_on_device(_as_images(images), chosen, options, progress)
 
     def match(
         self,
@@ -298,19 +286,15 @@ class Engine:
         Returns:
             Matches, empty if nothing corresponds.
         """
-        for item in (image_a, image_b):
-            if isinstance(item, Features):
-                self._check_origin(item, None)
-        images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
-        if not images:
+        given = [item for item in (image_a, image_b) if isinstance(item, Features)]
+        for item in given:
+            self._check_origin(item, None)
+        if len(given) == 2:
             _refuse_load_size(load_size)
         chosen = self._facet("match", facet)
         options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
-        if self._device is not None:
-            return self._device.match(image_a, image_b, EncodeOptions(load_size), options, progress)
-        encoded = iter(self.encode(images, load_size=load_size, progress=progress))
-        a, b = (item if isinstance(item, Features) else next(encoded) for item in (image_a, image_b))
-        return match_features(a, b, options)
+        with self._runner.pair(image_a, image_b, chosen, EncodeOptions(load_size), progress) as pair:
+            return match_pair(pair, options)
 
     def cosegment(
         self,
@@ -364,22 +348,17 @@ class Engine:
             refine=Refinement.parse(refine),
             hierarchy=hierarchy,
         )
-        if self._device is not None and hierarchy:
-            raise InputError(
-                f"hierarchy={hierarchy}: co-segmentation on a GPU has no log-binning: open the engine with kernels=host"
-            )
+        self._runner.check(options)
         if isinstance(images, Sized) and len(images) < 2:
             raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
-        if self._device is not None and not isinstance(images, LazySequence):
-            first, images = _peek(images)
-            if not isinstance(first, Features):
-                encoding = EncodeOptions(load_size, _saliency_of(low_resolution_saliency))
-                plain: Iterable[ImageLike] = images  # type: ignore[assignment]
-                return self._device.cosegment_images(plain, encoding, options, progress, on_broken)
-        with self._collection(images, load_size, chosen, low_resolution_saliency, progress, on_broken) as features:
-            if self._device is not None:
-                return self._device.cosegment_features(features, options, progress)
-            return cosegment_features(features, options, progress)
+        given, plain = self._given(images, load_size, chosen, low_resolution_saliency)
+        encoding = EncodeOptions(load_size, _saliency_of(low_resolution_saliency))
+        with (
+            self._runner.encoded(plain, options, encoding, progress, on_broken)
+            if given is None
+            else self._runner.given(given, options)
+        ) as held:
+            return cosegment_images(held, options, progress)
 
     def segment_parts(
         self,
@@ -442,7 +421,7 @@ class Engine:
         ):
             if num_crop_augmentations or flip_augmentation:
                 self._augment(augmented, features, num_crop_augmentations, flip=flip_augmentation, seed=seed)
-            with self._refiner() as refiner:
+            with self._runner.refiner() as refiner:
                 return segment_parts_features(features, options, augmented, progress, refiner)
 
     def _facet(self, task: str, facet: str | None) -> str:
@@ -455,15 +434,6 @@ class Engine:
         if chosen not in self.manifest.facets:
             raise InputError(self.manifest.missing_facet(chosen))
         return chosen
-
-    @contextmanager
-    def _refiner(self) -> Iterator[Refiner]:
-        """Where the CRF runs."""
-        if self._device is None:
-            yield refine_labels
-            return
-        with self._device.refiner() as refiner:
-            yield refiner
 
     def _augment(
         self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
@@ -572,16 +542,10 @@ class Engine:
         Args:
             facets: what to keep; all of the bundle's by default.
         """
-        collection = FeatureCollection(facets or self.manifest.facets, memory_limit=memory_limit)
-        try:
-            for item in self.encode_iter(
-                images, load_size=load_size, saliency=saliency, progress=progress, on_broken=on_broken
-            ):
-                collection.append(item)
-        except BaseException:
-            collection.close()
-            raise
-        return collection
+        chosen = facets or self.manifest.facets
+        encoding = EncodeOptions(load_size, _saliency_mode(saliency))
+        images = _as_images(images)
+        return collect(self._encoder, images, chosen, encoding, progress, on_broken, memory_limit=memory_limit)
 
     def extract(
         self,
@@ -638,33 +602,33 @@ class Engine:
         on_broken: OnBroken | None,
     ) -> Iterator[Sequence[Features]]:
         """``images`` as features, with low-resolution saliency unless ``low`` is False; features pass as they are."""
-        mode = _saliency_of(low)
-        asked = None if low is None else mode
+        given, plain = self._given(images, load_size, facet, low)
+        if given is not None:
+            yield given
+            return
+        encoding = EncodeOptions(load_size, _saliency_of(low))
+        with collect(self._encoder, plain, [facet], encoding, progress, on_broken) as collection:
+            yield collection
+
+    def _given(
+        self, images: Images, load_size: LoadSize, facet: str, low: bool | None
+    ) -> tuple[Sequence[Features] | None, Iterable[ImageLike]]:
+        """Features, if ``images`` are such, or else the images, which are to be encoded."""
+        asked = None if low is None else _saliency_of(low)
         if isinstance(images, LazySequence):
             _refuse_load_size(load_size)
             self._check_collection(images, facet, asked)
-            yield images.only([facet]) if isinstance(images, FeatureStore) else images
-            return
+            return images.only([facet]) if isinstance(images, FeatureStore) else images, ()
         first, images = _peek(images)
-        if isinstance(first, Features):
-            _refuse_load_size(load_size)
-            features = [item for item in images if isinstance(item, Features)]
-            if isinstance(images, Sized) and len(features) < len(images):
-                raise InputError("images and features were given together: encode all images first, or none")
-            for item in features:
-                self._check_origin(item, asked)
-            yield features
-            return
-        collection = self.collect(
-            images,  # type: ignore[arg-type]
-            facets=[facet],
-            load_size=load_size,
-            saliency=mode,
-            progress=progress,
-            on_broken=on_broken,
-        )
-        with collection:
-            yield collection
+        if not isinstance(first, Features):
+            return None, images  # type: ignore[return-value]
+        _refuse_load_size(load_size)
+        features = [item for item in images if isinstance(item, Features)]
+        if isinstance(images, Sized) and len(features) < len(images):
+            raise InputError("images and features were given together: encode all images first, or none")
+        for item in features:
+            self._check_origin(item, asked)
+        return features, ()
 
     def _check_collection(self, images: LazySequence[Features], facet: str, asked: SaliencyMode | None) -> None:
         if isinstance(images, (FeatureCollection, FeatureStore)) and facet not in images.facets:
@@ -690,8 +654,7 @@ class Engine:
 
     def close(self) -> None:
         """Give the device back. Features and results stay valid."""
-        if self._device is not None:
-            self._device.close()
+        self._runner.close()
         self._encoder.backend.close()
 
     def __enter__(self) -> Self:
@@ -701,6 +664,16 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def choose_runner(encoder: Encoder) -> Runner:
+    """Where the tasks of an engine run: what follows here is the same for both."""
+    backend = encoder.backend
+    if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE:
+        from facetrt.engine.device.running import DeviceRunner
+
+        return DeviceRunner(encoder, backend)
+    return HostRunner(encoder)
 
 
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:

@@ -1,40 +1,30 @@
-"""Co-segmentation on the device: the steps of :mod:`facetrt.engine.tasks.cosegmentation`, one download at the end."""
+"""The steps of :func:`facetrt.engine.tasks.cosegmentation.cosegment_images` on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from facetrt.engine.device.encoding import DeviceFeatures
 from facetrt.engine.device.refinement import device_refiner
-from facetrt.engine.features.features import Features
-from facetrt.engine.tasks.cosegmentation import (
-    MAX_CLUSTERS,
-    Clustering,
-    CosegmentOptions,
-    Mask,
-    Masks,
-    choose_images,
-    make_mask,
-    nothing_shared,
-    too_few_descriptors,
-)
-from facetrt.engine.tasks.refinement import Progress
-from facetrt.kernels.device import kmeans, select, vote
+from facetrt.engine.features.features import Features, Float, ImageRecord
+from facetrt.engine.features.on_device import DeviceFeatures
+from facetrt.engine.images.loading import Pixels
+from facetrt.engine.tasks.cosegmentation import Clustering, HostPicture, Images, Picture
+from facetrt.engine.tasks.descriptors import distances_to, normalise
+from facetrt.kernels.device import kmeans, select
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
-from facetrt.kernels.errors import InputError
-from facetrt.kernels.parallel import map_threads
+from facetrt.kernels.device.vote import DeviceVotes
+from facetrt.kernels.device.vote import vote as count_votes
 from facetrt.kernels.vote import Votes
-
-RESTARTS = 10
-ITERATIONS = 300
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Gathered:
     """Unit descriptors of all images that take part, one after the other; image i has rows ``bounds[i:i + 2]``."""
 
     rows: DeviceArray = field(repr=False)  # (n, C) float32
@@ -43,105 +33,130 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What came down: the sweep, each cell's cluster ``(n,)``, and the votes."""
+class _Sweep:
+    """Every k's clusters, what assigning all rows gave, which k was chosen ``(1,)``, and its labels ``(n,)``."""
 
-    clustering: Clustering
-    votes: Votes
+    fits: list[kmeans.DeviceKMeans]
+    assigned: kmeans.DeviceAssignment
+    chosen: DeviceArray
+    labels: DeviceArray
+    bounds: list[int]
 
 
-def cosegment_on_device(
-    device: Device,
-    features: list[DeviceFeatures],
-    options: CosegmentOptions,
-    progress: Progress | None = None,
-    originals: Sequence[Features] | None = None,
-) -> Masks:
-    """Masks of the objects that the images share; see ``Engine.cosegment``.
+@dataclass(frozen=True)
+class DevicePicture:
+    """An image on the device, whose stream ``lock`` guards: pictures are used by several threads."""
 
-    Outlier removal decides on the host which images take part, and waits once for that. GrabCut and the
-    CRF's lattices are the host's as well: they get the loaded pixels after everything else has come down.
+    features: DeviceFeatures
+    loaded: DeviceArray
+    device: Device
+    lock: Lock
+
+    @property
+    def record(self) -> ImageRecord:
+        """What the image is."""
+        return self.features.record
+
+    @property
+    def saliency(self) -> Float:
+        """Downloaded."""
+        return self._download(self.features.saliency)
+
+    @property
+    def pixels(self) -> Pixels:
+        """Downloaded."""
+        return self._download(self.loaded)
+
+    def distances(self, centroids: Float) -> Float:
+        """On the host, whose CRF they are for."""
+        return distances_to(normalise(self._download(self.features.rows)), centroids)[0]
+
+    def _download(self, values: DeviceArray) -> NDArray[Any]:
+        with self.lock:
+            return self.device.download(values)
+
+
+class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
+    """Descriptors on a device. GrabCut is the host's: it gets pixels after everything else has come down.
+
+    Descriptors of images that take part make way for unit ones: nobody else should hold ``features`` by then, or there
+    would be two copies of all.
 
     Args:
-        features: consumed: their descriptors make way for unit ones, or there would be two copies of all.
-        originals: what the features were uploaded from, if they were: read once more where masks are refined.
-
-    Raises:
-        InputError: fewer than two images, or too few descriptors for the clusters.
+        originals: what features without pixels were uploaded from: read once more where masks are made.
     """
-    hosts = [item.host for item in features]
-    similarity, chosen = choose_images(
-        [item.why_empty for item in hosts],
-        lambda shown: np.concatenate([device.download(features[i].cls) for i in shown]),
-        options,
-    )
-    if not chosen:
-        return nothing_shared(hosts, options)
-    found = _cluster(device, _gather(device, features, chosen), options)
-    labels = dict(zip(chosen, found.clustering.labels, strict=True))
 
-    one_at_a_time = Lock()
-    refiner = device_refiner(device, one_at_a_time)
+    def __init__(
+        self, device: Device, features: Iterable[DeviceFeatures], originals: Sequence[Features], facet: str
+    ) -> None:
+        self._device, self._features, self._lock = device, list(features), Lock()
+        self._originals, self._facet = originals, facet
+        self.records = [item.record for item in self._features]
+        self.refiner = device_refiner(device, self._lock)
 
-    def mask(number: int) -> Mask:
-        if originals is not None:
-            item, saliency = originals[number], None
-        else:
-            with one_at_a_time:
-                item = features[number].to_host(device, options.facet, options.refine)
-                saliency = device.download(features[number].saliency)
-        return make_mask(item, labels.get(number), found.clustering.centroids, found.votes, options, refiner, saliency)
+    def cls_rows(self, numbers: Sequence[int]) -> Float:
+        return np.concatenate([self._device.download(self._features[i].cls) for i in numbers])
 
-    masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
-    return Masks(masks, found.clustering, found.votes, similarity)
+    def gather(self, numbers: Sequence[int]) -> _Gathered:
+        device, features = self._device, self._features
+        bounds = np.cumsum([0] + [len(features[i].rows) for i in numbers]).tolist()
+        rows = device.empty((bounds[-1], features[0].rows.shape[1]), np.float32)
+        saliency = device.empty((bounds[-1],), np.float32)
+        for low, high, i in zip(bounds, bounds[1:], numbers, strict=False):
+            own = rows.rows(low, high)
+            device.copy(select.normalise_rows(device, features[i].rows), own)
+            device.copy(features[i].saliency, saliency.rows(low, high))
+            cls = device.empty(features[i].cls.shape, np.float32)  # or it would keep all of the encoder's output
+            device.copy(features[i].cls, cls)
+            features[i] = replace(features[i], rows=own, cls=cls)
+        return _Gathered(rows, saliency, bounds)
 
+    def sample(self, gathered: _Gathered, interval: int) -> DeviceArray:
+        bounds = zip(gathered.bounds, gathered.bounds[1:], strict=False)
+        numbers = np.concatenate([np.arange(low, high, interval, dtype=np.int32) for low, high in bounds])
+        return select.gather_rows(self._device, gathered.rows, self._device.upload(numbers))
 
-def _gather(device: Device, features: list[DeviceFeatures], chosen: Sequence[int]) -> _Rows:
-    """Unit descriptors of the chosen images, which from now on refer to these instead of their own."""
-    bounds = np.cumsum([0] + [len(features[i].rows) for i in chosen]).tolist()
-    rows = device.empty((bounds[-1], features[0].rows.shape[1]), np.float32)
-    saliency = device.empty((bounds[-1],), np.float32)
-    for low, high, i in zip(bounds, bounds[1:], chosen, strict=False):
-        own = rows.rows(low, high)
-        device.copy(select.normalise_rows(device, features[i].rows), own)
-        device.copy(features[i].saliency, saliency.rows(low, high))
-        cls = device.empty(features[i].cls.shape, np.float32)  # or it would keep all of the encoder's output
-        device.copy(features[i].cls, cls)
-        features[i] = replace(features[i], rows=own, cls=cls)
-    return _Rows(rows, saliency, bounds)
+    def sweep(self, gathered: _Gathered, samples: DeviceArray, elbow: float, max_clusters: int) -> _Sweep:
+        """Every k is tried, and the device chooses: waiting to stop early costs more."""
+        device, rows = self._device, gathered.rows
+        fits = kmeans.kmeans_each(device, samples, range(1, min(max_clusters, len(samples)) + 1))
+        assigned = kmeans.assign_each(device, rows, [fit.centroids for fit in fits])
+        chosen = kmeans.elbow(device, assigned.objectives, len(rows), elbow)
+        labels = kmeans.select_labels(device, assigned.labels, chosen)
+        return _Sweep(fits, assigned, chosen, labels, gathered.bounds)
 
+    def vote(self, gathered: _Gathered, sweep: _Sweep, threshold: float, percentage: float) -> DeviceVotes:
+        """On as many clusters as there may be; those beyond the chosen k are empty."""
+        return count_votes(
+            self._device,
+            sweep.labels,
+            gathered.saliency,
+            gathered.bounds,
+            len(sweep.fits),
+            threshold=threshold,
+            percentage=percentage,
+        )
 
-def _cluster(device: Device, rows: _Rows, options: CosegmentOptions) -> _Found:
-    """The elbow sweep and the vote. Every k is tried, and the device chooses: waiting to stop early costs more."""
-    steps = options.sample_interval
-    sampled = np.concatenate(
-        [np.arange(low, high, steps, dtype=np.int32) for low, high in zip(rows.bounds, rows.bounds[1:], strict=False)]
-    )
-    samples = select.gather_rows(device, rows.rows, device.upload(sampled))
-    counts = range(1, min(MAX_CLUSTERS, len(sampled)) + 1)
-    fits = kmeans.kmeans_each(device, samples, counts, iterations=ITERATIONS, restarts=RESTARTS)
-    assigned = kmeans.assign_each(device, rows.rows, [fit.centroids for fit in fits])
-    chosen = kmeans.elbow(device, assigned.objectives, rows.bounds[-1], options.elbow)
-    winning = kmeans.select_labels(device, assigned.labels, chosen)
-    votes = vote.vote(
-        device,
-        winning,
-        rows.saliency,
-        rows.bounds,
-        len(counts),
-        threshold=options.saliency_threshold,
-        percentage=options.votes_percentage,
-    )
-    number = int(device.download(chosen)[0])  # the wait; the rest has been computed by now
-    objectives = (device.download(assigned.objectives)[: number + 1] / rows.bounds[-1]).tolist()
-    if len(counts) < MAX_CLUSTERS and not (number and objectives[-1] > options.elbow * objectives[-2]):
-        raise InputError(too_few_descriptors(len(sampled), steps))
-    cells = device.download(winning).astype(np.int64)
-    clustering = Clustering(
-        list(counts[: number + 1]),
-        objectives,
-        device.download(fits[number].centroids),
-        np.split(cells, rows.bounds[1:-1]),
-    )
-    mean = device.download(votes.mean_saliency)[:, : number + 1]
-    return _Found(clustering, Votes(mean, device.download(votes.counts)[: number + 1].astype(np.int64), votes.needed))
+    def clustering(self, sweep: _Sweep) -> Clustering:
+        device = self._device
+        number = int(device.download(sweep.chosen)[0])  # the wait; the rest has been computed by now
+        objectives = device.download(sweep.assigned.objectives)[: number + 1] / sweep.bounds[-1]
+        centroids = [fit.centroids for fit in sweep.fits[: number + 1]]
+        labels = device.download(sweep.labels).astype(np.int64)
+        return Clustering(
+            tried_k=[len(each) for each in centroids],
+            objectives=objectives.tolist(),
+            centroids=device.download(centroids[-1]),
+            labels=np.split(labels, sweep.bounds[1:-1]),
+        )
+
+    def votes(self, ballot: DeviceVotes, num_clusters: int) -> Votes:
+        mean = self._device.download(ballot.mean_saliency)[:, :num_clusters]
+        counts = self._device.download(ballot.counts)[:num_clusters]
+        return Votes(mean, counts.astype(np.int64), ballot.needed)
+
+    def picture(self, number: int) -> Picture:
+        features = self._features[number]
+        if features.pixels is None:
+            return HostPicture(self._originals[number], self._facet, 0)
+        return DevicePicture(features, features.pixels, self._device, self._lock)

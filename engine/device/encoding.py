@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.engine.encoding.encoder import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
-from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.features import Features, ImageRecord, SaliencyMode
+from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.emptiness import detail_of
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.images.resampling import pillow_nearest
-from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.device import convert, preprocess, select
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.exchange import CUDA, from_external
@@ -33,55 +33,6 @@ class Lane(Protocol):
     @property
     def device(self) -> Device: ...
     def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]: ...
-
-
-@dataclass(frozen=True)
-class DeviceFeatures:
-    """One image's descriptors in device memory, for tasks that stay there.
-
-    Attributes:
-        rows: ``(cells, C)`` float32 of one facet.
-        cls: ``(1, C)`` float32, its [CLS] row.
-        saliency: ``(cells,)`` float32 in [0, 1].
-        pixels: ``(height, width, 3)`` uint8 at the loaded size, or None for features that came from the host.
-        host: what is known on the host: all but tokens, attention and pixels.
-    """
-
-    rows: DeviceArray = field(repr=False)
-    cls: DeviceArray = field(repr=False)
-    saliency: DeviceArray = field(repr=False)
-    pixels: DeviceArray | None = field(repr=False)
-    host: Features = field(repr=False)
-
-    @property
-    def geometry(self) -> Geometry:
-        """How the cells lie on the image."""
-        return self.host.geometry
-
-    @property
-    def map(self) -> DeviceArray:
-        """``(grid_h, grid_w, C)``."""
-        return self.rows.reshape(*self.geometry.grid, -1)
-
-    def adopt(self, device: Device) -> DeviceFeatures:
-        """For use on another stream, ordered after everything so far on its own."""
-        pixels = None if self.pixels is None else device.adopt(self.pixels)
-        return replace(
-            self,
-            rows=device.adopt(self.rows),
-            cls=device.adopt(self.cls),
-            saliency=device.adopt(self.saliency),
-            pixels=pixels,
-        )
-
-    def to_host(self, device: Device, facet: str, refinement: Refinement) -> Features:
-        """As much as refining a mask takes: nothing more for ``none``, pixels, or for a CRF descriptors as well."""
-        if self.pixels is None or refinement is Refinement.NONE:
-            return self.host
-        tokens = {}
-        if refinement is not Refinement.GRABCUT:
-            tokens[facet] = np.concatenate([device.download(self.cls), device.download(self.rows)])
-        return replace(self.host, tokens=tokens, pixels=device.download(self.pixels))
 
 
 @dataclass(frozen=True)
@@ -228,7 +179,7 @@ class DeviceEncoder:
             cls=tokens.rows(0, 1),
             saliency=device.upload(features.saliency.ravel()),
             pixels=None,
-            host=replace(features, tokens={}, attention=None, pixels=np.empty((0, 0, 3), np.uint8)),
+            record=features.record,
         )
 
     def _grid(self, size: tuple[int, int], options: EncodeOptions) -> tuple[int, int]:
@@ -254,18 +205,15 @@ class DeviceEncoder:
                     cls=rows.rows(0, 1),
                     saliency=self._own(saliency, i),
                     pixels=item.loaded.reshape(*size, 3),
-                    host=self._host_part(item.frame, stride, options),
+                    record=self._record(item.frame, stride, options),
                 )
             )
         return found
 
-    def _host_part(self, frame: Frame, stride: int, options: EncodeOptions) -> Features:
-        return Features(
-            tokens={},
-            attention=None,
+    def _record(self, frame: Frame, stride: int, options: EncodeOptions) -> ImageRecord:
+        return ImageRecord(
             saliency_mode=options.saliency,
             geometry=Geometry(frame.original_size, frame.size, self._encoder.manifest.architecture.patch, stride),
-            pixels=np.empty((0, 0, 3), np.uint8),
             name=frame.name,
             provenance=self._encoder.provenance,
             load_size=options.load_size,

@@ -1,21 +1,24 @@
 """Co-segmentation of an image collection. Source: Amir et al., section 4.1.
 
-The steps, each reachable on its own: :func:`find_inliers`, :func:`cluster_elbow`, :func:`facetrt.kernels.vote`,
-:func:`facetrt.engine.tasks.refinement.grabcut`.
+:func:`cosegment_images` says which step follows which, on :class:`Images` that know how each is done where their
+descriptors live. On the host the steps are reachable on their own: :func:`find_inliers`, :func:`cluster_elbow`,
+:func:`facetrt.kernels.vote`, :func:`facetrt.engine.tasks.refinement.grabcut`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.features.collection import LazySequence, map_features, reasons_empty, select
-from facetrt.engine.features.features import Features
+from facetrt.engine.features.collection import LazySequence, map_features, records_of, select
+from facetrt.engine.features.features import Features, ImageRecord
 from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import Pixels
 from facetrt.engine.tasks.checks import check_finite, check_voting
 from facetrt.engine.tasks.descriptors import Rows, assign_rows, distances_to, normalise, unit_rows
 from facetrt.engine.tasks.refinement import (
@@ -34,6 +37,10 @@ from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes, vote
 
 Float = NDArray[np.float32]
+Gathered = TypeVar("Gathered")  # unit descriptors and saliency of the images that take part, where they live
+Samples = TypeVar("Samples", bound=Sized)  # some of those descriptors, (n, C)
+Sweep = TypeVar("Sweep")  # clusterings of them with k = 1, 2, …
+Ballot = TypeVar("Ballot")  # votes on the last of those
 
 MAX_CLUSTERS = 14
 AHEAD = 4  # how many k share one reading of descriptors in memory; lazy ones are read once for all k
@@ -137,8 +144,68 @@ class Masks(Sequence[Mask]):
         return iter(self.masks)
 
 
-def cosegment_features(
-    features: Sequence[Features], options: CosegmentOptions, progress: Progress | None = None
+class Picture(Protocol):
+    """What the mask of one image is made from, in host memory; read or downloaded where it is asked for."""
+
+    @property
+    def record(self) -> ImageRecord: ...
+    @property
+    def saliency(self) -> Float | None: ...
+    @property
+    def pixels(self) -> Pixels: ...
+    def distances(self, centroids: Float) -> Float:
+        """Squared distances of the cells' unit descriptors to ``centroids (k, C)``, ``(k, cells)``."""
+
+
+class Images(ABC, Generic[Gathered, Samples, Sweep, Ballot]):
+    """A set of images, wherever their descriptors live, and the steps of co-segmentation there.
+
+    Attributes:
+        records: what each image is.
+        refiner: runs the CRF; may be called from several threads, as :meth:`picture` may.
+    """
+
+    records: Sequence[ImageRecord]
+    refiner: Refiner
+
+    @abstractmethod
+    def cls_rows(self, numbers: Sequence[int]) -> Float:
+        """[CLS] descriptors of some images in host memory, ``(n, C)``."""
+
+    @abstractmethod
+    def gather(self, numbers: Sequence[int]) -> Gathered:
+        """What is clustered of the images that take part."""
+
+    @abstractmethod
+    def sample(self, gathered: Gathered, interval: int) -> Samples:
+        """Every ``interval``-th descriptor of each image."""
+
+    @abstractmethod
+    def sweep(self, gathered: Gathered, samples: Samples, elbow: float, max_clusters: int) -> Sweep:
+        """Clusters of the samples, to which all descriptors are assigned, until one more no longer helps.
+
+        The last k is the first one that is :func:`past_elbow`, or else the largest that there is.
+        """
+
+    @abstractmethod
+    def vote(self, gathered: Gathered, sweep: Sweep, threshold: float, percentage: float) -> Ballot:
+        """The images' votes on the clusters of the last k; see :func:`facetrt.kernels.vote`."""
+
+    @abstractmethod
+    def clustering(self, sweep: Sweep) -> Clustering:
+        """The sweep in host memory. On a device this waits, and the votes have been counted by then."""
+
+    @abstractmethod
+    def votes(self, ballot: Ballot, num_clusters: int) -> Votes:
+        """The votes in host memory, of so many clusters."""
+
+    @abstractmethod
+    def picture(self, number: int) -> Picture:
+        """One image, for its mask."""
+
+
+def cosegment_images(
+    images: Images[Gathered, Samples, Sweep, Ballot], options: CosegmentOptions, progress: Progress | None = None
 ) -> Masks:
     """Masks of the objects that the images share; see ``Engine.cosegment``.
 
@@ -148,29 +215,103 @@ def cosegment_features(
     Raises:
         InputError: fewer than two images, or too few descriptors for the clusters.
     """
-    empty = reasons_empty(features)
-    similarity, numbers = choose_images(
-        empty, lambda shown: np.stack([features[i].cls(options.facet) for i in shown]), options
-    )
+    similarity, numbers = choose_images([item.why_empty for item in images.records], images.cls_rows, options)
     if not numbers:
-        return nothing_shared(features, options)
-    chosen = select(features, numbers)
-    rows = descriptors_of(chosen, options.facet, options.hierarchy)
-    clustering = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
-    votes = vote(
-        clustering.labels,
-        [f.saliency.ravel() for f in chosen],
-        len(clustering.centroids),
-        threshold=options.saliency_threshold,
-        percentage=options.votes_percentage,
-    )
+        return nothing_shared(images, options)
+    clustering, votes = _cluster(images, numbers, options)
     labels = dict(zip(numbers, clustering.labels, strict=True))
 
     def mask(number: int) -> Mask:
-        return make_mask(features[number], labels.get(number), clustering.centroids, votes, options)
+        picture, own = images.picture(number), labels.get(number)
+        return make_mask(picture, own, clustering.centroids, votes, options.refine, images.refiner)
 
-    masks = map_threads(mask, range(len(features)), progress, threads=options.refine.threads)
+    masks = map_threads(mask, range(len(images.records)), progress, threads=options.refine.threads)
     return Masks(masks, clustering, votes, similarity)
+
+
+def _cluster(
+    images: Images[Gathered, Samples, Sweep, Ballot], numbers: Sequence[int], options: CosegmentOptions
+) -> tuple[Clustering, Votes]:
+    """Clusters of the images that take part, and the votes on them."""
+    gathered = images.gather(numbers)
+    samples = images.sample(gathered, options.sample_interval)
+    sweep = images.sweep(gathered, samples, options.elbow, MAX_CLUSTERS)
+    ballot = images.vote(gathered, sweep, options.saliency_threshold, options.votes_percentage)
+    clustering = images.clustering(sweep)
+    check_reached(clustering, options.elbow, len(samples), options.sample_interval, MAX_CLUSTERS)
+    return clustering, images.votes(ballot, len(clustering.centroids))
+
+
+@dataclass(frozen=True)
+class HostPicture:
+    """An image's features, held while its mask is made."""
+
+    features: Features
+    facet: str
+    hierarchy: int
+
+    @property
+    def record(self) -> ImageRecord:
+        """The features are one."""
+        return self.features
+
+    @property
+    def saliency(self) -> Float | None:
+        """None in a bundle without."""
+        return None if self.features.attention is None else self.features.saliency
+
+    @property
+    def pixels(self) -> Pixels:
+        """The loaded image."""
+        return self.features.pixels
+
+    def distances(self, centroids: Float) -> Float:
+        """See :class:`Picture`."""
+        return distances_to(unit_rows(self.features, self.facet, self.hierarchy), centroids)[0]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Features of the images that take part, and their unit descriptors."""
+
+    features: Sequence[Features]
+    rows: Sequence[Rows]
+
+
+class HostImages(Images[_Chosen, Float, "Clustering", Votes]):
+    """Features in host memory or, one at a time, on disk."""
+
+    refiner = staticmethod(refine_labels)
+
+    def __init__(self, features: Sequence[Features], facet: str, hierarchy: int) -> None:
+        self.records = records_of(features)
+        self._features, self._facet, self._hierarchy = features, facet, hierarchy
+
+    def cls_rows(self, numbers: Sequence[int]) -> Float:
+        return np.stack([self._features[i].cls(self._facet) for i in numbers])
+
+    def gather(self, numbers: Sequence[int]) -> _Chosen:
+        chosen = select(self._features, numbers)
+        return _Chosen(chosen, descriptors_of(chosen, self._facet, self._hierarchy))
+
+    def sample(self, gathered: _Chosen, interval: int) -> Float:
+        return sample_rows(gathered.rows, interval)
+
+    def sweep(self, gathered: _Chosen, samples: Float, elbow: float, max_clusters: int) -> Clustering:
+        return sweep_to_elbow(gathered.rows, samples, elbow, max_clusters)
+
+    def vote(self, gathered: _Chosen, sweep: Clustering, threshold: float, percentage: float) -> Votes:
+        saliency = [item.saliency.ravel() for item in gathered.features]
+        return vote(sweep.labels, saliency, len(sweep.centroids), threshold=threshold, percentage=percentage)
+
+    def clustering(self, sweep: Clustering) -> Clustering:
+        return sweep
+
+    def votes(self, ballot: Votes, num_clusters: int) -> Votes:
+        return ballot
+
+    def picture(self, number: int) -> HostPicture:
+        return HostPicture(self._features[number], self._facet, self._hierarchy)
 
 
 def descriptors_of(features: Sequence[Features], facet: str, hierarchy: int) -> Sequence[Rows]:
@@ -206,11 +347,11 @@ def choose_images(
     return similarity, [number for number, inlier in zip(shown, inliers, strict=True) if inlier]
 
 
-def nothing_shared(features: Sequence[Features], options: CosegmentOptions) -> Masks:
+def nothing_shared(images: Images[Gathered, Samples, Sweep, Ballot], options: CosegmentOptions) -> Masks:
     """The result where fewer than two images have something in them: empty masks, no clusters."""
-    none = np.empty((0, 0), np.float32)
-    votes = Votes(np.empty((0, 0)), np.empty(0, np.int64), 0)
-    return Masks([make_mask(item, None, none, votes, options) for item in features], no_clusters(), votes, None)
+    none, votes = no_clusters(), Votes(np.empty((0, 0)), np.empty(0, np.int64), 0)
+    pictures = map(images.picture, range(len(images.records)))
+    return Masks([make_mask(each, None, none.centroids, votes, options.refine) for each in pictures], none, votes, None)
 
 
 def no_clusters() -> Clustering:
@@ -260,17 +401,43 @@ def cluster_elbow(
     Raises:
         InputError: fewer sampled descriptors than clusters before the elbow was reached.
     """
-    samples = np.concatenate([rows[::sample_interval].copy() for rows in descriptors])  # a view would keep all rows
-    fits: list[_Fit] = []
-    for fit in _sweep(descriptors, samples, max_clusters):
-        fits.append(fit)
-        if len(fits) > 1 and fit.objective > elbow * fits[-2].objective:
+    samples = sample_rows(descriptors, sample_interval)
+    clustering = sweep_to_elbow(descriptors, samples, elbow, max_clusters)
+    check_reached(clustering, elbow, len(samples), sample_interval, max_clusters)
+    return clustering
+
+
+def sample_rows(descriptors: Sequence[Rows], interval: int) -> Float:
+    """Every ``interval``-th descriptor of each image, ``(n, C)``."""
+    return np.concatenate([rows[::interval].copy() for rows in descriptors])  # a view would keep all rows
+
+
+def sweep_to_elbow(descriptors: Sequence[Rows], samples: Float, elbow: float, max_clusters: int) -> Clustering:
+    """The sweep of :func:`cluster_elbow`, whether it reaches the elbow or not."""
+    tried: list[int] = []
+    objectives: list[float] = []
+    last = _Fit(samples[:0], 0.0, [])  # of no samples
+    for last in _sweep(descriptors, samples, max_clusters):
+        tried.append(len(last.centroids))
+        objectives.append(last.objective)
+        if past_elbow(objectives, elbow):
             break
-    else:
-        if len(fits) < max_clusters:
-            raise InputError(too_few_descriptors(len(samples), sample_interval))
-    labels = [found.astype(np.int64) for found in fit.labels]
-    return Clustering([len(f.centroids) for f in fits], [f.objective for f in fits], fit.centroids, labels)
+    return Clustering(tried, objectives, last.centroids, [found.astype(np.int64) for found in last.labels])
+
+
+def past_elbow(objectives: Sequence[float], elbow: float) -> bool:
+    """Whether the last k hardly improved on the one before it."""
+    return len(objectives) > 1 and objectives[-1] > elbow * objectives[-2]
+
+
+def check_reached(clustering: Clustering, elbow: float, samples: int, interval: int, max_clusters: int) -> None:
+    """Raise :class:`InputError` if a sweep ran out of its ``samples`` before the elbow."""
+    if samples < max_clusters and not past_elbow(clustering.objectives, elbow):
+        smaller = f" or a sampling interval below {interval}" if interval > 1 else ""
+        raise InputError(
+            f"the images give {samples} sampled descriptors, too few for {samples + 1} clusters: use more images, a "
+            f"larger load size{smaller}"
+        )
 
 
 @dataclass(frozen=True)
@@ -307,35 +474,22 @@ def _fits(descriptors: Sequence[Rows], samples: Float, counts: Sequence[int]) ->
     return [_Fit(*fit) for fit in zip(centroids, (sums / cells).tolist(), labels, strict=True)]
 
 
-def too_few_descriptors(samples: int, interval: int) -> str:
-    """The message where a sweep runs out of sampled descriptors before it reaches the elbow."""
-    smaller = f" or a sampling interval below {interval}" if interval > 1 else ""
-    return (
-        f"the images give {samples} sampled descriptors, too few for {samples + 1} clusters: use more images, a larger "
-        f"load size{smaller}"
-    )
-
-
 def make_mask(
-    features: Features,
+    picture: Picture,
     labels: NDArray[np.int64] | None,
     centroids: Float,
     votes: Votes,
-    options: CosegmentOptions,
+    refine: Refinement,
     refiner: Refiner = refine_labels,
-    saliency: Float | None = None,
 ) -> Mask:
     """The mask of one image from its cells' clusters ``(cells,)``; None makes the empty mask of an outlier."""
     salient = votes.salient_labels
 
     def nearest() -> Float:
-        rows = unit_rows(features, options.facet, options.hierarchy)
-        return nearest_of_groups(distances_to(rows, centroids)[0], salient)
+        return nearest_of_groups(picture.distances(centroids), salient)
 
     all_or_none = len(salient) in (0, len(centroids))
-    return mask_of_labels(
-        features, labels, salient, options.refine, None if all_or_none else nearest, refiner, saliency
-    )
+    return mask_of_labels(picture, labels, salient, refine, None if all_or_none else nearest, refiner)
 
 
 def nearest_of_groups(distances: Float, salient: NDArray[np.int64]) -> Float:
@@ -344,13 +498,12 @@ def nearest_of_groups(distances: Float, salient: NDArray[np.int64]) -> Float:
 
 
 def mask_of_labels(
-    features: Features,
+    picture: Picture,
     labels: NDArray[np.int64] | None,
     salient: NDArray[np.int64],
     refine: Refinement,
     nearest: Callable[[], Float] | None,
     refiner: Refiner = refine_labels,
-    saliency: Float | None = None,
 ) -> Mask:
     """The mask that an image's clusters make.
 
@@ -360,17 +513,16 @@ def mask_of_labels(
         nearest: gives squared distances to the nearest salient and other centroid, ``(2, cells)``, which a CRF weighs
             against each other; None if there are not both.
         refiner: runs the CRF.
-        saliency: of the cells, where ``features`` do not hold it.
     """
-    if features.why_empty is not None:
+    image = picture.record
+    if image.why_empty is not None:
         labels = None
-    grid = features.grid
+    grid = image.grid
     grid_labels = np.full(grid, -1) if labels is None else labels.reshape(grid)
     cells = np.isin(grid_labels, salient)
-    if saliency is None and features.attention is not None:
-        saliency = features.saliency
-    loaded, refinement = enlarge_mask(cells, features.image_size), Refinement.NONE
-    refined = None if labels is None else _refine(features, loaded, refine, nearest, refiner)
+    saliency = picture.saliency
+    loaded, refinement = enlarge_mask(cells, image.image_size), Refinement.NONE
+    refined = None if labels is None else _refine(picture, loaded, refine, nearest, refiner)
     if refined is not None:
         loaded, refinement = refined, refine
     return Mask(
@@ -380,10 +532,10 @@ def mask_of_labels(
         salient_labels=salient,
         refinement=refinement,
         inlier=labels is not None,
-        geometry=features.geometry,
-        name=features.name,
+        geometry=image.geometry,
+        name=image.name,
         confidence=None if saliency is None else contrast(saliency, cells),
-        why_empty=features.why_empty,
+        why_empty=image.why_empty,
     )
 
 
@@ -402,7 +554,7 @@ def contrast(saliency: Float, cells: NDArray[np.bool_]) -> float:
 
 
 def _refine(
-    features: Features,
+    picture: Picture,
     mask: NDArray[np.bool_],
     refine: Refinement,
     nearest: Callable[[], Float] | None,
@@ -412,9 +564,9 @@ def _refine(
     if refine is Refinement.NONE:
         return None
     if refine is Refinement.GRABCUT:
-        return grabcut(features.pixels, mask)
+        return grabcut(picture.pixels, mask)
     if nearest is None:
         return None
     distances = nearest()
-    energy = (distances - distances.max(axis=0)).reshape(2, *features.grid)
-    return np.asarray(refiner(features.pixels, energy, refine) == 0)
+    energy = (distances - distances.max(axis=0)).reshape(2, *picture.record.grid)
+    return np.asarray(refiner(picture.pixels, energy, refine) == 0)

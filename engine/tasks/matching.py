@@ -1,17 +1,22 @@
 """Point correspondences between two images. Source: Amir et al., section 4.2.
 
-The steps, each reachable on its own: :func:`facetrt.kernels.best_buddies`, :func:`keep_salient`, :func:`pick_diverse`.
+:func:`match_pair` says which step follows which, on a :class:`Pair` of images that knows how each is done where its
+descriptors live. On the host the steps are reachable on their own: :func:`facetrt.kernels.best_buddies`,
+:func:`keep_salient`, :func:`pick_diverse`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.features.features import Features
+from facetrt.engine.features.features import Features, ImageRecord
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.tasks.checks import check_finite
 from facetrt.kernels.best_buddies import BestBuddies, best_buddies
@@ -25,6 +30,8 @@ MAX_PAIRS = 10_000  # clusters, whose number the time of choosing pairs grows wi
 
 Cells = NDArray[np.int64]
 Float = NDArray[np.float32]
+Array = TypeVar("Array")  # where a pair lives
+Count = TypeVar("Count")  # a number there: on a device it is known only once that has been waited for
 
 
 @dataclass(frozen=True)
@@ -95,37 +102,157 @@ class MatchOptions:
         check_hierarchy(self.hierarchy)
 
 
-def match_features(a: Features, b: Features, options: MatchOptions) -> Matches:
-    """Up to ``num_pairs`` diverse corresponding points between two encoded images; see ``Engine.match``."""
-    facet, hierarchy = options.facet, options.hierarchy
-    map_a, map_b = a.map(facet), b.map(facet)
+class Neighbours(Protocol):
+    """Nearest neighbours in both directions, as :class:`facetrt.kernels.BestBuddies` describes them."""
+
+    @property
+    def nn_ab(self) -> Any: ...
+    @property
+    def sim_ab(self) -> Any: ...
+
+
+Buddies = TypeVar("Buddies", bound=Neighbours)
+
+
+@dataclass(frozen=True)
+class Kept(Generic[Array, Count]):
+    """Best buddies: ``cells_a (n,)``, ascending, and ``cells_b (n,)``, of which the first ``count`` are valid."""
+
+    cells_a: Array
+    cells_b: Array
+    count: Count
+
+
+class Pair(ABC, Generic[Array, Count, Buddies]):
+    """Two images, wherever their descriptors live, and the steps of matching there. Only the last two methods wait.
+
+    Attributes:
+        a: the first image; ``b`` the second one.
+        saliency_a: ``(cells,)`` of the first image; ``saliency_b`` of the second one.
+    """
+
+    a: ImageRecord
+    b: ImageRecord
+
+    @property
+    @abstractmethod
+    def saliency_a(self) -> Array: ...
+    @property
+    @abstractmethod
+    def saliency_b(self) -> Array: ...
+
+    @abstractmethod
+    def best_buddies(self, hierarchy: int) -> Buddies:
+        """Nearest neighbours by the cosine of the descriptors, log-binned in ``hierarchy`` levels."""
+
+    @abstractmethod
+    def keep_salient(self, buddies: Buddies, threshold: float) -> Kept[Array, Count]:
+        """The mutual ones that are salient; see :func:`keep_salient`."""
+
+    @abstractmethod
+    def describe(self, kept: Kept[Array, Count], hierarchy: int) -> Array:
+        """Both (binned) descriptors of each pair side by side, ``(n, D)``."""
+
+    @abstractmethod
+    def rank(self, kept: Kept[Array, Count]) -> Array:
+        """How salient both cells are together, ``(n,)``."""
+
+    @abstractmethod
+    def pick_diverse(self, joined: Array, rank: Array, count: Count, num_pairs: int) -> tuple[Array, Array]:
+        """Cluster of each pair and the best of each cluster, -1 for none; see :func:`pick_diverse`."""
+
+    @abstractmethod
+    def take(self, values: Array, cells: Array) -> Array:
+        """``values[cells]``."""
+
+    @abstractmethod
+    def number(self, count: Count) -> int:
+        """The count, waited for."""
+
+    @abstractmethod
+    def to_host(self, values: Array) -> NDArray[Any]:
+        """The array in host memory, waited for."""
+
+
+def match_pair(pair: Pair[Array, Count, Buddies], options: MatchOptions) -> Matches:
+    """Up to ``num_pairs`` diverse corresponding points of two images; see ``Engine.match``."""
+    a, b, facet, threshold = pair.a, pair.b, options.facet, options.saliency_threshold
     if (why := nothing_to_match(a, b)) is not None:
         return no_matches(a.geometry, b.geometry, facet, why)
-    buddies = best_buddies(map_a, map_b, hierarchy)
-    saliency_a, saliency_b = a.saliency.ravel(), b.saliency.ravel()
-    cells_a = keep_salient(buddies, saliency_a, saliency_b, options.saliency_threshold)
-    cells_b = buddies.nn_ab[cells_a]
-    joined = np.concatenate(
-        [log_bin(map_a, hierarchy, cells=cells_a), log_bin(map_b, hierarchy, cells=cells_b)], axis=1
-    )
-    clusters, selected = pick_diverse(joined, saliency_a[cells_a] + saliency_b[cells_b], options.num_pairs)
-    agreement = agreement_of(cells_a, buddies.nn_ab, a.grid, b.grid)
-    salient = min(int((values > options.saliency_threshold).sum()) for values in (saliency_a, saliency_b))
+    buddies = pair.best_buddies(options.hierarchy)
+    kept = pair.keep_salient(buddies, threshold)
+    joined = pair.describe(kept, options.hierarchy)
+    clusters, selected = pair.pick_diverse(joined, pair.rank(kept), kept.count, options.num_pairs)
+    similarity = pair.take(buddies.sim_ab, kept.cells_a)
+    count = pair.number(kept.count)  # the only wait; the rest has been computed by now
+
+    def integers(values: Array) -> Cells:
+        return pair.to_host(values).astype(np.int64, copy=False)
+
+    cells_a, found = integers(kept.cells_a)[:count], integers(selected)
+    agreement = agreement_of(cells_a, integers(buddies.nn_ab), a.grid, b.grid)
+    salient = min(int((pair.to_host(each) > threshold).sum()) for each in (pair.saliency_a, pair.saliency_b))
     return Matches(
-        cells_a,
-        cells_b,
-        buddies.sim_ab[cells_a],
-        clusters,
-        selected,
-        a.geometry,
-        b.geometry,
-        facet,
-        agreement,
-        confidence_of(agreement, salient),
+        cells_a=cells_a,
+        cells_b=integers(kept.cells_b)[:count],
+        similarity=pair.to_host(similarity)[:count],
+        clusters=integers(clusters)[:count],
+        selected=found[found >= 0],
+        geometry_a=a.geometry,
+        geometry_b=b.geometry,
+        facet=facet,
+        agreement=agreement,
+        confidence=confidence_of(agreement, salient),
     )
 
 
-def nothing_to_match(a: Features, b: Features) -> str | None:
+class HostPair(Pair[NDArray[Any], int, BestBuddies]):
+    """Two images in host memory.
+
+    Raises:
+        InputError: they lack the facet; later, that they lack saliency.
+    """
+
+    def __init__(self, a: Features, b: Features, facet: str) -> None:
+        self.a, self.b = self._features = a, b
+        self._maps = a.map(facet), b.map(facet)
+
+    @cached_property
+    def saliency_a(self) -> Float:
+        return self._features[0].saliency.ravel()
+
+    @cached_property
+    def saliency_b(self) -> Float:
+        return self._features[1].saliency.ravel()
+
+    def best_buddies(self, hierarchy: int) -> BestBuddies:
+        return best_buddies(*self._maps, hierarchy)
+
+    def keep_salient(self, buddies: BestBuddies, threshold: float) -> Kept[NDArray[Any], int]:
+        cells = keep_salient(buddies, self.saliency_a, self.saliency_b, threshold)
+        return Kept(cells, buddies.nn_ab[cells], len(cells))
+
+    def describe(self, kept: Kept[NDArray[Any], int], hierarchy: int) -> Float:
+        cells = zip(self._maps, (kept.cells_a, kept.cells_b), strict=True)
+        return np.concatenate([log_bin(values, hierarchy, cells=chosen) for values, chosen in cells], axis=1)
+
+    def rank(self, kept: Kept[NDArray[Any], int]) -> Float:
+        return np.asarray(self.saliency_a[kept.cells_a] + self.saliency_b[kept.cells_b])
+
+    def pick_diverse(self, joined: Float, rank: Float, count: int, num_pairs: int) -> tuple[Cells, Cells]:
+        return pick_diverse(joined, rank, num_pairs)
+
+    def take(self, values: NDArray[Any], cells: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(values[cells])
+
+    def number(self, count: int) -> int:
+        return count
+
+    def to_host(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values
+
+
+def nothing_to_match(a: ImageRecord, b: ImageRecord) -> str | None:
     """Why two images cannot be matched, or None."""
     reasons = [f"{item.name} {item.why_empty}" for item in (a, b) if item.why_empty is not None]
     return " and ".join(reasons) or None

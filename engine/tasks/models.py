@@ -20,6 +20,7 @@ from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.loading import LoadSize, check_load_size
 from facetrt.engine.tasks.cosegmentation import (
     CosegmentOptions,
+    HostPicture,
     Mask,
     Masks,
     mask_of_labels,
@@ -148,15 +149,16 @@ class SegmentationModel(Model):
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> Mask:
         """See ``Engine.apply``."""
         rows, salient = self._rows(features), self.salient_labels
+        picture = HostPicture(features, self.facet, self.hierarchy)
         if features.why_empty is not None:
-            return mask_of_labels(features, None, salient, refine, None)
+            return mask_of_labels(picture, None, salient, refine, None)
         distances, squares = distances_to(rows, self.centroids)  # (k, cells)
         if smoother is not None:
             distances = smoother.smooth(distances.reshape(-1, *features.grid)).reshape(distances.shape)
         labels = nearest(distances, self.centroids, squares)
         all_salient = len(salient) == len(self.centroids)
         of_groups = None if all_salient else lambda: nearest_of_groups(distances, salient)
-        return mask_of_labels(features, labels, salient, refine, of_groups)
+        return mask_of_labels(picture, labels, salient, refine, of_groups)
 
 
 @dataclass(frozen=True, eq=False)

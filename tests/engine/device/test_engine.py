@@ -12,9 +12,9 @@ from helpers import export_tiny, photo
 from helpers_gpu import FakeGpu, add_kernels
 
 from facetrt.engine import Engine
-from facetrt.engine.device import cosegmentation as on_device
 from facetrt.engine.tasks import cosegmentation
 from facetrt.kernels import InputError
+from facetrt.kernels.device import kmeans
 from facetrt.kernels.errors import BackendError
 from facetrt.kernels.kmeans import kmeans_each
 
@@ -46,10 +46,9 @@ def test_match_gives_the_cpus_pairs(tiny_engine: Engine, bundle: Path, fake_gpu:
 def test_cosegment_on_two_streams_gives_the_cpus_masks(
     tiny_engine: Engine, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cosegmentation, "cluster_elbow", partial(cosegmentation.cluster_elbow, max_clusters=2))
+    monkeypatch.setattr(cosegmentation, "MAX_CLUSTERS", 2)
     monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=1, iterations=3))
-    for name, value in (("MAX_CLUSTERS", 2), ("RESTARTS", 1), ("ITERATIONS", 3)):
-        monkeypatch.setattr(on_device, name, value)
+    monkeypatch.setattr(kmeans, "kmeans_each", partial(kmeans.kmeans_each, restarts=1, iterations=3))
     images = [photo(24, 28, seed=i) for i in range(3)] + [photo(26, 24, seed=5)]
     options = {"facet": "key@1", "load_size": 24, "sample_interval": 5, "refine": "none"}
     options |= {"low_resolution_saliency": False}

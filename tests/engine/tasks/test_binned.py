@@ -10,7 +10,7 @@ import pytest
 from helpers import photo
 
 from facetrt.engine import Engine, Features, fit_pca, learn_cosegmentation, learn_parts, load_model
-from facetrt.engine.device.tasks import DeviceTasks
+from facetrt.engine.device.running import DeviceRunner
 from facetrt.engine.tasks.descriptors import BinnedRows, normalise
 from facetrt.kernels import log_bin
 from facetrt.kernels.errors import InputError
@@ -97,6 +97,6 @@ def test_what_cannot_be(tiny_engine: Engine, features: list[Features], monkeypat
     monkeypatch.setattr("facetrt.engine.tasks.pca.fits", lambda needed: False)
     with pytest.raises(InputError, match="use a smaller hierarchy"):
         fit_pca(features, FACET, 3, hierarchy=2)
-    monkeypatch.setattr(tiny_engine, "_device", DeviceTasks(None, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(tiny_engine, "_runner", DeviceRunner(None, None))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="kernels=host"):
         tiny_engine.cosegment(features, hierarchy=2)

@@ -1,4 +1,4 @@
-"""The engine's tasks where the kernels run on the device."""
+"""Where an engine's tasks run if the kernels run on the device."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from threading import Lock
 
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.device.cosegmentation import cosegment_on_device
-from facetrt.engine.device.encoding import DeviceEncoder, DeviceFeatures, Frame, Lane, batches, decode
-from facetrt.engine.device.matching import match_on_device
+from facetrt.engine.device.cosegmentation import DeviceImages
+from facetrt.engine.device.encoding import DeviceEncoder, Frame, Lane, batches, decode
+from facetrt.engine.device.matching import DevicePair
 from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.features.features import Features
+from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import ImageLike
 from facetrt.engine.images.reading_ahead import read_ahead
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks
-from facetrt.engine.tasks.matching import Matches, MatchOptions
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions
 from facetrt.engine.tasks.refinement import Refiner
-from facetrt.kernels.errors import FacetrtError
+from facetrt.engine.tasks.running import Runner, encode_missing
+from facetrt.kernels.errors import FacetrtError, InputError
 
 
-class DeviceTasks:
+class DeviceRunner(Runner):
     """Runs tasks on the lanes of a GPU backend. May be called from several threads: each call takes a free lane."""
 
     def __init__(self, encoder: Encoder, backend: CudaBackend) -> None:
         self._encoder, self._backend = encoder, backend
-        self._encoders: dict[int, DeviceEncoder] = {}  # by lane, so that tables stay on the device between calls
+        self._encoders: dict[Lane, DeviceEncoder] = {}  # so that tables stay on the device between calls
 
-    def encode(
+    def encode_on_device(
         self,
         images: Iterable[ImageLike],
         facet: str,
@@ -38,7 +39,7 @@ class DeviceTasks:
         progress: Progress | None,
         on_broken: OnBroken | None = None,
     ) -> list[DeviceFeatures]:
-        """See ``Engine.encode_on_device``.
+        """See ``Engine.encode_on_device``; ``on_broken`` as for ``Engine.encode``.
 
         Batches take turns on the lanes: one is uploaded while another is computed. No lane is held while images are
         asked for, which may use this engine themselves.
@@ -52,59 +53,59 @@ class DeviceTasks:
                     features += self._encoder_of(lane).encode(batch, facet, encoding)
         return features
 
-    def match(
+    @contextmanager
+    def pair(
         self,
         image_a: ImageLike | Features,
         image_b: ImageLike | Features,
+        facet: str,
         encoding: EncodeOptions,
-        options: MatchOptions,
-        progress: Progress | None = None,
-    ) -> Matches:
-        """See ``Engine.match``."""
-        images = [item for item in (image_a, image_b) if not isinstance(item, Features)]
-        encoded = iter(self.encode(images, options.facet, encoding, progress))
-        with self._backend.lane() as lane:
-            encoder = self._encoder_of(lane)
-            a, b = (
-                encoder.upload(item, options.facet) if isinstance(item, Features) else next(encoded).adopt(lane.device)
-                for item in (image_a, image_b)
-            )
-            return match_on_device(lane.device, a, b, options, half=self._half)
+        progress: Progress | None,
+    ) -> Iterator[DevicePair]:
+        """An encoder in half precision has no more digits to compare."""
 
-    def cosegment_images(
+        def encode(images: list[ImageLike]) -> list[DeviceFeatures]:
+            return self.encode_on_device(images, facet, encoding, progress)
+
+        items = encode_missing((image_a, image_b), encode)
+        with self._backend.lane() as lane:
+            a, b = (self._bring(item, lane, facet) for item in items)
+            yield DevicePair(lane.device, a, b, half=self._backend.options.precision is not Precision.FP32)
+
+    @contextmanager
+    def encoded(
         self,
         images: Iterable[ImageLike],
-        encoding: EncodeOptions,
         options: CosegmentOptions,
+        encoding: EncodeOptions,
         progress: Progress | None,
         on_broken: OnBroken | None,
-    ) -> Masks:
-        """See ``Engine.cosegment``."""
-        features = self.encode(images, options.facet, encoding, progress, on_broken)
+    ) -> Iterator[DeviceImages]:
+        encoded = self.encode_on_device(images, options.facet, encoding, progress, on_broken)
         with self._backend.lane() as lane:
-            for i, item in enumerate(features):
-                features[i] = item.adopt(lane.device)
-            return cosegment_on_device(lane.device, features, options, progress)
+            held = DeviceImages(lane.device, [item.adopt(lane.device) for item in encoded], (), options.facet)
+            del encoded  # which would keep what makes way for unit descriptors
+            yield held
 
-    def cosegment_features(
-        self, features: Sequence[Features], options: CosegmentOptions, progress: Progress | None
-    ) -> Masks:
-        """See ``Engine.cosegment``."""
+    @contextmanager
+    def given(self, features: Sequence[Features], options: CosegmentOptions) -> Iterator[DeviceImages]:
         with self._backend.lane() as lane:
-            encoder = self._encoder_of(lane)
-            uploaded = [encoder.upload(item, options.facet) for item in features]
-            return cosegment_on_device(lane.device, uploaded, options, progress, features)
+            uploaded = (self._bring(item, lane, options.facet) for item in features)
+            yield DeviceImages(lane.device, uploaded, features, options.facet)
+
+    def check(self, options: CosegmentOptions) -> None:
+        """There is no log-binning in :class:`DeviceImages`."""
+        if options.hierarchy:
+            raise InputError(
+                f"hierarchy={options.hierarchy}: co-segmentation on a GPU has no log-binning: open the engine with "
+                "kernels=host"
+            )
 
     @contextmanager
     def refiner(self) -> Iterator[Refiner]:
         """The CRF on a lane that is taken for the while."""
         with self._backend.lane() as lane:
             yield device_refiner(lane.device, Lock())
-
-    @property
-    def _half(self) -> bool:
-        """An encoder in half precision has no more digits to compare."""
-        return self._backend.options.precision is not Precision.FP32
 
     def _frames(
         self, images: Iterable[ImageLike], encoding: EncodeOptions, tally: Tally, on_broken: OnBroken | None
@@ -120,8 +121,15 @@ class DeviceTasks:
                     on_broken(item.image, item.loaded)
                 tally.add()
 
+    def _bring(self, item: Features | DeviceFeatures, lane: Lane, facet: str) -> DeviceFeatures:
+        """Features for use on a lane."""
+        return self._encoder_of(lane).upload(item, facet) if isinstance(item, Features) else item.adopt(lane.device)
+
     def _encoder_of(self, lane: Lane) -> DeviceEncoder:
-        return self._encoders.setdefault(id(lane), DeviceEncoder(self._encoder, lane))
+        """The lane's, made by its first user: a lane has one user at a time."""
+        if lane not in self._encoders:
+            self._encoders[lane] = DeviceEncoder(self._encoder, lane)
+        return self._encoders[lane]
 
     def close(self) -> None:
         """Let go of what is kept on the device between calls."""

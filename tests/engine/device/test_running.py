@@ -18,16 +18,16 @@ from helpers import photo
 
 from facetrt.engine import Engine
 from facetrt.engine.backends.run_options import Precision
-from facetrt.engine.device import cosegmentation as on_device
-from facetrt.engine.device.tasks import DeviceTasks
-from facetrt.engine.encoding.encoder import EncodeOptions
+from facetrt.engine.device.running import DeviceRunner
+from facetrt.engine.encoding.encoder import EncodeOptions, OnBroken, Progress
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.tasks import cosegmentation, refinement
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions
-from facetrt.engine.tasks.matching import MatchOptions
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks, cosegment_images
+from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.refinement import Refinement
+from facetrt.engine.tasks.running import Runner
 from facetrt.kernels import InputError
-from facetrt.kernels.device import Device, DeviceArray, refine
+from facetrt.kernels.device import Device, DeviceArray, kmeans, refine
 from facetrt.kernels.device.runtime.exchange import HOST
 from facetrt.kernels.kmeans import kmeans_each
 
@@ -72,11 +72,9 @@ class HostBackend:
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusterings small enough for an interpreter, on both sides alike."""
-    monkeypatch.setattr(cosegmentation, "cluster_elbow", partial(cosegmentation.cluster_elbow, max_clusters=3))
+    monkeypatch.setattr(cosegmentation, "MAX_CLUSTERS", 3)
     monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=2, iterations=6))
-    monkeypatch.setattr(on_device, "MAX_CLUSTERS", 3)
-    monkeypatch.setattr(on_device, "RESTARTS", 2)
-    monkeypatch.setattr(on_device, "ITERATIONS", 6)
+    monkeypatch.setattr(kmeans, "kmeans_each", partial(kmeans.kmeans_each, restarts=2, iterations=6))
 
 
 @pytest.fixture
@@ -87,18 +85,41 @@ def one_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tasks(tiny_engine: Engine, device: Device) -> DeviceTasks:
-    return DeviceTasks(tiny_engine._encoder, HostBackend(tiny_engine, device))  # type: ignore[arg-type]
+def runner(tiny_engine: Engine, device: Device) -> DeviceRunner:
+    return DeviceRunner(tiny_engine._encoder, HostBackend(tiny_engine, device))  # type: ignore[arg-type]
+
+
+def match(
+    runner: Runner, a: Any, b: Any, encoding: EncodeOptions, options: MatchOptions, progress: Progress | None = None
+) -> Matches:
+    with runner.pair(a, b, options.facet, encoding, progress) as pair:
+        return match_pair(pair, options)
+
+
+def cosegment(
+    runner: Runner,
+    images: Sequence[Any],
+    encoding: EncodeOptions,
+    options: CosegmentOptions,
+    on_broken: OnBroken | None = None,
+) -> Masks:
+    with runner.encoded(images, options, encoding, None, on_broken) as held:
+        return cosegment_images(held, options)
+
+
+def cosegment_given(runner: Runner, features: Sequence[Features], options: CosegmentOptions) -> Masks:
+    with runner.given(features, options) as held:
+        return cosegment_images(held, options)
 
 
 @pytest.mark.parametrize("hierarchy", [0, 2])
 @pytest.mark.parametrize("sizes", [((90, 120), (90, 120)), ((70, 64), (64, 101))])
 def test_match_gives_the_hosts_pairs(
-    tiny_engine: Engine, tasks: DeviceTasks, sizes: tuple[tuple[int, int], ...], hierarchy: int
+    tiny_engine: Engine, runner: DeviceRunner, sizes: tuple[tuple[int, int], ...], hierarchy: int
 ) -> None:
     a, b = (photo(*size, seed=i) for i, size in enumerate(sizes))
     expected = tiny_engine.match(a, b, facet=MATCH, load_size=24, hierarchy=hierarchy, num_pairs=3)
-    found = tasks.match(a, b, EncodeOptions(24), MatchOptions(MATCH, 3, hierarchy))
+    found = match(runner, a, b, EncodeOptions(24), MatchOptions(MATCH, 3, hierarchy))
     np.testing.assert_array_equal(found.cells_a, expected.cells_a)
     np.testing.assert_array_equal(found.cells_b, expected.cells_b)
     np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
@@ -106,22 +127,24 @@ def test_match_gives_the_hosts_pairs(
     np.testing.assert_allclose(found.points_b_xy, expected.points_b_xy)
 
 
-def test_match_takes_features_and_images_alike(tiny_engine: Engine, tasks: DeviceTasks) -> None:
+def test_match_takes_features_and_images_alike(tiny_engine: Engine, runner: DeviceRunner) -> None:
     a, b = photo(60, 60), photo(60, 64, seed=1)
     features = tiny_engine.encode([a], load_size=24)[0]
-    mixed = tasks.match(features, b, EncodeOptions(24), MatchOptions(MATCH, 2))
-    plain = tasks.match(a, b, EncodeOptions(24), MatchOptions(MATCH, 2))
+    mixed = match(runner, features, b, EncodeOptions(24), MatchOptions(MATCH, 2))
+    plain = match(runner, a, b, EncodeOptions(24), MatchOptions(MATCH, 2))
     np.testing.assert_array_equal(mixed.cells_a, plain.cells_a)
     np.testing.assert_array_equal(mixed.points_b_xy, plain.points_b_xy)
 
 
-def test_nothing_salient_gives_no_pairs(tasks: DeviceTasks) -> None:
-    found = tasks.match(photo(60, 60), photo(60, 64), EncodeOptions(24), MatchOptions(MATCH, 3, saliency_threshold=1.5))
+def test_nothing_salient_gives_no_pairs(runner: DeviceRunner) -> None:
+    found = match(
+        runner, photo(60, 60), photo(60, 64), EncodeOptions(24), MatchOptions(MATCH, 3, saliency_threshold=1.5)
+    )
     assert len(found) == 0 and found.cells_a.size == 0 and found.points_a_xy.shape == (0, 2)
 
 
 @pytest.mark.parametrize("mode", list(SaliencyMode))
-def test_cosegment_gives_the_hosts_masks(tiny_engine: Engine, tasks: DeviceTasks, mode: SaliencyMode) -> None:
+def test_cosegment_gives_the_hosts_masks(tiny_engine: Engine, runner: DeviceRunner, mode: SaliencyMode) -> None:
     images = [photo(64, 80, seed=i) for i in range(3)] + [photo(70, 64, seed=9)]
     expected = tiny_engine.cosegment(
         images,
@@ -131,7 +154,7 @@ def test_cosegment_gives_the_hosts_masks(tiny_engine: Engine, tasks: DeviceTasks
         refine="none",
         low_resolution_saliency=mode is SaliencyMode.LOW_RESOLUTION,
     )
-    found = tasks.cosegment_images(images, EncodeOptions(32, mode), OPTIONS, None, None)
+    found = cosegment(runner, images, EncodeOptions(32, mode), OPTIONS)
     assert found.clustering.tried_k == expected.clustering.tried_k
     np.testing.assert_allclose(found.clustering.objectives, expected.clustering.objectives, rtol=1e-5)
     np.testing.assert_allclose(found.clustering.centroids, expected.clustering.centroids, atol=1e-5)
@@ -146,9 +169,9 @@ def test_cosegment_on_two_streams_equals_one(tiny_engine: Engine, device: Device
     images = [photo(24, 28, seed=i) for i in range(4)]
     encoding = EncodeOptions(24)
     one, two = (
-        DeviceTasks(tiny_engine._encoder, HostBackend(tiny_engine, device, streams)).cosegment_images(  # type: ignore[arg-type]
-            images, encoding, OPTIONS, None, None
-        )
+        cosegment(
+            DeviceRunner(tiny_engine._encoder, HostBackend(tiny_engine, device, streams)), images, encoding, OPTIONS
+        )  # type: ignore[arg-type]
         for streams in (1, 2)
     )
     for first, second in zip(one, two, strict=True):
@@ -161,29 +184,29 @@ def test_images_of_one_size_share_a_batch(
 ) -> None:
     monkeypatch.setattr(tiny_engine._encoder.backend, "max_batch", most)
     backend = HostBackend(tiny_engine, device)
-    tasks = DeviceTasks(tiny_engine._encoder, backend)  # type: ignore[arg-type]
-    tasks.encode([photo(24, 28, seed=i) for i in range(3)], MATCH, EncodeOptions(24), None)
+    runner = DeviceRunner(tiny_engine._encoder, backend)  # type: ignore[arg-type]
+    runner.encode_on_device([photo(24, 28, seed=i) for i in range(3)], MATCH, EncodeOptions(24), None)
     assert backend.lanes[0].batches == batches
 
 
-def test_too_few_descriptors_is_the_hosts_message(tasks: DeviceTasks) -> None:
+def test_too_few_descriptors_is_the_hosts_message(runner: DeviceRunner) -> None:
     options = CosegmentOptions("key@1", elbow=5, sample_interval=1000, refine=Refinement.NONE)
     with pytest.raises(InputError, match="too few"):
-        tasks.cosegment_images([photo(48, 48), photo(48, 48)], EncodeOptions(24), options, None, None)
+        cosegment(runner, [photo(48, 48), photo(48, 48)], EncodeOptions(24), options)
 
 
-def test_broken_images_are_left_out_or_raise(tasks: DeviceTasks, tmp_path: Path) -> None:
+def test_broken_images_are_left_out_or_raise(runner: DeviceRunner, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     images = [photo(48, 48), str(broken), photo(48, 48, seed=1)]
     seen: list[object] = []
-    masks = tasks.cosegment_images(images, EncodeOptions(24), OPTIONS, None, lambda image, error: seen.append(image))
+    masks = cosegment(runner, images, EncodeOptions(24), OPTIONS, lambda image, error: seen.append(image))
     assert len(masks) == 2 and seen == [str(broken)]
     with pytest.raises(InputError, match="broken"):
-        tasks.cosegment_images(images, EncodeOptions(24), OPTIONS, None, None)
+        cosegment(runner, images, EncodeOptions(24), OPTIONS)
 
 
-def test_features_are_read_one_at_a_time(tiny_engine: Engine, tasks: DeviceTasks) -> None:
+def test_features_are_read_one_at_a_time(tiny_engine: Engine, runner: DeviceRunner) -> None:
     images = [photo(64, 80, seed=i) for i in range(3)]
     features = tiny_engine.encode(images, load_size=32)
     alive: list[ref[Features]] = []
@@ -200,21 +223,21 @@ def test_features_are_read_one_at_a_time(tiny_engine: Engine, tasks: DeviceTasks
             return item
 
     options = CosegmentOptions("key@1", sample_interval=5, refine=Refinement.GRABCUT)
-    found = tasks.cosegment_features(Stored(), options, None)
+    found = cosegment_given(runner, Stored(), options)
     assert most <= 2  # one that is dropped while the next is read
-    for mine, theirs in zip(found, tasks.cosegment_features(features, options, None), strict=True):
+    for mine, theirs in zip(found, cosegment_given(runner, features, options), strict=True):
         np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
 
 
 @pytest.mark.usefixtures("one_iteration")
 @pytest.mark.parametrize("how", [Refinement.GRABCUT, Refinement.CRF])
-def test_masks_are_refined_as_on_the_host(tiny_engine: Engine, tasks: DeviceTasks, how: Refinement) -> None:
+def test_masks_are_refined_as_on_the_host(tiny_engine: Engine, runner: DeviceRunner, how: Refinement) -> None:
     images = [photo(64, 80, seed=i) for i in range(2)]
     options = CosegmentOptions("key@1", **FEW_VOTES, refine=how)
     expected = tiny_engine.cosegment(
         images, load_size=32, facet="key@1", low_resolution_saliency=False, refine=how, **FEW_VOTES
     )
-    found = tasks.cosegment_images(images, EncodeOptions(32), options, None, None)
+    found = cosegment(runner, images, EncodeOptions(32), options)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.refinement == theirs.refinement == how
         np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
@@ -234,48 +257,48 @@ class OnDevice:
         return self._array.__dlpack_device__()
 
 
-def test_frames_that_lie_on_the_device_are_encoded_as_they_lie(device: Device, tasks: DeviceTasks) -> None:
+def test_frames_that_lie_on_the_device_are_encoded_as_they_lie(device: Device, runner: DeviceRunner) -> None:
     image = photo(40, 52)
     lying = OnDevice(image) if device.exchange_device[0] == HOST else torch.from_numpy(image).cuda()
-    there, here = tasks.encode([lying, image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+    there, here = runner.encode_on_device([lying, image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
     np.testing.assert_array_equal(device.download(there.rows), device.download(here.rows))
     shared = torch.from_dlpack(there.rows)  # and out again
     np.testing.assert_array_equal(shared.cpu(), device.download(here.rows))
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)])
-def test_frames_on_the_device_that_are_no_images(tasks: DeviceTasks, array: np.ndarray) -> None:
+def test_frames_on_the_device_that_are_no_images(runner: DeviceRunner, array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
-        tasks.encode([OnDevice(array)], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+        runner.encode_on_device([OnDevice(array)], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
 
 
 @pytest.mark.usefixtures("one_iteration")
 def test_parts_are_refined_on_the_device(
-    tiny_engine: Engine, tasks: DeviceTasks, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: Engine, runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [photo(64, 80, seed=i) for i in range(2)]
     options = {"load_size": 32, "facet": "key@1", "num_parts": 2, "low_resolution_saliency": False, **FEW_VOTES}
     expected = tiny_engine.segment_parts(images, **options)
-    monkeypatch.setattr(tiny_engine, "_device", tasks)
+    monkeypatch.setattr(tiny_engine, "_runner", runner)
     for mine, theirs in zip(tiny_engine.segment_parts(images, **options), expected, strict=True):
         assert mine.refinement == Refinement.CRF
         np.testing.assert_array_equal(mine.loaded_labels, theirs.loaded_labels)
 
 
-def test_images_may_come_from_the_same_engine(tasks: DeviceTasks) -> None:
+def test_images_may_come_from_the_same_engine(runner: DeviceRunner) -> None:
     """No lane is held while they are asked for."""
 
     def images() -> Iterator[np.ndarray]:
         for seed in range(2):
             image = photo(24, 28, seed=seed)
-            tasks.encode([image], MATCH, EncodeOptions(24), None)
+            runner.encode_on_device([image], MATCH, EncodeOptions(24), None)
             yield image
 
-    assert len(tasks.encode(images(), MATCH, EncodeOptions(24), None)) == 2
+    assert len(runner.encode_on_device(images(), MATCH, EncodeOptions(24), None)) == 2
 
 
-def test_progress_counts_images(tasks: DeviceTasks) -> None:
+def test_progress_counts_images(runner: DeviceRunner) -> None:
     seen: list[tuple[int, int | None]] = []
     images = [photo(24, 28), photo(24, 28, seed=1)]
-    tasks.match(*images, EncodeOptions(24), MatchOptions(MATCH, 2), lambda done, total: seen.append((done, total)))
+    match(runner, *images, EncodeOptions(24), MatchOptions(MATCH, 2), lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
