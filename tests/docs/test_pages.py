@@ -14,6 +14,7 @@ import typer
 
 from facetrt.engine import Engine, InputError
 from facetrt.engine.backends.run_options import BackendName
+from facetrt.engine.cli import main
 from facetrt.engine.cli.main import COMMANDS as TABLE
 from facetrt.engine.evaluation import EVALUATIONS
 from facetrt.export.models import MODELS
@@ -119,6 +120,14 @@ def test_a_page_names_all_that_there_is(page: str) -> None:
     words = {word for code in inline(page) for word in re.split(r"[^\w-]+", code)}
     words |= {words[0] for words in command_lines(page)}
     assert not [name for name in NAMES[page] if name not in words]
+
+
+TASKS = [command.name for command in TABLE if command.group in (main.TASKS, main.VIDEO, main.DATA)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_a_page(name: str) -> None:
+    assert any(name == words[0] for page in PAGES if page.startswith("docs/tasks/") for words in command_lines(page))
 
 
 @pytest.mark.parametrize("name", NAMES["docs/backends/index.md"])
