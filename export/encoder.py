@@ -72,6 +72,7 @@ class Arithmetic:
 
 
 FP32 = Arithmetic()
+HALF_LOGITS = 64.0  # attention logits up to here lose less than 2 % of a weight in fp16
 
 
 class FacetEncoder(nn.Module):
@@ -85,6 +86,8 @@ class FacetEncoder(nn.Module):
         mean, std: per-channel normalisation of RGB in [0, 1].
         saliency_heads: heads whose [CLS] attention is averaged, or None for no saliency output.
         arithmetic: of the blocks; in fp32 stays what ``fp32`` names.
+        logits: the largest attention logit of each block, where it was measured. A block that stays in fp32 beside
+            others in fp16 computes its attention in fp16 if these are small: fp32 attention is fused by no builder.
         table: ``(1, grid_h, grid_w, C)`` positional table of a static encoder.
     """
 
@@ -99,10 +102,12 @@ class FacetEncoder(nn.Module):
         std: Sequence[float],
         arithmetic: Arithmetic = FP32,
         fp32: Fp32Parts | None = None,
+        logits: Sequence[float] = (),
         table: Tensor | None = None,
     ) -> None:
         super().__init__()
         fp32 = fp32 or Fp32Parts()
+        small = {i for i, logit in enumerate(logits) if logit <= HALF_LOGITS and arithmetic.dtype is torch.float16}
         exact = replace(FP32, fused=arithmetic.dtype is torch.float32)
         self.facets = tuple(facets)
         self.patches = _bytes_convolution(vit.patch_embed.proj, stride, mean, std)
@@ -124,6 +129,7 @@ class FacetEncoder(nn.Module):
                 saliency_heads=saliency_heads if layer == last else None,
                 arithmetic=exact if layer in fp32.blocks else arithmetic,
                 cls_arithmetic=exact if fp32.cls_attention else arithmetic,
+                attention_arithmetic=exact if layer in set(fp32.blocks) - small else arithmetic,
             )
             for layer in range(depth)
         )
@@ -163,9 +169,11 @@ class Block(nn.Module):
         saliency_heads: Sequence[int] | None,
         arithmetic: Arithmetic,
         cls_arithmetic: Arithmetic,
+        attention_arithmetic: Arithmetic,
     ) -> None:
         super().__init__()
         self.kinds, self.complete, self.arithmetic, self.cls_arithmetic = kinds, complete, arithmetic, cls_arithmetic
+        self.attention_arithmetic = attention_arithmetic
         self.heads, self.scale = block.attn.num_heads, float(block.attn.scale)
         self.saliency_heads = None if saliency_heads is None else list(saliency_heads)
         self.norm1 = block.norm1
@@ -203,12 +211,13 @@ class Block(nn.Module):
         return x, outputs
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        a = self.arithmetic
-        if a.dtype is torch.float32 and a.fused:
-            return attention(query, key, value, self.heads, self.scale)
+        a = self.attention_arithmetic
+        query, key, value = a(query), a(key), a(value)
+        if a.fused and not a.rounded:
+            return self.arithmetic(attention(query, key, value, self.heads, self.scale))
         weights = a(self._attention(self._split(query), key, a))
         mixed = a.product(weights @ self._split(value))  # (B, heads, t, d)
-        return mixed.transpose(1, 2).flatten(2)
+        return self.arithmetic(mixed.transpose(1, 2).flatten(2))
 
     def _cls_attention(self, normed: Tensor, projected: dict[FacetKind, Tensor]) -> Tensor:
         """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32."""

@@ -74,6 +74,11 @@ Report = Callable[[str], None]
 
 EMULATED_ROOM = 0.8  # of the contract: the graph's own rounding differs from the emulated one by some per cent
 OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
+KINDS = {
+    Precision.FP32: onnx.TensorProto.FLOAT,
+    Precision.FP16: onnx.TensorProto.FLOAT16,
+    Precision.BF16: onnx.TensorProto.BFLOAT16,
+}
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
@@ -181,7 +186,8 @@ def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions,
     table = _trained_table(vit, spec)
     if options.size is None:
         np.save(folder / POSITIONAL, table)
-    network = make_encoder(vit, spec, options, table, fp32=manifest.fp32_parts(options.precision))
+    parts = manifest.fp32_parts(options.precision)
+    network = make_encoder(vit, spec, options, table, fp32=parts, logits=manifest.ranges.logits)
     trace(network, folder / ENCODER, options, manifest)
     return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
 
@@ -198,12 +204,14 @@ def make_encoder(
     table: NDArray[np.float32],
     *,
     fp32: Fp32Parts | None = None,
+    logits: Sequence[float] = (),
     emulated: bool = False,
 ) -> FacetEncoder:
     """The pruned network; its positional table is baked in where the size is fixed.
 
     Args:
         fp32: what stays in fp32 where ``options.precision`` is shorter.
+        logits: see :class:`facetrt.export.encoder.FacetEncoder`.
         emulated: with the rounding of that precision in fp32 arithmetic, which runs in torch on any processor.
     """
     baked = None
@@ -220,6 +228,7 @@ def make_encoder(
         std=std,
         arithmetic=Arithmetic(DTYPES[options.precision], rounded=emulated),
         fp32=fp32,
+        logits=logits,
         table=baked,
     )
     return encoder.eval()
@@ -248,7 +257,7 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
         )
     if program is None:
         raise BackendError("torch could not export the encoder to ONNX")
-    add_body(program.model, OPSET)
+    add_body(program.model, OPSET, KINDS[options.precision])
     program.save(path, external_data=False)
 
 
@@ -338,7 +347,8 @@ def emulation(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manif
     )
 
     def trial(parts: Fp32Parts) -> PrecisionRecord:
-        network = make_encoder(vit, spec, options, table, fp32=parts, emulated=True)
+        logits = manifest.ranges.logits
+        network = make_encoder(vit, spec, options, table, fp32=parts, logits=logits, emulated=True)
         backend = TorchBackend(bundle, network)
         return measure(RunPrecision(options.precision), parts, sample, backend, bundle, EMULATED)
 

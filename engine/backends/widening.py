@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
 from facetrt.kernels.errors import InputError
@@ -24,6 +25,8 @@ def widen(model: onnx.ModelProto, *, rounding: bool) -> onnx.ModelProto:
     Raises:
         InputError: a node whose type cannot be told, or one with a sub-graph.
     """
+    if rounding and model.functions:  # what they make is rounded, too
+        model = onnx.inliner.inline_local_functions(model)
     kinds = _kinds(model)
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
@@ -33,6 +36,9 @@ def widen(model: onnx.ModelProto, *, rounding: bool) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in HALVES:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for function in wide.functions:
+        for node in function.node:
+            _widen_attributes(node)
     del graph.value_info[:]
     nodes = [made for node in graph.node for made in _widen_node(node, kinds, rounding=rounding)]
     del graph.node[:]
@@ -48,13 +54,7 @@ def _kinds(model: onnx.ModelProto) -> dict[str, int]:
 
 def _widen_node(node: onnx.NodeProto, kinds: dict[str, int], *, rounding: bool) -> list[onnx.NodeProto]:
     """The node in fp32, followed by what rounds its results."""
-    for attribute in node.attribute:
-        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            raise InputError(f"{node.op_type} {node.name} holds a sub-graph: only flat graphs can be widened")
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            _widen_tensor(attribute.t)
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
-            attribute.i = TensorProto.FLOAT
+    _widen_attributes(node)
     made = [node]
     for i, name in enumerate(node.output):
         if name and not kinds.get(name):
@@ -64,6 +64,16 @@ def _widen_node(node: onnx.NodeProto, kinds: dict[str, int], *, rounding: bool) 
             made.append(helper.make_node("Cast", [node.output[i]], [f"{name}/half"], to=kinds[name]))
             made.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
     return made
+
+
+def _widen_attributes(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            raise InputError(f"{node.op_type} {node.name} holds a sub-graph: only flat graphs can be widened")
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            _widen_tensor(attribute.t)
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
+            attribute.i = TensorProto.FLOAT
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:
