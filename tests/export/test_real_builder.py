@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from facetrt.engine.backends.flavours import RTX
-from facetrt.engine.bundle.bundle import Bundle, Checkpoint, Manifest
+from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import Checkpoint, Manifest
 from facetrt.engine.cli.main import program
 from facetrt.export import exporting
 from facetrt.export.exporting import resolve_options
@@ -110,8 +111,9 @@ def test_the_built_in_model(tmp_path: Path) -> None:
     ((name, record),) = Bundle.open(out).manifest.plans.items()
     assert record.builder == "tensorrt-rtx" and "sm_89" in record.architectures and record.parity.cases == []
     assert name.startswith("plans/rtx-") and Bundle.open(out).read(name) and len(record.scratch_bytes) == 2
-    shown = " ".join(CliRunner().invoke(program(), ["info", out], terminal_width=300).output.split())
-    assert "3 of 3 fused" in shown and "when it first runs" in shown and "MB for one image" in shown
+    shown = " ".join(CliRunner().invoke(program(), ["info", out]).output.split())
+    for words in ("sm_89", "fused", "MB", "runs", RTX.title.split()[-1]):
+        assert words in shown
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from helpers import TINY, export_tiny, facets, require_openvino
 from onnx import TensorProto, helper
 
-from facetrt.engine import Engine, InputError, parity
+from facetrt.engine import Engine, InputError
+from facetrt.engine.backends import parity
 from facetrt.engine.backends.widening import HALVES, widen
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export.options import Precision
