@@ -11,7 +11,7 @@ python3 -m venv "$work/uv"
 export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-https://pypi.org/simple}}
 "$work/uv/bin/uv" venv --quiet --python "${PYTHON:-3.11}" "$work/lowest"
 rm -rf build  # setuptools copies stale files from an earlier build into the wheel
-"$work/uv/bin/uv" pip install --quiet --python "$work/lowest/bin/python" --resolution lowest-direct ".[cpu,openvino,video]"
+"$work/uv/bin/uv" pip install --quiet --python "$work/lowest/bin/python" --resolution lowest-direct ".[cpu,openvino]"
 "$work/uv/bin/uv" pip list --python "$work/lowest/bin/python"
 
 unset PYTHONPATH  # what was installed is tested, not this folder

@@ -8,7 +8,7 @@ venv=${FACETRT_VENV:-.venv-tests}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 rm -rf build  # setuptools copies stale files from an earlier build into the wheel
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[cpu,openvino,export,video,bench,docs,test,dev]"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[cpu,openvino,export,bench,docs,test,dev]"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
 
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[crf]" ||

@@ -45,7 +45,7 @@ from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
 from facetrt.engine.video.stream import Policy, Stream
-from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix
+from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix, find_encoder
 from facetrt.kernels.errors import BackendError, InputError, OutputError
 
 POINTS = 20
@@ -210,6 +210,7 @@ def check_request(request: Request) -> None:
         )
     if request.latency_budget is not None and not request.latency_budget > 0:
         raise InputError(f"--latency-budget {request.latency_budget:g}: expected more than 0 milliseconds")
+    find_encoder()
     _check_places(request)
     if request.preview:
         check_display()
@@ -403,8 +404,6 @@ class Outputs:
         self._writer = self._written.enter_context(
             VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), drawn.frame.size, sound=sound)
         )
-        if self._writer.library == "opencv":
-            self._say("no PyAV with an H.264 encoder: MPEG-4 is written, which browsers do not play (extra: video)")
         self._began = drawn.frame.timestamp
         return self._writer
 

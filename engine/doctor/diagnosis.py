@@ -29,7 +29,7 @@ PACKAGES = (
     "facetrt", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "pycuda", "cuda-bindings", "nvidia-ml-py", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "torch", "triton", "timm",
-    "onnx", "zarr",
+    "onnx", "av", "zarr",
 )  # fmt: skip
 SHARING = (  # distributions that install the same files, so that the later one breaks the earlier one
     ("onnxruntime", "onnxruntime-gpu"),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.images.loading import MAX_PIXELS, Pixels
+from facetrt.engine.video.pyav import import_av
 
 UNSPECIFIED = 2  # FFmpeg's number for a colour matrix that is not known
 BT709, BT601, BT2020 = 1, 5, 9
@@ -25,8 +26,7 @@ def rgb_pixels(decoded: Any, aspect: Fraction | None) -> Pixels | None:
         decoded: PyAV's frame.
         aspect: width of a pixel by its height.
     """
-    import av
-
+    av = import_av()
     width, height = square_size(decoded.width, decoded.height, aspect)
     stretched = (width, height) != (decoded.width, decoded.height)
     try:
@@ -35,7 +35,6 @@ def rgb_pixels(decoded: Any, aspect: Fraction | None) -> Pixels | None:
             height=height,
             format="rgb24",
             src_colorspace=matrix_of(decoded),
-            dst_colorspace=BT601,  # RGB has none, but older PyAV heeds the source's only where they differ
             interpolation="BICUBIC" if stretched else None,
         ).to_ndarray()
     except (av.FFmpegError, ValueError):

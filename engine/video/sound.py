@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from facetrt.engine.video.clock import JUMP, JUMP_OF_BROADCAST, Clock
+from facetrt.engine.video.pyav import import_av, open_file
 from facetrt.kernels.errors import reason
 
 LENGTH = 0.02  # seconds of a packet that does not say it
@@ -21,13 +22,6 @@ class Sound:
 
     path: Path
     origin: float
-
-
-def open_file(path: Path) -> Any:
-    """PyAV's container of a file, whatever its name: colons are no address."""
-    import av
-
-    return av.open(f"file:{path}", metadata_errors="ignore")
 
 
 def jump_of(container: Any) -> float:
@@ -70,8 +64,7 @@ class SoundCopier:
 
     def _read(self) -> Iterator[tuple[float, Any]]:
         """Packets and their seconds since the first frame."""
-        import av
-
+        av = import_av()
         streams = [self._input.streams[index] for index in self._tracks]
         packets = self._input.demux(streams) if streams else iter(())
         while True:
@@ -115,8 +108,7 @@ class SoundCopier:
 
 def can_hold(suffix: str, stream: Any) -> bool:
     """Whether a container takes a stream as it is; found out by beginning a file in memory."""
-    import av
-
+    av = import_av()
     try:
         with av.open(io.BytesIO(), "w", format={".mp4": "mp4", ".mkv": "matroska"}[suffix]) as trial:
             trial.add_stream_from_template(stream)

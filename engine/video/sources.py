@@ -8,9 +8,9 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -23,14 +23,16 @@ from facetrt.engine.images.loading import Pixels, as_array, check_array, is_pict
 from facetrt.engine.video.animation import Animation
 from facetrt.engine.video.clock import JUMP, Clock
 from facetrt.engine.video.decoded import rgb_pixels
-from facetrt.engine.video.sound import Sound, jump_of, open_file
+from facetrt.engine.video.pyav import import_av, open_file
+from facetrt.engine.video.sound import Sound, jump_of
 from facetrt.kernels.errors import InputError, MissingFileError, SourceError, reason
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://")
-NETWORK_TIMEOUT = 10.0  # seconds that OpenCV may wait for a network stream, in opening it and in reading
+NETWORK_OPTIONS = {"rtsp_flags": "prefer_tcp"}  # over UDP, frames arrive with holes in them
+NETWORK_TIMEOUT = 10.0  # seconds to wait for a network stream, in opening it and for its next packet
+MOST_LOST = 1000  # packets of a network stream in a row that give no frame, before that is taken for its end
 PATIENCE = 1.0  # seconds that a camera may fail to give a frame before that is taken for its end
 STILL_CODECS = ("bmp", "gif", "mjpeg", "png", "webp")  # of previews, where another stream has another codec
-MOST_LOST = 1000  # frames in a row that OpenCV cannot read; damaged headers promise millions
 TEXT_SUFFIXES = frozenset({".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".txt", ".vt"})  # FFmpeg would draw them
 EXPECTED = (
     "expected a video file, a folder of images, the number of a camera, an rtsp:// address, or an iterable of "
@@ -146,22 +148,22 @@ def open_source(source: Any) -> Source:
     """Open whatever gives frames.
 
     Args:
-        source: path of a video file (read by PyAV where the extra ``video`` is installed, else by OpenCV) or of an
-            animated GIF, PNG, WebP or AVIF, folder of images in natural order, number of a camera, ``rtsp://`` address
-            (unless a file has this name), or an iterable: of ``(H, W, 3)`` uint8 RGB arrays, DLPack objects, PIL
-            images, image paths or :class:`Frame`. Arrays are copied, frames are not.
+        source: path of a video file or of an animated GIF, PNG, WebP or AVIF, folder of images in natural order, number
+            of a camera, ``rtsp://`` address (unless a file has this name), or an iterable: of ``(H, W, 3)`` uint8 RGB
+            arrays, DLPack objects, PIL images, image paths or :class:`Frame`. Arrays are copied, frames are not.
 
     Raises:
         MissingFileError: no such file or folder.
         InputError: a file that is no video, an empty one, a folder without images, or nothing of the above.
         SourceError: a camera or address that cannot be opened.
+        MissingDependencyError: a video file or an address, and PyAV is not installed.
     """
     if isinstance(source, Source):
         return source
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         return CameraSource(int(source))
     if isinstance(source, str) and is_address(source):
-        return CameraSource(source)
+        return NetworkSource(source)
     if isinstance(source, (str, os.PathLike)) and source != "":  # which Path takes for the current folder
         return _open_path(Path(source))
     if isinstance(source, Iterable) and not isinstance(source, (str, bytes, Frame)) and getattr(source, "ndim", 4) == 4:
@@ -192,7 +194,7 @@ def _open_path(path: Path) -> Source:
         return _open_animation(path)
     if path.suffix.lower() in TEXT_SUFFIXES:
         raise InputError(f"{path} is not a video but text")
-    return PyavSource(path) if find_spec("av") else OpencvSource(path)
+    return FileSource(path)
 
 
 def _open_animation(path: Path) -> Source:
@@ -203,40 +205,24 @@ def _open_animation(path: Path) -> Source:
     return source
 
 
-class PyavSource(Source):
-    """A video file read by PyAV: packets that cannot be decoded are skipped and counted.
+class _PyavSource(Source):
+    """What PyAV reads: packets that cannot be decoded are skipped and counted.
 
     Of several streams the film is read, not a cover or a thumbnail.
     """
 
     decoder = "pyav"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, str(path))
-        import av
-
-        try:
-            self._container = open_file(path)
-        except (av.FFmpegError, ValueError) as error:
-            raise InputError(f"{path} is not a video that can be read ({reason(error)})") from error
-        stream = film_of(self._container.streams.video)
-        if stream is None:
-            pictures = len(self._container.streams.video)
-            self._container.close()
-            raise InputError(f"{path} has no video in it{' but a cover or what cannot be decoded' if pictures else ''}")
-        self._stream = stream
-        jump = jump_of(self._container)
-        self.fps = _rate(self._stream.average_rate, self._stream.guessed_rate if jump != JUMP else None)
-        self.frame_count = self._stream.frames or None
-        self._aspect = self._stream.sample_aspect_ratio
-        base = self._stream.time_base
-        self._start = float((self._stream.start_time or 0) * base) if base else 0.0
-        self.sound = Sound(path, self._start) if self._container.streams.audio else None
-        self._by_dts = (
-            self._container.format.name == "avi"
-        )  # which knows no other time: shown in another order, it lies
-        self._origin = None if self._by_dts or self._stream.start_time is None else self._start
-        self._clock = Clock(1 / self.fps if self.fps else 1.0, jump)
+    def __init__(self, given: Any, name: str, container: Any) -> None:
+        super().__init__(given, name)
+        self._container = container
+        film = film_of(container.streams.video)
+        if film is None:
+            pictures = len(container.streams.video)
+            container.close()
+            raise InputError(f"{name} has no video in it{' but a cover or what cannot be decoded' if pictures else ''}")
+        self._stream = film
+        self._aspect = film.sample_aspect_ratio
 
     def _frames(self) -> Generator[Frame]:
         index = 0
@@ -249,13 +235,11 @@ class PyavSource(Source):
             else:
                 yield Frame(pixels, index, self._seconds(decoded, index))
             index += 1
-        _check_any(self, index)
+        self._end(index)
 
     def _decoded(self) -> Iterator[Any]:
         """Frames, and None for each packet that is corrupt."""
-        import av
-
-        packets = self._container.demux(self._stream)
+        av, packets = import_av(), self._packets()
         while True:
             try:
                 frames = next(packets).decode()
@@ -266,6 +250,44 @@ class PyavSource(Source):
                 continue
             yield from frames
 
+    def _packets(self) -> Iterator[Any]:
+        packets: Iterator[Any] = self._container.demux(self._stream)
+        return packets
+
+    @abstractmethod
+    def _seconds(self, decoded: Any, index: int) -> float:
+        """Time of a frame."""
+
+    @abstractmethod
+    def _end(self, count: int) -> None:
+        """Raise unless a source may end like this, after ``count`` frames, those that were skipped included."""
+
+    def _release(self) -> None:
+        self._container.close()
+
+
+class FileSource(_PyavSource):
+    """A video file."""
+
+    def __init__(self, path: Path) -> None:
+        av = import_av()
+        try:
+            container = open_file(path)
+        except (av.FFmpegError, ValueError) as error:
+            raise InputError(f"{path} is not a video that can be read ({reason(error)})") from error
+        super().__init__(path, str(path), container)
+        jump = jump_of(self._container)
+        self.fps = _rate(self._stream.average_rate, self._stream.guessed_rate if jump != JUMP else None)
+        self.frame_count = self._stream.frames or None
+        base = self._stream.time_base
+        self._start = float((self._stream.start_time or 0) * base) if base else 0.0
+        self.sound = Sound(path, self._start) if self._container.streams.audio else None
+        self._by_dts = (
+            self._container.format.name == "avi"
+        )  # which knows no other time: shown in another order, it lies
+        self._origin = None if self._by_dts or self._stream.start_time is None else self._start
+        self._clock = Clock(1 / self.fps if self.fps else 1.0, jump)
+
     def _seconds(self, decoded: Any, index: int) -> float:
         stamp = decoded.dts if self._by_dts else decoded.pts
         if stamp is None or decoded.time_base is None:
@@ -274,11 +296,50 @@ class PyavSource(Source):
         raw = float(stamp * base)
         if self._origin is None or (index == 0 and raw < self._origin):
             self._origin = raw - index * self._clock.step
-        duration = getattr(decoded, "duration", None) or 0  # PyAV 14 does not tell
-        return self._clock.at(index, raw - self._origin, float(duration * base))
+        return self._clock.at(index, raw - self._origin, float((decoded.duration or 0) * base))
 
-    def _release(self) -> None:
-        self._container.close()
+    def _end(self, count: int) -> None:
+        _check_any(self, count)
+
+
+class NetworkSource(_PyavSource):
+    """An ``rtsp://`` address. It ends only by an error."""
+
+    live = True
+
+    def __init__(self, address: str) -> None:
+        name = re.sub(r"//[^/]*@", "//", address)  # for messages: without the password
+        if not address.startswith(LIVE_SCHEMES):
+            raise InputError(f"{name}: expected an address that begins with {' or '.join(LIVE_SCHEMES)}")
+        av = import_av()
+        try:
+            container = av.open(address, options=NETWORK_OPTIONS, timeout=NETWORK_TIMEOUT)
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{name} cannot be opened ({reason(error)}): expected a camera that can be reached and answers within "
+                f"{NETWORK_TIMEOUT:g} s, and an address with the user name and password that it asks for"
+            ) from None  # the library's error says the password
+        super().__init__(address, name, container)
+        self.fps = _rate(self._stream.average_rate, self._stream.guessed_rate)
+        self._opened = time.monotonic()
+        self._lost = 0
+
+    def _packets(self) -> Iterator[Any]:
+        """Until it was stopped, fails, or cannot be decoded for too long."""
+        with suppress(import_av().FFmpegError):
+            for packet in super()._packets():
+                if self._closed or self._lost == MOST_LOST:
+                    return
+                self._lost += 1
+                yield packet
+
+    def _seconds(self, decoded: Any, index: int) -> float:
+        """Of our own clock: cameras differ in what theirs mean."""
+        self._lost = 0
+        return time.monotonic() - self._opened
+
+    def _end(self, count: int) -> None:
+        _check_stopped(self, self._closed, count)
 
 
 def _rate(average: Fraction | None, guessed: Fraction | None) -> float | None:
@@ -340,84 +401,17 @@ class AnimationSource(Source):
         self._animation.close()
 
 
-class _CaptureSource(Source):
-    """What OpenCV reads. Packets that cannot be decoded are skipped, and counted once frames follow them."""
+class CameraSource(Source):
+    """A camera by its number, read by OpenCV. It ends only by an error; failures count once frames follow them."""
 
     decoder = "opencv"
-    _capture: cv2.VideoCapture
-
-    def _frames(self) -> Generator[Frame]:
-        index = failed = 0
-        while (read := self._read()) or (failed < MOST_LOST and self._goes_on(index + failed)):
-            if read is None:
-                failed += 1
-                continue
-            index, self.skipped, failed = index + failed, self.skipped + failed, 0
-            yield Frame(read[0], index, read[1])
-            index += 1
-        self._end(index)
-
-    def _read(self) -> tuple[Pixels, float] | None:
-        """The next frame and its time, or None if it cannot be read."""
-        if not self._capture.grab():
-            return None
-        seconds = self._seconds()
-        fine, pixels = self._capture.retrieve()
-        if not fine or pixels is None or not pixels.size:  # OpenCV calls some damaged frames fine
-            return None
-        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8), seconds
-
-    def _release(self) -> None:
-        self._capture.release()
-
-    @abstractmethod
-    def _goes_on(self, count: int) -> bool:
-        """Whether frames may follow one that could not be read, after ``count`` in all."""
-
-    @abstractmethod
-    def _seconds(self) -> float:
-        """Time of the frame that was just grabbed."""
-
-    @abstractmethod
-    def _end(self, count: int) -> None:
-        """Raise unless a source may end like this."""
-
-
-class OpencvSource(_CaptureSource):
-    """A video file read by OpenCV."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, str(path))
-        self._capture = cv2.VideoCapture(str(path.absolute()))  # a name with a colon alone would be an address
-        if not self._capture.isOpened():
-            raise InputError(f"{path} is not a video that can be read")
-        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-        fps, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.fps = fps if fps > 0 else None
-        self.frame_count = int(count) if count > 0 else None
-
-    def _goes_on(self, count: int) -> bool:
-        return self.frame_count is not None and count < self.frame_count
-
-    def _seconds(self) -> float:
-        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-
-    def _end(self, count: int) -> None:
-        _check_any(self, count)
-
-
-class CameraSource(_CaptureSource):
-    """A camera by its number or an ``rtsp://`` address. It ends only by an error."""
-
     live = True
 
-    def __init__(self, address: int | str) -> None:
-        super().__init__(address, _camera_name(address))
-        if isinstance(address, str) and not address.startswith(LIVE_SCHEMES):
-            raise InputError(f"{self.name}: expected an address that begins with {' or '.join(LIVE_SCHEMES)}")
-        if isinstance(address, int) and address < 0:
-            raise InputError(f"camera {address}: expected a number from 0")
-        self._capture = _open_camera(address)
+    def __init__(self, number: int) -> None:
+        super().__init__(number, f"camera {number}")
+        if number < 0:
+            raise InputError(f"{self.name}: expected a number from 0")
+        self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise SourceError(
                 f"{self.name} cannot be opened: expected one that is connected, may be read, and is used by no other "
@@ -428,32 +422,34 @@ class CameraSource(_CaptureSource):
         self.fps = fps if fps > 0 else None
         self._opened = self._last = time.monotonic()
 
-    def _goes_on(self, count: int) -> bool:
-        """A packet lost on the way is not the end."""
+    def _frames(self) -> Generator[Frame]:
+        index = failed = 0
+        while (read := self._read()) or self._goes_on():
+            if read is None:
+                failed += 1
+                continue
+            index, self.skipped, failed = index + failed, self.skipped + failed, 0
+            yield Frame(read[0], index, read[1])
+            index += 1
+        _check_stopped(self, self._closed, index)
+
+    def _read(self) -> tuple[Pixels, float] | None:
+        """The next frame and its time, or None if it cannot be read."""
+        if not self._capture.grab():
+            return None
+        self._last = time.monotonic()
+        fine, pixels = self._capture.retrieve()
+        if not fine or pixels is None or not pixels.size:  # OpenCV calls some damaged frames fine
+            return None
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8), self._last - self._opened
+
+    def _goes_on(self) -> bool:
+        """Whether frames may follow one that could not be read: what is lost on the way is not the end."""
         time.sleep(0.01)  # a camera that was unplugged fails at once, again and again
         return time.monotonic() - self._last < PATIENCE and not self._closed
 
-    def _seconds(self) -> float:
-        """Of our own clock: drivers differ in what theirs mean."""
-        self._last = time.monotonic()
-        return self._last - self._opened
-
-    def _end(self, count: int) -> None:
-        if not self._closed:
-            raise SourceError(f"{self.name} gives no frames any more, after {count}: was it unplugged or switched off?")
-
-
-def _camera_name(address: int | str) -> str:
-    """For messages: without the password that an address may contain."""
-    return f"camera {address}" if isinstance(address, int) else re.sub(r"//[^/]*@", "//", address)
-
-
-def _open_camera(address: int | str) -> cv2.VideoCapture:
-    if isinstance(address, int):
-        return cv2.VideoCapture(address)
-    limit = round(NETWORK_TIMEOUT * 1000)
-    parameters = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, parameters)
+    def _release(self) -> None:
+        self._capture.release()
 
 
 class FolderSource(Source):
@@ -529,6 +525,12 @@ def as_frame(item: Any, index: int, timestamp: float | None = None) -> Frame:
         check_array(given, name)
         pixels = np.array(given, order="C")  # whoever gave it may use its memory again
     return Frame(pixels, index, float(index) if timestamp is None else float(timestamp))
+
+
+def _check_stopped(source: Source, stopped: bool, count: int) -> None:
+    """Called at the end of what is live, after ``count`` frames."""
+    if not stopped:
+        raise SourceError(f"{source.name} gives no frames any more, after {count}: was it unplugged or switched off?")
 
 
 def _check_any(source: Source, count: int) -> None:

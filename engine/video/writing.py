@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
-import cv2
 import numpy as np
 
 from facetrt.engine.files import finishing, temporary_sibling
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.video.decoded import BT601, BT709, is_hd
+from facetrt.engine.video.pyav import import_av, open_file
 from facetrt.engine.video.sound import Sound, SoundCopier
 from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, reason
 
 H264 = ("libx264", "libopenh264")  # encoders of FFmpeg, in this order
 QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {}}
-OPENCV_CODES = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "XVID"}  # all are MPEG-4 part 2
-VIDEO_SUFFIXES = tuple(OPENCV_CODES)
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi")
 CLOCK = 90_000  # ticks per second of the time stamps
 DEFAULT_FPS = 25.0
 FULL_RANGE, VIDEO_RANGE = 2, 1  # FFmpeg's numbers: of RGB, and of what players expect of YUV
@@ -57,8 +54,8 @@ class VideoWriter:
     included, after at least one frame leaves what was written, playable, with a warning that says so; without a frame
     nothing is left.
 
-    H.264 by PyAV where the extra ``video`` is installed, else MPEG-4 by OpenCV. Both want even sizes: a last odd row or
-    column is repeated. H.264 is tagged with its colours: BT.709 for HD, BT.601 below, as players expect.
+    H.264, which wants even sizes: a last odd row or column is repeated. It is tagged with its colours: BT.709 for HD,
+    BT.601 below, as players expect.
 
     Args:
         path: ends in ``.mp4``, ``.mkv`` or ``.avi``; a file that is there is replaced.
@@ -67,16 +64,20 @@ class VideoWriter:
         sound: to copy beside the frames, whose time stamps are on its clock; only where :attr:`keeps_time`.
 
     Attributes:
-        codec: ``h264`` or ``mpeg4``.
-        library: that writes: ``pyav`` or ``opencv``.
-        keeps_time: whether the time stamps of frames are kept; otherwise the video runs at ``fps`` throughout.
+        codec: of the video.
+        library: that writes it.
+        keeps_time: whether the time stamps of frames are kept; otherwise, in AVI, the video runs at ``fps`` throughout.
         frames: written so far.
         kept: whether the file is in its place.
 
     Raises:
         InputError: another ending, ``fps`` or size that cannot be.
+        MissingDependencyError: PyAV is not installed, or has no encoder.
         OutputError: the place cannot be written, or the disk is full.
     """
+
+    codec: ClassVar[str] = "h264"
+    library: ClassVar[str] = "pyav"
 
     def __init__(
         self, path: str | os.PathLike[str], fps: float, size: tuple[int, int], *, sound: Sound | None = None
@@ -88,7 +89,8 @@ class VideoWriter:
         if min(size) < 1:
             raise InputError(f"a video of {size[1]}×{size[0]} (width × height) pixels: expected at least one")
         self.fps, self.frames, self.kept = fps, 0, False
-        self.codec, self.library, self.keeps_time = describe_writer(self.path)
+        self._encoder = find_encoder()
+        self.keeps_time = self.path.suffix.lower() != ".avi"
         self._sound = sound
         self._file: _File | None = None
         self._stack = ExitStack()
@@ -110,11 +112,9 @@ class VideoWriter:
 
     def _make(self) -> _File:
         if self._sound is not None and not self.keeps_time:
-            warnings.warn(f"{self.path.name} gets no sound: write .mp4 or .mkv, by the extra video", stacklevel=3)
-        if self.library == "opencv":
-            return _OpencvFile(self._temporary, self.fps, self.even_size)
+            warnings.warn(f"{self.path.name} gets no sound: write .mp4 or .mkv", stacklevel=3)
         sound = self._sound if self.keeps_time else None
-        return _PyavFile(self._temporary, self.fps, self.even_size, keeps_time=self.keeps_time, sound=sound)
+        return _File(self._temporary, self.fps, self.even_size, self._encoder, keeps_time=self.keeps_time, sound=sound)
 
     def write(self, pixels: Pixels, timestamp: float | None = None) -> None:
         """Append a frame, ``(H, W, 3)`` uint8 RGB.
@@ -171,61 +171,40 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"{path} does not end in {', '.join(VIDEO_SUFFIXES)}: expected a video file to write")
 
 
-def describe_writer(path: Path) -> tuple[str, str, bool]:
-    """Codec, library, and whether time stamps are kept, of a :class:`VideoWriter` for ``path``. AVI knows no times."""
-    if _pyav_encoder() is None:
-        return "mpeg4", "opencv", False
-    return "h264", "pyav", path.suffix.lower() != ".avi"
-
-
 def check_playable(path: Path) -> None:
     """Raise :class:`OutputError` unless the file can be opened as a video and its first frame be read.
 
-    Libraries do not report every failed write, but a file that lacks its end, or OpenCV's that was never made, is found
-    here.
+    Libraries do not report every failed write, but a file that lacks its end is found here.
     """
-    capture = cv2.VideoCapture(str(path))
+    av = import_av()
     try:
-        if not (path.is_file() and capture.isOpened() and capture.grab()):
-            raise OutputError("what was written cannot be read back; is the disk full?")
-    finally:
-        capture.release()
+        with open_file(path) as container:
+            next(container.decode(video=0))
+    except (av.FFmpegError, StopIteration, IndexError, ValueError) as error:
+        raise OutputError("what was written cannot be read back; is the disk full?") from error
 
 
-def _pyav_encoder() -> str | None:
-    """Name of an H.264 encoder that PyAV has."""
-    if find_spec("av") is None:
-        return None
-    import av
-
+def find_encoder() -> str:
+    """Name of an H.264 encoder that PyAV has; raises :class:`MissingDependencyError` if there is none."""
+    av = import_av()
     for name in H264:
         try:
             av.codec.Codec(name, "w")
         except av.codec.codec.UnknownCodecError:
             continue
         return name
-    return None
+    raise MissingDependencyError(
+        f"this PyAV was built without an H.264 encoder ({' or '.join(H264)}): pip install --force-reinstall av"
+    )
 
 
-class _File(ABC):
+class _File:
     """An open video file of an even size; both methods raise :class:`OutputError` where writing fails."""
 
-    @abstractmethod
-    def write(self, pixels: Pixels, timestamp: float | None) -> None: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-
-class _PyavFile(_File):
     def __init__(
-        self, path: Path, fps: float, size: tuple[int, int], *, keeps_time: bool, sound: Sound | None = None
+        self, path: Path, fps: float, size: tuple[int, int], encoder: str, *, keeps_time: bool, sound: Sound | None
     ) -> None:
-        import av
-
-        name = _pyav_encoder()
-        if name is None:
-            raise MissingDependencyError("PyAV has no H.264 encoder: install the extra with pip install facetrt[video]")
+        av = import_av()
         self._av, self._path, self._fps, self._keeps_time = av, path, fps, keeps_time
         rate = Fraction(fps).limit_denominator(1001)
         self._last = -1
@@ -234,8 +213,8 @@ class _PyavFile(_File):
             self._container = av.open(str(path), "w")
         except av.FFmpegError as error:
             raise self._failed(error) from error
-        options = QUALITY[name] | ({} if keeps_time else {"bf": "0"})
-        self._stream = cast(Any, self._container.add_stream(name, rate=rate, options=options))
+        options = QUALITY[encoder] | ({} if keeps_time else {"bf": "0"})
+        self._stream = self._container.add_stream(encoder, rate=rate, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         self._tick = Fraction(1, CLOCK) if keeps_time else 1 / rate
@@ -310,19 +289,3 @@ class _PyavFile(_File):
 
     def _failed(self, error: Exception) -> OutputError:
         return OutputError(f"the video cannot be written: {reason(error)}")
-
-
-class _OpencvFile(_File):
-    """OpenCV says nothing of failed writes: :func:`check_playable` finds out."""
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        code = cv2.VideoWriter.fourcc(*OPENCV_CODES[path.suffix])
-        self._writer = cv2.VideoWriter(str(path), code, fps, size[::-1])
-        if not self._writer.isOpened():
-            raise OutputError("OpenCV cannot write this video: install the extra with pip install facetrt[video]")
-
-    def write(self, pixels: Pixels, timestamp: float | None) -> None:
-        self._writer.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self._writer.release()

@@ -25,7 +25,14 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.learning import learn_cosegmentation
 from facetrt.engine.video import sources
 from facetrt.engine.video.sources import open_source
-from facetrt.kernels.errors import BackendError, FacetrtError, InputError, OutputError, SourceError
+from facetrt.kernels.errors import (
+    BackendError,
+    FacetrtError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+    SourceError,
+)
 
 COUNT, SIZE = 10, (72, 96)
 MODEL_OPTIONS = {"saliency_threshold": 0.0, "sample_interval": 3, "votes_percentage": 0.0}
@@ -228,13 +235,11 @@ def test_sizes_that_change_are_fitted(tmp_path: Path, out: Path, monkeypatch: py
     assert len(said) == 1 and "size of the frames changes" in said[0]
 
 
-def test_what_opencv_writes_is_said_once(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("facetrt.engine.video.writing._pyav_encoder", lambda: None)
-    monkeypatch.setattr(command, "note", said.append)
-    video(clip, "pca", out, "--load-size", 64, "--limit", 3)
-    assert check(out, "pca", 3)["video"]["codec"] == "mpeg4"
-    assert len(said) == 1 and "no PyAV" in said[0]
+def test_without_pyav_nothing_begins(clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(command.sys.modules, "av", None)
+    with pytest.raises(MissingDependencyError, match=r"facetrt\[cpu\]"):
+        video(clip, "pca", out, "--load-size", 64, "--limit", 3)
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -328,8 +333,8 @@ def test_times_that_cannot_be_kept_are_said_once(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(command, "note", said.append)
-    seconds = sources.PyavSource._seconds
-    monkeypatch.setattr(sources.PyavSource, "_seconds", lambda self, d, i: 5 + (i > 2) + seconds(self, d, i))
+    seconds = sources.FileSource._seconds
+    monkeypatch.setattr(sources.FileSource, "_seconds", lambda self, d, i: 5 + (i > 2) + seconds(self, d, i))
     avi = out.with_suffix(".avi")
     video(clip, "pca", avi, "--load-size", 64, "--limit", 5)
     check(avi, "pca", 5)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from clips import moving_pictures
@@ -24,7 +25,6 @@ from facetrt.engine.video.sources import Frame, open_source
 from facetrt.engine.video.writing import VideoWriter
 from facetrt.kernels.errors import InputError
 
-av = pytest.importorskip("av", reason="the extra video is not installed")
 CASES = HERE / "cases"
 PLAIN = CASES / "v_plain.mp4"
 

@@ -130,7 +130,6 @@ def test_results_own_their_arrays(tiny_engine: Engine) -> None:
 
 
 def test_a_video_file(tiny_engine: Engine, tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="the extra video is not installed")
     clip = damaged(write_clip(tmp_path / "clip.mp4", moving_pictures(8)), [4])
     with tiny_engine.stream(clip, load_size=32) as stream:
         assert stream.source is not None and stream.source.fps == 25 and stream.policy is Policy.BLOCK

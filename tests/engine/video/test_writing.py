@@ -24,17 +24,9 @@ from facetrt.engine.tasks.pca import fit_pca
 from facetrt.engine.video import writing as video
 from facetrt.engine.video.sources import Frame, open_source
 from facetrt.engine.video.writing import VideoWriter
-from facetrt.kernels.errors import InputError, OutputError
+from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError
 
 FRAMES = moving_pictures(8, (64, 80))
-PYAV = pytest.param("pyav", marks=pytest.mark.skipif(not video._pyav_encoder(), reason="the extra video is missing"))
-
-
-@pytest.fixture(params=[PYAV, "opencv"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "opencv":
-        monkeypatch.setattr(video, "_pyav_encoder", lambda: None)
-    return str(request.param)
 
 
 def read(path: Path) -> list[Frame]:
@@ -47,14 +39,13 @@ def difference(a: Pixels, b: Pixels) -> float:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-def test_what_was_written_is_read_back(library: str, suffix: str, tmp_path: Path) -> None:
+def test_what_was_written_is_read_back(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"clip{suffix}"
     with VideoWriter(path, 20, (64, 80)) as writer:
         for pixels in FRAMES:
             writer.write(pixels)
         assert not path.exists()
-    assert (writer.frames, writer.kept, writer.library) == (8, True, library)
-    assert writer.codec == {"pyav": "h264", "opencv": "mpeg4"}[library]
+    assert (writer.frames, writer.kept, writer.codec) == (8, True, "h264")
     found = read(path)
     assert [frame.size for frame in found] == [(64, 80)] * 8
     times = [frame.timestamp - found[0].timestamp for frame in found]  # AVI's begin with one frame's time
@@ -64,7 +55,7 @@ def test_what_was_written_is_read_back(library: str, suffix: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_odd_sizes_get_a_row_and_a_column(library: str, tmp_path: Path) -> None:
+def test_odd_sizes_get_a_row_and_a_column(tmp_path: Path) -> None:
     path, pixels = tmp_path / "odd.mp4", FRAMES[0][:63, :79]
     with VideoWriter(path, 25, (63, 79)) as writer:
         writer.write(np.asfortranarray(pixels))
@@ -73,7 +64,6 @@ def test_odd_sizes_get_a_row_and_a_column(library: str, tmp_path: Path) -> None:
     assert difference(frame.pixels, np.pad(pixels, ((0, 1), (0, 1), (0, 0)), mode="edge")) < 8
 
 
-@pytest.mark.skipif(not video._pyav_encoder(), reason="the extra video is missing")
 def test_times_are_kept(tmp_path: Path) -> None:
     times = [7.0, 7.04, 7.5, 7.5, 8.25]  # a camera's clock; one frame is not later than the one before
     with VideoWriter(tmp_path / "clip.mp4", 25, (64, 80)) as writer:
@@ -86,7 +76,7 @@ def test_times_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_an_interrupted_video_is_playable(library: str, error: type[BaseException], tmp_path: Path) -> None:
+def test_an_interrupted_video_is_playable(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     with (
         pytest.warns(UserWarning, match=r"clip\.mp4 ends early: 3 frames, playable"),
@@ -100,7 +90,7 @@ def test_an_interrupted_video_is_playable(library: str, error: type[BaseExceptio
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_without_a_frame_nothing_is_left(library: str, error: type[BaseException] | None, tmp_path: Path) -> None:
+def test_without_a_frame_nothing_is_left(error: type[BaseException] | None, tmp_path: Path) -> None:
     def run() -> VideoWriter:
         with VideoWriter(tmp_path / "clip.mp4", 25, (64, 80)) as writer:
             if error is not None:
@@ -115,7 +105,7 @@ def test_without_a_frame_nothing_is_left(library: str, error: type[BaseException
     assert not list(tmp_path.iterdir())
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(library: str, tmp_path: Path) -> None:
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
     with pytest.raises(InputError, match="expected"), VideoWriter(path, 25, (64, 80)) as writer:
@@ -127,7 +117,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(library: str, tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as only Linux does")
-def test_a_full_disk(library: str, tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     import resource
     import signal
 
@@ -142,6 +132,24 @@ def test_a_full_disk(library: str, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_its_end_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 25, (64, 80)) as writer:
+        writer.write(FRAMES[0])
+    video.check_playable(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(OutputError, match="cannot be read back"):
+        video.check_playable(path)
+    with pytest.raises(OutputError, match="cannot be read back"):
+        video.check_playable(tmp_path / "missing.mp4")
+
+
+def test_a_pyav_without_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "H264", ("h264_of_nobody",))
+    with pytest.raises(MissingDependencyError, match="without an H"):
+        VideoWriter(tmp_path / "clip.mp4", 25, (64, 80))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_what_cannot_be_written(make: Callable[[Path], object], message: str, tm
         make(tmp_path)
 
 
-def test_a_place_that_cannot_be_written(library: str, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot write to"), VideoWriter(tmp_path / "file" / "clip.mp4", 25, (64, 80)):
         pytest.fail("it was opened")
