@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +21,7 @@ from facetrt.engine.evaluation import EVALUATIONS
 from facetrt.export.models import MODELS
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = ROOT / "README.md"
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, *sorted((ROOT / "docs").rglob("*.md"))]}
 COMMANDS: dict[str, Any] = {command.name: command.load() for command in TABLE}
@@ -105,6 +107,15 @@ def test_what_a_page_names_exists(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in LINK.findall(PAGES[page].read_text()):
         assert (PAGES[page].parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras_that_a_page_installs_or_names_exist(page: str) -> None:
+    text = PAGES[page].read_text()
+    installed = re.findall(r"(?:\.|facetrt)\[([\w,]+)\]", text)
+    named = re.findall(r"\bextras?\s+((?:`\w+`(?:, | and )?)+)", text)
+    names = set(re.findall(r"\w+", ",".join(installed + named).replace(" and ", ",")))
+    assert names <= set(PROJECT["project"]["optional-dependencies"])
 
 
 NAMES: dict[str, Iterable[str]] = {  # page → what it must name, in code
