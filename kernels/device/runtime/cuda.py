@@ -26,7 +26,7 @@ from facetrt.kernels.device.runtime.streams import CapturedGraph
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError
 
 MINIMUM_DRIVER = 12000  # CUDA 12.0
-MINIMUM_CAPABILITY = (8, 0)
+MINIMUM_CAPABILITY = (7, 5)  # kernels begin at 8.0; encoders run before it with kernels of the host
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no hidden order with the default stream, which torch uses
 STATIC_SHARED = 48 * 1024  # bytes that a kernel may have without asking for more
 STAGING_LIMIT = 256 << 20  # bytes of pinned memory waiting for their copies, per stream
@@ -568,7 +568,7 @@ def _check_gpu(driver: Any, ordinal: int) -> None:
     gpu = driver.Device(ordinal)
     if gpu.compute_capability() < MINIMUM_CAPABILITY:
         major, minor = gpu.compute_capability()
-        raise BackendError(f"{gpu.name()} has compute capability {major}.{minor}: expected 8.0 or later; use a CPU")
+        raise BackendError(f"{gpu.name()} has compute capability {major}.{minor}: expected 7.5 or later; use a CPU")
 
 
 def _cuda(version: int) -> str:

@@ -20,7 +20,7 @@ from facetrt.engine.backends.choice import resolve
 from facetrt.engine.backends.cuda import MAX_REPLAYS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Kernels, Precision, RunOptions
-from facetrt.engine.backends.tensorrt import TensorRtBackend
+from facetrt.engine.backends.tensorrt import TensorRtBackend, TensorRtLane
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import options as export_options
 from facetrt.export.plans import PlanOptions, build_plan
@@ -305,3 +305,51 @@ def test_a_machine_without_a_gpu(planned_bundle: Path, fake_gpu: FakeGpu, monkey
     for options in ({"backend": "tensorrt"}, {"device": "cuda"}, {"device": "cuda", "backend": "onnxruntime"}):
         with pytest.raises(MissingDependencyError, match=r"a GPU needs pycuda: pip install 'facetrt\[gpu\]'"):
             Engine.open(planned_bundle, **options)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------ scratch memory
+def test_a_lane_has_one_block_as_large_as_the_profile_in_use(static: TensorRtBackend, fake_gpu: FakeGpu) -> None:
+    """The stand-in refuses runs in less memory than their profile needs, and in memory that was given back."""
+    static.run(images(1, 0))
+    with static.lane() as lane:
+        assert isinstance(lane, TensorRtLane) and lane._scratch is not None
+        small = lane._scratch.nbytes
+        assert small == fake_gpu.tensorrt.fake.scratch  # of single images
+    for seed in range(4):
+        static.run(images(3, seed))
+    with static.lane() as lane:
+        assert isinstance(lane, TensorRtLane) and lane._scratch is not None and lane._scratch.nbytes == 2 * small
+        assert {replay._scratch.pointer for replay in lane._replays.values()} == {lane._scratch.pointer}
+    assert static.run(images(1, 0)) and static.run(images(3, 0))
+    strategies = {strategy.name for strategy in fake_gpu.tensorrt.fake.strategies}
+    assert strategies == {"USER_MANAGED"}
+
+
+def test_recordings_are_made_anew_when_the_block_grows(static: TensorRtBackend, fake_gpu: FakeGpu) -> None:
+    expected = [static.run(images(1, seed)) for seed in range(3)]  # recorded in the small block
+    static.run(images(3, 0))
+    for _ in range(3):
+        for seed in range(3):
+            for name, values in static.run(images(1, seed)).items():
+                np.testing.assert_array_equal(values, expected[seed][name])
+    with static.lane() as lane:
+        assert isinstance(lane, TensorRtLane) and len(lane._replays) == 1
+
+
+def test_no_memory_for_the_block(dynamic: TensorRtBackend, fake_gpu: FakeGpu) -> None:
+    dynamic.activate()
+    with dynamic.lane() as lane:
+        lane._profiles.scratch_bytes[0] = 2 * fake_gpu.gpu.total  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match="out of device memory"):
+        dynamic.run(grid_inputs())
+    with dynamic.lane() as lane:
+        lane._profiles.scratch_bytes[0] = fake_gpu.tensorrt.fake.scratch  # type: ignore[attr-defined]
+    assert dynamic.run(grid_inputs())
+
+
+def test_shapes_that_cannot_be_inferred(dynamic: TensorRtBackend, fake_gpu: FakeGpu) -> None:
+    fake_gpu.tensorrt.fake.fail.add("infer_shapes")
+    with pytest.raises(BackendError, match=r"failed to infer shapes: Shape inference failed: .*broadcast failed"):
+        dynamic.run(grid_inputs())
+    fake_gpu.tensorrt.fake.fail.clear()
+    assert dynamic.run(grid_inputs())
