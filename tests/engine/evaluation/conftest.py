@@ -22,7 +22,7 @@ from facetrt.engine.bundle.manifest import (
 from facetrt.engine.features.features import Features, Provenance, SaliencyMode
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import load_image
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks, cosegment_features
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, HostImages, Masks, cosegment_images
 from facetrt.engine.tasks.parts import Parts, PartsOptions, segment_parts_features
 from facetrt.engine.tasks.refinement import Refinement
 
@@ -80,7 +80,8 @@ class StubEngine:
             yield self._features(loaded, SaliencyMode(saliency), stride or STRIDE)
 
     def cosegment(self, features: list[Features], *, facet: str, refine: str, **options: Any) -> Masks:
-        return cosegment_features(features, CosegmentOptions(facet=facet, refine=Refinement(refine), **options))
+        chosen = CosegmentOptions(facet=facet, refine=Refinement(refine), **options)
+        return cosegment_images(HostImages(features, facet, chosen.hierarchy), chosen)
 
     def segment_parts(self, features: list[Features], *, facet: str, refine: str, **options: Any) -> Parts:
         return segment_parts_features(features, PartsOptions(facet=facet, refine=Refinement(refine), **options))
