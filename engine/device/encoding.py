@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.bundle.manifest import CLS_ATTENTION
-from facetrt.engine.encoding.encoder import LOW_RESOLUTION_STRIDE, EncodeOptions, Encoder
-from facetrt.engine.features.features import Features, ImageRecord, SaliencyMode
+from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
+from facetrt.engine.encoding.passes import Passes
+from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.emptiness import detail_of
-from facetrt.engine.images.geometry import Geometry, grid_size
+from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.images.resampling import pillow_nearest
 from facetrt.kernels.device import convert, preprocess, select
@@ -111,18 +111,19 @@ def _device_image_size(image: Any, name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A frame on the device, resized: ``loaded (1, h, w, 3)`` and, where saliency wants it, ``half`` its size."""
+    """A frame on the device, resized: ``loaded (h, w, 3)`` and, where saliency wants it, ``half`` its size."""
 
     frame: Frame
     loaded: DeviceArray
     half: DeviceArray | None
 
 
-class DeviceEncoder:
+class DeviceEncoder(Passes[DeviceArray]):
     """Encodes on one lane. What depends on the grid alone stays on the device; one thread uses it at a time."""
 
     def __init__(self, encoder: Encoder, lane: Lane) -> None:
         self._encoder, self._lane, self._device = encoder, lane, lane.device
+        self.manifest = encoder.manifest
         device = lane.device
 
         def grid_inputs(size: tuple[int, int], step: int) -> dict[str, DeviceArray]:
@@ -138,21 +139,31 @@ class DeviceEncoder:
         Raises:
             InputError: the bundle has no such facet, or no saliency.
         """
-        self._check_outputs(facet)
-        return self._encode_batch([self._prepare(frame, options) for frame in batch], facet, options)
-
-    def _check_outputs(self, facet: str) -> None:
-        if facet not in self._encoder.manifest.facets:
-            raise InputError(self._encoder.manifest.missing_facet(facet))
-        if self._encoder.manifest.saliency_heads is None:
+        if facet not in self.manifest.facets:
+            raise InputError(self.manifest.missing_facet(facet))
+        ready = [self._prepare(frame, options) for frame in batch]
+        halves = [item.half for item in ready if item.half is not None]
+        outputs, attention = self.outputs([item.loaded for item in ready], halves, self._encoder.stride(options))
+        if attention is None:
             raise InputError("this bundle has no saliency: export it with saliency (it is on by default)")
+        saliency = select.normalise_saliency(self._device, attention)
+        tokens = outputs[facet]  # (B, 1 + cells, C)
+        found = []
+        for i, item in enumerate(ready):
+            rows, frame = tokens.rows(i, i + 1).reshape(*tokens.shape[1:]), item.frame
+            record = self._encoder.record(frame.name, frame.original_size, frame.size, options, frame.detail)
+            cells = rows.rows(1, len(rows))
+            found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record))
+        return found
 
     def _prepare(self, frame: Frame, options: EncodeOptions) -> _Ready:
         pixels = self._on_device(frame)
-        loaded = self._resizer(frame.original_size, frame.size).resize(pixels)
+
+        def resized(size: tuple[int, int]) -> DeviceArray:
+            return self._resizer(frame.original_size, size).resize(pixels).reshape(*size, 3)
+
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
-        half = self._resizer(frame.original_size, frame.half or frame.size).resize(pixels) if low else None
-        return _Ready(frame, loaded, half)
+        return _Ready(frame, resized(frame.size), resized(frame.half or frame.size) if low else None)
 
     def _on_device(self, frame: Frame) -> DeviceArray:
         """``(1, H, W, 3)``; what lies on the device already is used where it is, if kernels can take it there."""
@@ -182,66 +193,24 @@ class DeviceEncoder:
             record=features.record,
         )
 
-    def _grid(self, size: tuple[int, int], options: EncodeOptions) -> tuple[int, int]:
-        manifest = self._encoder.manifest
-        return grid_size(size, manifest.architecture.patch, options.stride or manifest.stride)
-
-    def _encode_batch(self, batch: Sequence[_Ready], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
-        manifest, size = self._encoder.manifest, batch[0].frame.size
-        stride = options.stride or manifest.stride
-        outputs = self._run([item.loaded for item in batch], size, step=stride // manifest.stride)
-        attention = outputs[CLS_ATTENTION]
-        halves = [item.half for item in batch if item.half is not None]
-        if halves:
-            attention = self._low_resolution_attention(halves, batch[0].frame.half or size, self._grid(size, options))
-        saliency = select.normalise_saliency(self._device, attention)
-        tokens = outputs[facet]  # (B, 1 + cells, C)
-        found = []
-        for i, item in enumerate(batch):
-            rows = tokens.rows(i, i + 1).reshape(*tokens.shape[1:])
-            found.append(
-                DeviceFeatures(
-                    rows=rows.rows(1, len(rows)),
-                    cls=rows.rows(0, 1),
-                    saliency=self._own(saliency, i),
-                    pixels=item.loaded.reshape(*size, 3),
-                    record=self._record(item.frame, stride, options),
-                )
-            )
-        return found
-
-    def _record(self, frame: Frame, stride: int, options: EncodeOptions) -> ImageRecord:
-        return ImageRecord(
-            saliency_mode=options.saliency,
-            geometry=Geometry(frame.original_size, frame.size, self._encoder.manifest.architecture.patch, stride),
-            name=frame.name,
-            provenance=self._encoder.provenance,
-            load_size=options.load_size,
-            detail=frame.detail,
-        )
-
     def _own(self, values: DeviceArray, row: int) -> DeviceArray:
         """One row as an array of its own: inside ``values`` it need not begin where kernels can take it."""
         out = self._device.empty(values.shape[1:], values.dtype)
         self._device.copy(values.rows(row, row + 1), out)
         return out
 
-    def _low_resolution_attention(
-        self, halves: Sequence[DeviceArray], size: tuple[int, int], grid: tuple[int, int]
-    ) -> DeviceArray:
-        """[CLS] attention of images of ``size`` at stride 8, enlarged to ``grid``, ``(B, cells)``; see Encoder."""
-        manifest, count = self._encoder.manifest, len(halves)
-        small = self._run(halves, size, step=LOW_RESOLUTION_STRIDE // manifest.stride)[CLS_ATTENTION]
-        small_grid = grid_size(size, manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
-        indices = self._enlarging(small_grid, grid, count)
-        return convert.take(self._device, small.reshape(-1), indices).reshape(count, -1)
+    def enlarge(self, attention: DeviceArray, small: tuple[int, int], grid: tuple[int, int]) -> DeviceArray:
+        """See :class:`Passes`."""
+        indices = self._enlarging(small, grid, len(attention))
+        return convert.take(self._device, attention.reshape(-1), indices).reshape(len(attention), -1)
 
-    def _run(self, images: Sequence[DeviceArray], size: tuple[int, int], *, step: int) -> dict[str, DeviceArray]:
-        """One pass over loaded images ``(1, h, w, 3)`` of one size."""
+    def run(self, images: Sequence[DeviceArray], step: int) -> dict[str, DeviceArray]:
+        """See :class:`Passes`."""
+        size = images[0].shape[0], images[0].shape[1]
         used_h, used_w = self._encoder.used_size(size)
         batch = self._device.empty((len(images), used_h, used_w, 3), np.uint8)
         for number, image in enumerate(images):
-            convert.place(self._device, image.reshape(*size, 3), batch, number)
+            convert.place(self._device, image, batch, number)
         return self._lane.run({"images": batch, **self._grid_inputs(size, step)})
 
 

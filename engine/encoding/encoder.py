@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.run_options import DeviceName, Hint
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import CLS_ATTENTION, ENCODER
+from facetrt.engine.bundle.manifest import ENCODER
 from facetrt.engine.bundle.positional import positional_table
-from facetrt.engine.features.features import Features, Float, Provenance, SaliencyMode
+from facetrt.engine.encoding.passes import LOW_RESOLUTION_STRIDE, Passes
+from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import (
     ImageLike,
@@ -48,7 +49,6 @@ from facetrt.kernels.errors import FacetrtError, InputError
 Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
 OnBroken = Callable[[ImageLike, FacetrtError], None]  # (image that cannot be encoded, why)
 
-LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
 BATCH_CELLS = 4096  # cells encoded at once: beyond that a batch only takes memory on a CPU
 GPU_BATCH_CELLS = 48_400  # on a GPU: sixteen images of 55 × 55
 WINDOW = 32  # images held at a time while looking for equal shapes, unless their features exceed
@@ -119,7 +119,7 @@ class _Window:
         return len(self._bytes)
 
 
-class Encoder:
+class Encoder(Passes[NDArray[Any]]):
     """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
 
     def __init__(self, bundle: Bundle, backend: Backend, *, max_cells: int | None = MAX_CELLS) -> None:
@@ -235,7 +235,7 @@ class Encoder:
         return loaded
 
     def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
-        grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, options.stride or self.manifest.stride)
+        grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, self.stride(options))
         return grid_h * grid_w
 
     def check_options(self, options: EncodeOptions) -> None:
@@ -276,7 +276,7 @@ class Encoder:
 
         ``original`` is its size before it was resized.
         """
-        expected, stride = self.manifest.size, options.stride or self.manifest.stride
+        expected, stride = self.manifest.size, self.stride(options)
         if expected is not None and list(shape) != expected:
             raise InputError(
                 f"{name} loads as {shape[0]}×{shape[1]} (height × width), but this bundle is built for "
@@ -310,7 +310,7 @@ class Encoder:
 
     def _most_cells(self, shape: tuple[int, int], half: tuple[int, int] | None, options: EncodeOptions) -> int:
         """Of the passes over one image; the second one of low-resolution saliency is not halved without a load size."""
-        patch, stride = self.manifest.architecture.patch, options.stride or self.manifest.stride
+        patch, stride = self.manifest.architecture.patch, self.stride(options)
         cells = math.prod(grid_size(shape, patch, stride))
         if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
             cells = max(cells, math.prod(grid_size(half or shape, patch, LOW_RESOLUTION_STRIDE)))
@@ -332,7 +332,7 @@ class Encoder:
             try:
                 size = loaded_size(original, side)
                 half = half_size(size) if options.saliency is SaliencyMode.LOW_RESOLUTION else None
-                self._check_patch("", size, half, options.stride or self.manifest.stride)
+                self._check_patch("", size, half, self.stride(options))
             except InputError:
                 return False
             bound = None if self.max_cells is None else bound_on_cells(self.max_cells, original, size)
@@ -377,38 +377,45 @@ class Encoder:
             return [features for part in parts for features in part]
 
     def _encode_batch(self, batch: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
-        stride, patch = options.stride or self.manifest.stride, self.manifest.architecture.patch
-        geometries = [Geometry(image.original_size, image.image_size, patch, stride) for image in batch]
-        outputs = self._run([image.pixels for image in batch], step=stride // self.manifest.stride)
-        attention = outputs.pop(CLS_ATTENTION, None)
-        if attention is not None and options.saliency is SaliencyMode.LOW_RESOLUTION:
-            attention = self._low_resolution_attention(batch, geometries[0].grid)
-        return [
-            Features(
-                tokens={facet: rows[i] for facet, rows in outputs.items()},
-                attention=None if attention is None else attention[i].reshape(geometry.grid),
-                saliency_mode=options.saliency,
-                geometry=geometry,
-                pixels=image.pixels,
-                name=image.name,
-                provenance=self.provenance,
-                load_size=options.load_size,
-            )
-            for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True))
-        ]
+        low = options.saliency is SaliencyMode.LOW_RESOLUTION
+        halves = [image.pixels if image.half is None else image.half for image in batch] if low else []
+        outputs, attention = self.outputs([image.pixels for image in batch], halves, self.stride(options))
+        features = []
+        for i, image in enumerate(batch):
+            record = self.record(image.name, image.original_size, image.image_size, options)
+            tokens = {facet: rows[i] for facet, rows in outputs.items()}
+            own = None if attention is None else attention[i].reshape(record.grid)
+            features.append(Features.of(record, tokens, own, image.pixels))
+        return features
 
-    def _low_resolution_attention(self, batch: Sequence[LoadedImage], grid: tuple[int, int]) -> Float:
-        """[CLS] attention at half the image size and stride 8, enlarged to ``grid``, ``(B, cells)``.
+    def stride(self, options: EncodeOptions) -> int:
+        """Pixels between cells."""
+        return options.stride or self.manifest.stride
 
-        Without a load size the reference does not halve the image, only the resolution of the grid.
-        """
-        images = [image.pixels if image.half is None else image.half for image in batch]
-        small_grid = grid_size(images[0].shape[:2], self.manifest.architecture.patch, LOW_RESOLUTION_STRIDE)
-        attention = self._run(images, step=LOW_RESOLUTION_STRIDE // self.manifest.stride)[CLS_ATTENTION]
-        return np.stack([pillow_nearest(values.reshape(small_grid), grid).ravel() for values in attention])
+    def record(
+        self,
+        name: str,
+        original: tuple[int, int],
+        size: tuple[int, int],
+        options: EncodeOptions,
+        detail: float | None = None,
+    ) -> ImageRecord:
+        """What an image of an ``original`` and a loaded ``size`` is, encoded."""
+        return ImageRecord(
+            saliency_mode=options.saliency,
+            geometry=Geometry(original, size, self.manifest.architecture.patch, self.stride(options)),
+            name=name,
+            provenance=self.provenance,
+            load_size=options.load_size,
+            detail=detail,
+        )
 
-    def _run(self, images: Sequence[Pixels], *, step: int) -> dict[str, Float]:
-        """One pass over images of one shape; ``step`` keeps every step-th cell of the patch convolution."""
+    def enlarge(self, attention: Float, small: tuple[int, int], grid: tuple[int, int]) -> Float:
+        """See :class:`Passes`."""
+        return np.stack([pillow_nearest(values.reshape(small), grid).ravel() for values in attention])
+
+    def run(self, images: Sequence[Pixels], step: int) -> dict[str, Float]:
+        """See :class:`Passes`."""
         size = images[0].shape[:2]
         used_h, used_w = self.used_size(size)
         pixels = _stack([image[:used_h, :used_w] for image in images])

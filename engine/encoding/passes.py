@@ -1,0 +1,53 @@
+"""Which passes of the encoder make descriptors and saliency, wherever images lie."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from facetrt.engine.backends.base import Shaped
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, Manifest
+from facetrt.engine.images.geometry import grid_size
+
+LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
+
+Array = TypeVar("Array", bound=Shaped)
+
+
+class Passes(ABC, Generic[Array]):
+    """An encoder that runs on arrays of one kind."""
+
+    manifest: Manifest
+
+    def outputs(
+        self, images: Sequence[Array], halves: Sequence[Array], stride: int
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Each facet's tokens ``(B, 1 + cells, C)``, and [CLS] attention ``(B, cells)`` if the bundle has saliency.
+
+        Args:
+            images: of one size, ``(h, w, 3)`` uint8.
+            halves: for low-resolution saliency, which takes a second pass at half the image size and stride 8, enlarged
+                to the grid; otherwise empty. Without a load size the reference does not halve images, only that grid.
+        """
+        own, patch = self.manifest.stride, self.manifest.architecture.patch
+        outputs = self.run(images, stride // own)
+        attention = outputs.pop(CLS_ATTENTION, None)
+        if attention is None or not halves:
+            return outputs, attention
+        small = self.run(halves, LOW_RESOLUTION_STRIDE // own)[CLS_ATTENTION]
+        small_grid = grid_size(_size(halves), patch, LOW_RESOLUTION_STRIDE)
+        return outputs, self.enlarge(small, small_grid, grid_size(_size(images), patch, stride))
+
+    @abstractmethod
+    def run(self, images: Sequence[Array], step: int) -> dict[str, Array]:
+        """One pass over images of one size; ``step`` keeps every step-th cell of the patch convolution."""
+
+    @abstractmethod
+    def enlarge(self, attention: Array, small: tuple[int, int], grid: tuple[int, int]) -> Array:
+        """``(B, cells)`` of a ``small`` grid on ``grid``: Pillow's nearest neighbour."""
+
+
+def _size(images: Sequence[Shaped]) -> tuple[int, int]:
+    height, width, _ = images[0].shape
+    return height, width
