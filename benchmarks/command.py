@@ -144,7 +144,7 @@ def _run_video(asked: _Request) -> Report:
         raise InputError("--against and --weights are for baselines that the video suite does not have: leave them out")
     with errors.status("importing libraries") as status:
         from facetrt.benchmarks.missing import import_library
-        from facetrt.benchmarks.video import QUICK_VIDEO, VideoBench, VideoSizes, run_video
+        from facetrt.benchmarks.video_suite import QUICK_VIDEO, VideoBench, VideoSizes, run_video
         from facetrt.engine.bundle.bundle import BUILTIN
 
         for name in ("matplotlib", "jsonschema"):

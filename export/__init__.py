@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from facetrt.kernels.lazy import show
 
 if TYPE_CHECKING:
+    from facetrt.export.export_options import ExportOptions
     from facetrt.export.exporting import export_bundle
-    from facetrt.export.options import ExportOptions
 
 show(
     __name__,
     {
         "facetrt.export.exporting": ("export_bundle",),
-        "facetrt.export.options": ("ExportOptions",),
+        "facetrt.export.export_options": ("ExportOptions",),
     },
 )
 

@@ -15,8 +15,8 @@ from facetrt.engine.bundle.manifest import MANIFEST, PrecisionRecord
 from facetrt.engine.cli.app import ForceOption, console, errors, parse_size, progress_bar
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
+from facetrt.export.export_options import ExportOptions, Facet, Precision, Target
 from facetrt.export.models import MODELS, import_export_libraries
-from facetrt.export.options import ExportOptions, Facet, Precision, Target
 from facetrt.export.plans import (
     PlanOptions,
     build_plan,

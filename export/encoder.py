@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from facetrt.engine.bundle.manifest import Fp32Parts
 from facetrt.export.attention import attention
-from facetrt.export.options import Facet, FacetKind
+from facetrt.export.export_options import Facet, FacetKind
 
 RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
 QKV = (FacetKind.QUERY, FacetKind.KEY, FacetKind.VALUE)  # order of the thirds of the fused projection

@@ -50,8 +50,8 @@ from facetrt.engine.samples import sample_images
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.encoder import Arithmetic, FacetEncoder
+from facetrt.export.export_options import ExportOptions, Facet, Precision
 from facetrt.export.models import ModelSpec, find_model
-from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.precision import (
     EMULATED,
     Outputs,

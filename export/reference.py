@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from facetrt.engine.bundle.manifest import CLS_ATTENTION
 from facetrt.engine.images.geometry import grid_size
+from facetrt.export.export_options import Facet, FacetKind
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet, FacetKind
 
 
 class ReferenceModel:

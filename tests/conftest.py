@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from facetrt.engine import Engine
 from facetrt.engine.backends.flavours import RTX
+from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import MODELS, find_model
-from facetrt.export.options import ExportOptions
 from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 HAS_GPU = torch.cuda.is_available()

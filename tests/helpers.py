@@ -12,9 +12,9 @@ from PIL import Image
 
 from facetrt.benchmarks.weights import deterministic_weights as deterministic_weights  # the golden weights, too
 from facetrt.engine.backends.choice import installed
+from facetrt.export.export_options import ExportOptions, Facet
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import ExportOptions, Facet
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"

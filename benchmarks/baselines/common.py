@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facetrt.benchmarks.missing import import_library
-from facetrt.export.options import FacetKind
+from facetrt.export.export_options import FacetKind
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -38,8 +38,8 @@ from facetrt.benchmarks.baselines.common import (
 from facetrt.benchmarks.baselines.vit import PlainViT
 from facetrt.benchmarks.timing import Clock
 from facetrt.engine.images.geometry import grid_size
+from facetrt.export.export_options import Facet
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet
 from facetrt.kernels.log_bin import bin_offsets
 
 SAMPLED_CELLS, SAMPLED_ROWS, SAMPLED_IMAGES = 150, 24, 2

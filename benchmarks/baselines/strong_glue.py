@@ -33,8 +33,8 @@ from facetrt.benchmarks.baselines.common import (
 )
 from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
+from facetrt.export.export_options import Facet, FacetKind
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet, FacetKind
 from facetrt.export.weights import load_strictly
 from facetrt.kernels.log_bin import bin_offsets
 

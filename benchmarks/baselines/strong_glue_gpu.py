@@ -30,8 +30,8 @@ from facetrt.benchmarks.baselines.common import (
 from facetrt.benchmarks.baselines.strong_glue import best_buddies, log_bin
 from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.images.geometry import grid_size
+from facetrt.export.export_options import Facet
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet
 from facetrt.export.weights import load_strictly
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from facetrt.benchmarks.baselines.research_style import SAMPLED_ROWS
 from facetrt.benchmarks.baselines.vit import PlainViT
-from facetrt.benchmarks.cpu.tasks import facetrt_name
+from facetrt.benchmarks.cpu.task_times import facetrt_name
 from facetrt.benchmarks.cpu.workbench import Workbench
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Clock, Contestant, compare, rows_of

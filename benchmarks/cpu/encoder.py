@@ -15,8 +15,8 @@ from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Clock, Contestant, rows_of
 from facetrt.engine.backends.parity import compare_output
 from facetrt.engine.images.geometry import grid_size
+from facetrt.export.export_options import Facet
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import Facet
 from facetrt.kernels.errors import BackendError
 
 SECTION = "encoder"

@@ -7,7 +7,7 @@ from typing import Any
 
 from facetrt.benchmarks.baselines.common import load_pixels
 from facetrt.benchmarks.cpu.child import run_job
-from facetrt.benchmarks.cpu.tasks import PRECISIONS, facetrt_name
+from facetrt.benchmarks.cpu.task_times import PRECISIONS, facetrt_name
 from facetrt.benchmarks.cpu.workbench import Workbench, write_images
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Clock, Contestant, rows_of

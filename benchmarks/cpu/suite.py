@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from facetrt.benchmarks.cpu import encoder, kernels, memory, scaling, tasks
+from facetrt.benchmarks.cpu import encoder, kernels, memory, scaling
+from facetrt.benchmarks.cpu import task_times as tasks
 from facetrt.benchmarks.cpu.workbench import Sizes, Workbench
 from facetrt.benchmarks.machine import commit, machine, versions
 from facetrt.benchmarks.results import Bar, Row, Verdict, judge

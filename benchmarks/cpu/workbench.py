@@ -18,8 +18,8 @@ from facetrt.benchmarks.weights import deterministic_weights
 from facetrt.engine.bundle.bundle import BUILTIN, Bundle
 from facetrt.engine.engine import Engine
 from facetrt.engine.samples import sample_images
+from facetrt.export.export_options import ExportOptions, Facet, FacetKind
 from facetrt.export.models import ModelSpec, find_model, import_export_libraries
-from facetrt.export.options import ExportOptions, Facet, FacetKind
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.machine import processors
 

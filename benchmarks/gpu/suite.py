@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from facetrt.benchmarks.cpu.suite import Opening, Report
-from facetrt.benchmarks.cpu.tasks import RESEARCH
+from facetrt.benchmarks.cpu.task_times import RESEARCH
 from facetrt.benchmarks.gpu import encoder as gpu_encoder
 from facetrt.benchmarks.gpu import kernels as gpu_kernels
 from facetrt.benchmarks.gpu import resources
-from facetrt.benchmarks.gpu import tasks as gpu_tasks
+from facetrt.benchmarks.gpu import task_times as gpu_tasks
 from facetrt.benchmarks.gpu.workbench import GpuSizes, GpuWorkbench
 from facetrt.benchmarks.results import Bar
 from facetrt.engine.bundle.bundle import Bundle

@@ -20,8 +20,8 @@ from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.engine import Engine
+from facetrt.export.export_options import ExportOptions, Precision
 from facetrt.export.models import ModelSpec
-from facetrt.export.options import ExportOptions, Precision
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.cubins import choose_architecture
 from facetrt.kernels.device.runtime.cuda import CudaContext

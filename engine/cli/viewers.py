@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.drawing.overlays import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
 from facetrt.engine.drawing.tracks import draw_trails
-from facetrt.engine.drawing.video import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels

@@ -9,12 +9,12 @@ from helpers import photo
 from facetrt.benchmarks.baselines import research_style, strong_glue
 from facetrt.benchmarks.baselines.common import Pairs, elbow_sweep, load_pixels
 from facetrt.benchmarks.cpu.kernels import cluster_elbow, normalise
-from facetrt.benchmarks.cpu.tasks import cosegment, mean_iou
+from facetrt.benchmarks.cpu.task_times import cosegment, mean_iou
 from facetrt.benchmarks.cpu.workbench import Workbench
 from facetrt.benchmarks.timing import Clock
 from facetrt.engine import Engine
 from facetrt.engine.samples import sample_paths
-from facetrt.export.options import Facet
+from facetrt.export.export_options import Facet
 from facetrt.kernels import best_buddies, log_bin
 
 PIXELS = photo(45, 62)

@@ -20,9 +20,9 @@ from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import exporting
 from facetrt.export.encoder import FacetEncoder
+from facetrt.export.export_options import ExportOptions, Facet, Precision
 from facetrt.export.exporting import export_bundle, load_model, resolve_options
 from facetrt.export.models import MODELS, find_model
-from facetrt.export.options import ExportOptions, Facet, Precision
 from facetrt.export.reference import ReferenceModel
 from facetrt.export.weights import fetch_checkpoint, load_strictly, load_weights
 

@@ -19,9 +19,9 @@ from facetrt.engine.backends.parity import check, compare, worst
 from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.samples import sample_paths
 from facetrt.engine.tasks.matching import keep_salient, pick_diverse
+from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model
-from facetrt.export.options import ExportOptions
 from facetrt.kernels import best_buddies, cosine_similarity, log_bin
 
 HEADS = 6

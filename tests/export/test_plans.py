@@ -26,7 +26,7 @@ from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.main import program
 from facetrt.export import plans
-from facetrt.export.options import Precision
+from facetrt.export.export_options import Precision
 from facetrt.export.plan_graph import prepare_graph
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError, ParityError

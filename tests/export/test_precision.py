@@ -20,9 +20,9 @@ from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Fp32Parts, Manifest, PrecisionRecord
 from facetrt.export import exporting
 from facetrt.export import precision as module
+from facetrt.export.export_options import ExportOptions, Precision
 from facetrt.export.exporting import emulation, export_bundle, find_parts, load_model, make_sample, measure_bf16
 from facetrt.export.models import MODELS
-from facetrt.export.options import ExportOptions, Precision
 from facetrt.export.precision import hold_contract, measure_ranges
 
 OPTIONS = ExportOptions(stride=8, precision=Precision.BF16)

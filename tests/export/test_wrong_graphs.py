@@ -18,9 +18,9 @@ from trained_like import KINDS, SPEC, trained_like
 from facetrt.engine import ParityError
 from facetrt.engine.bundle.manifest import Checkpoint, Manifest
 from facetrt.export import exporting
+from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import load_model, resolve_options, verify
 from facetrt.export.models import MODELS
-from facetrt.export.options import ExportOptions
 
 OPTIONS = ExportOptions(stride=8, facets=facets("key@1,query@3,token@3,key@4"), saliency_heads=(0, 2))
 

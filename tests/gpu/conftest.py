@@ -12,9 +12,9 @@ from helpers import deterministic_weights
 from facetrt.engine import Engine
 from facetrt.engine.doctor.diagnosis import ask, read_driver
 from facetrt.export.additions import add_kernels
+from facetrt.export.export_options import ExportOptions, Precision
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model
-from facetrt.export.options import ExportOptions, Precision
 from facetrt.export.plans import build_plan
 
 MODEL = "dino_vits8"

@@ -22,13 +22,13 @@ from facetrt.benchmarks import timing
 from facetrt.benchmarks.baselines import strong_glue_gpu
 from facetrt.benchmarks.baselines.common import load_pixels
 from facetrt.benchmarks.cpu.suite import Report
-from facetrt.benchmarks.cpu.tasks import GLUE, RESEARCH, mean_iou
+from facetrt.benchmarks.cpu.task_times import GLUE, RESEARCH, mean_iou
 from facetrt.benchmarks.gpu import facts as gpu_facts
 from facetrt.benchmarks.gpu import kernels as gpu_kernels
 from facetrt.benchmarks.gpu import workbench as gpu_workbench
 from facetrt.benchmarks.gpu.encoder import COMPILED, EAGER, engine_name
 from facetrt.benchmarks.gpu.suite import bars, run_gpu
-from facetrt.benchmarks.gpu.tasks import decode
+from facetrt.benchmarks.gpu.task_times import decode
 from facetrt.benchmarks.gpu.workbench import QUICK_GPU, CountingDevice, GpuSizes, GpuWorkbench, Target
 from facetrt.benchmarks.plots import draw
 from facetrt.benchmarks.report import bar_cells, markdown, validate, write_report

@@ -17,7 +17,7 @@ from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.parity import compare
 from facetrt.engine.bundle.bundle import read_manifest
 from facetrt.engine.bundle.manifest import Fp32Parts
-from facetrt.export.options import Precision
+from facetrt.export.export_options import Precision
 
 require_openvino()
 

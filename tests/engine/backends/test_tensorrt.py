@@ -22,7 +22,7 @@ from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Kernels, Precision, RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend, TensorRtLane
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.export import options as export_options
+from facetrt.export import export_options
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, BundleError, InputError, MissingDependencyError
 

@@ -21,7 +21,7 @@ from facetrt.engine.backends.run_options import BackendName, DeviceName, Precisi
 from facetrt.engine.backends.tensorrt import PlanKey, find_plan
 from facetrt.engine.backends.tensorrt_rtx import TensorRtRtxBackend
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.export import options as export_options
+from facetrt.export import export_options
 from facetrt.kernels.errors import InputError, MissingDependencyError, OutputError, ParityError
 
 OPTIONS = RunOptions(BackendName.TENSORRT_RTX, DeviceName.CUDA, precision=Precision.FP16)

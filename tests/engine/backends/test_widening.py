@@ -16,7 +16,7 @@ from facetrt.engine import Engine, InputError
 from facetrt.engine.backends import parity
 from facetrt.engine.backends.widening import HALVES, widen
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.export.options import Precision
+from facetrt.export.export_options import Precision
 
 KINDS = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
 

@@ -9,14 +9,14 @@ import pytest
 from clips import moving_pictures
 
 from facetrt.engine.cli.viewers import SAMPLE, spread_sample
-from facetrt.engine.drawing.results import palette
-from facetrt.engine.drawing.video import (
+from facetrt.engine.drawing.overlays import (
     PcaColours,
     cells_on_pixels,
     mask_overlay,
     object_overlay,
     parts_overlay,
 )
+from facetrt.engine.drawing.results import palette
 from facetrt.engine.engine import Engine
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import Pixels

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from facetrt.benchmarks.baselines.common import Cosegmented, Pairs, Source, fill
-from facetrt.benchmarks.cpu.tasks import GLUE, RESEARCH, mask_agreement, pair_agreement
+from facetrt.benchmarks.cpu.task_times import GLUE, RESEARCH, mask_agreement, pair_agreement
 from facetrt.benchmarks.gpu.encoder import engine_name
 from facetrt.benchmarks.gpu.workbench import GpuWorkbench
 from facetrt.benchmarks.results import Row

@@ -14,7 +14,7 @@ from facetrt.benchmarks.cpu.child import resident_mib, run_job
 from facetrt.benchmarks.cpu.suite import Report
 from facetrt.benchmarks.report import bar_cells, validate, write_report
 from facetrt.benchmarks.results import Row, Spread, judge
-from facetrt.benchmarks.video import (
+from facetrt.benchmarks.video_suite import (
     BARE,
     QUICK_VIDEO,
     SLOW,
@@ -136,7 +136,7 @@ def test_the_command_runs_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         seen.append((bench.bundle, bench.sizes, bench.rounds))
         return report
 
-    monkeypatch.setattr("facetrt.benchmarks.video.run_video", measured)
+    monkeypatch.setattr("facetrt.benchmarks.video_suite.run_video", measured)
     arguments = ["bench", "--suite", "video", "--quick", "--rounds", "2", "--out", str(tmp_path / "b")]
     result = CliRunner().invoke(program(), arguments, catch_exceptions=False)
     assert result.exit_code == 0 and seen == [("builtin", QUICK_VIDEO, 2)]
