@@ -15,7 +15,7 @@ from facetrt.engine.bundle.manifest import MANIFEST, PrecisionRecord
 from facetrt.engine.cli.app import ForceOption, console, errors, parse_size, progress_bar
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.export.additions import add_kernels
-from facetrt.export.export_options import ExportOptions, Facet, Precision, Target
+from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision, Target
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.plans import (
     PlanOptions,
@@ -54,8 +54,8 @@ def export(
         typer.Option("--facets", help="KIND@LAYER, comma-separated; the model's defaults if not given."),
     ] = None,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="Of weights and matrix products; bf16 runs on GPUs only.")
-    ] = Precision.FP32,
+        GraphPrecision, typer.Option("--precision", help="Of weights and matrix products; bf16 runs on GPUs only.")
+    ] = GraphPrecision.FP32,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Of an fp32 bundle: measure bf16 as well.")
     ] = True,
@@ -169,7 +169,7 @@ def _export_model(model: str, out: Path, options: ExportOptions, weights: Path |
         f"{len(manifest.parity.cases)} images"
     )
     for precision, record in manifest.precisions.items():
-        if precision != Precision.FP32:
+        if precision != GraphPrecision.FP32:
             console.print(f"{precision}: {_outcome(record)} (measured by {record.measured})")
 
 

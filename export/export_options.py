@@ -12,8 +12,8 @@ from facetrt.kernels.errors import InputError
 FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
 
 
-class Precision(StrEnum):
-    """Of the weights and matrix products; sums, normalisations and softmax stay in fp32."""
+class GraphPrecision(StrEnum):
+    """What a graph's weights and matrix products are in; sums, normalisations and softmax stay in fp32."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -81,7 +81,7 @@ class ExportOptions:
     facets: tuple[Facet, ...] | None = None
     saliency: bool = True
     saliency_heads: tuple[int, ...] | None = None
-    precision: Precision = Precision.FP32
+    precision: GraphPrecision = GraphPrecision.FP32
     measure: bool = True
     kernels: tuple[str, ...] = ()
     max_cells: int | None = MAX_CELLS

@@ -18,8 +18,7 @@ from torch.export import Dim
 
 from facetrt.engine.backends import parity
 from facetrt.engine.backends.choice import make_backend
-from facetrt.engine.backends.run_options import BackendName, RunOptions
-from facetrt.engine.backends.run_options import Precision as RunPrecision
+from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.backends.widening import widen
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.graph import check_graph
@@ -50,7 +49,7 @@ from facetrt.engine.samples import sample_images
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.encoder import Arithmetic, FacetEncoder
-from facetrt.export.export_options import ExportOptions, Facet, Precision
+from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.precision import (
     EMULATED,
@@ -75,11 +74,11 @@ Report = Callable[[str], None]
 EMULATED_ROOM = 0.8  # of the contract: the graph's own rounding differs from the emulated one by some per cent
 OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
 KINDS = {
-    Precision.FP32: onnx.TensorProto.FLOAT,
-    Precision.FP16: onnx.TensorProto.FLOAT16,
-    Precision.BF16: onnx.TensorProto.BFLOAT16,
+    GraphPrecision.FP32: onnx.TensorProto.FLOAT,
+    GraphPrecision.FP16: onnx.TensorProto.FLOAT16,
+    GraphPrecision.BF16: onnx.TensorProto.BFLOAT16,
 }
-DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+DTYPES = {GraphPrecision.FP32: torch.float32, GraphPrecision.FP16: torch.float16, GraphPrecision.BF16: torch.bfloat16}
 
 
 def export_bundle(
@@ -118,7 +117,7 @@ def export_bundle(
         manifest = _manifest(spec, options, checkpoint)
         sample = make_sample(vit, spec, manifest)
         manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images[:1]))
-        if options.precision is not Precision.FP32:
+        if options.precision is not GraphPrecision.FP32:
             report(f"looking for what {options.precision} must leave in fp32")
             manifest = with_record(manifest, options.precision, find_parts(vit, spec, options, manifest, sample))
         report("tracing the graph")
@@ -327,7 +326,7 @@ def find_parts(
     Raises:
         ParityError: the contract does not hold whatever stays in fp32.
     """
-    precision = RunPrecision(options.precision)
+    precision = Precision(options.precision)
     trial = emulation(vit, spec, options, manifest, sample)
     first = emulation(vit, spec, options, manifest, sample.first)
     record = hold_contract(precision, manifest, trial, first, room=EMULATED_ROOM)
@@ -350,7 +349,7 @@ def emulation(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manif
         logits = manifest.ranges.logits
         network = make_encoder(vit, spec, options, table, fp32=parts, logits=logits, emulated=True)
         backend = TorchBackend(bundle, network)
-        return measure(RunPrecision(options.precision), parts, sample, backend, bundle, EMULATED)
+        return measure(Precision(options.precision), parts, sample, backend, bundle, EMULATED)
 
     return trial
 
@@ -363,21 +362,21 @@ def _compared(
     measured = f"onnxruntime {manifest.tools.get('onnxruntime', '')}"
     own = PrecisionRecord("", measured, manifest.fp32_parts(manifest.precision), report.outputs, None)
     manifest = with_record(replace(manifest, parity=report), manifest.precision, own)
-    if options.precision is not Precision.FP32 or not options.measure:
+    if options.precision is not GraphPrecision.FP32 or not options.measure:
         return manifest
-    return with_record(manifest, Precision.BF16, measure_bf16(folder, manifest, vit, spec, options, sample))
+    return with_record(manifest, GraphPrecision.BF16, measure_bf16(folder, manifest, vit, spec, options, sample))
 
 
 def measure_bf16(
     folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, options: ExportOptions, sample: Sample
 ) -> PrecisionRecord:
     """How an fp32 bundle does in bf16, by OpenVINO where it can run that here, else by emulated rounding."""
-    half = replace(options, precision=Precision.BF16)
+    half = replace(options, precision=GraphPrecision.BF16)
     trial = emulation(vit, spec, half, manifest, sample)
     bundle, here = _opened(folder, manifest), openvino_runs_bf16()
     if here:
         trial = measure_on_openvino(sample, bundle)
-    record = hold_contract(RunPrecision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.first))
+    record = hold_contract(Precision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.first))
     if not here or not record.holds:
         return record
     return replace(record, relative_time=relative_time(sample.images[0], bundle, record.fp32))
@@ -393,10 +392,10 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, sample: 
     try:
         got = _outputs(bundle, sample.images)
         outputs = sample.figures(got)
-        if manifest.precision == Precision.FP32:
+        if manifest.precision == GraphPrecision.FP32:
             single = reference_outputs(vit, spec, manifest, sample.images, torch.float32)
             outputs = _with_rounding(outputs, got, single, sample.exact)
-        parity.check(outputs, RunPrecision(manifest.precision))
+        parity.check(outputs, Precision(manifest.precision))
     except ParityError as error:
         raise ParityError(f"the exported graph does not reproduce the model: {error}; no bundle was written") from None
     return ParityReport(list(dict(_parity_images(manifest))), outputs)
@@ -435,10 +434,10 @@ def _with_rounding(
 
 def _runnable(bundle: Bundle) -> Bundle:
     """The bundle as a CPU can run it: bf16, which no CPU backend runs, in fp32 with every step rounded to bf16."""
-    if bundle.manifest.precision != Precision.BF16:
+    if bundle.manifest.precision != GraphPrecision.BF16:
         return bundle
     rounded = widen(onnx.load_from_string(bundle.encoder), rounding=True).SerializeToString()
-    return replace(bundle, manifest=replace(bundle.manifest, precision=Precision.FP32), encoder=rounded)
+    return replace(bundle, manifest=replace(bundle.manifest, precision=GraphPrecision.FP32), encoder=rounded)
 
 
 def _parity_images(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:

@@ -22,8 +22,7 @@ from facetrt.engine.backends import parity
 from facetrt.engine.backends.base import Backend, Tensors
 from facetrt.engine.backends.choice import BACKENDS
 from facetrt.engine.backends.openvino import import_openvino, runs_bf16
-from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOptions
-from facetrt.engine.backends.run_options import Precision as RunPrecision
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, Fp32Parts, Manifest, PrecisionRecord, Ranges
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
@@ -59,7 +58,7 @@ class Sample:
 
 # --------------------------------------------------------------------------------------------------------------- search
 def hold_contract(
-    precision: RunPrecision, manifest: Manifest, trial: Trial, emulate: Trial, *, room: float = 1.0
+    precision: Precision, manifest: Manifest, trial: Trial, emulate: Trial, *, room: float = 1.0
 ) -> PrecisionRecord:
     """The cheapest of a few choices of what stays in fp32 that keeps the contract; without one the first, the fastest.
 
@@ -101,7 +100,7 @@ def choices(harm: NDArray[np.float64]) -> Iterator[list[int]]:
         yield sorted(blocks)
 
 
-def _excess(precision: RunPrecision, manifest: Manifest, record: PrecisionRecord) -> list[float]:
+def _excess(precision: Precision, manifest: Manifest, record: PrecisionRecord) -> list[float]:
     """What a choice uses up of what the contract allows, by output and figure; empty if nothing finite came out.
 
     Independent errors' squares add up, and 1 - cosine is a square already.
@@ -114,7 +113,7 @@ def _excess(precision: RunPrecision, manifest: Manifest, record: PrecisionRecord
     ]
 
 
-def _harm_of_blocks(precision: RunPrecision, manifest: Manifest, emulate: Trial) -> NDArray[np.float64]:
+def _harm_of_blocks(precision: Precision, manifest: Manifest, emulate: Trial) -> NDArray[np.float64]:
     """``(blocks, figures)``: what each block alone, in half precision, uses up of what the contract allows."""
     depth, saliency = encoder_depth(manifest), manifest.saliency_heads is not None
     alone = [Fp32Parts(saliency, [b for b in range(depth) if b != block]) for block in range(depth)]
@@ -143,7 +142,7 @@ def encoder_depth(manifest: Manifest) -> int:
 
 # ---------------------------------------------------------------------------------------------------------- measurement
 def measure(
-    precision: RunPrecision, parts: Fp32Parts, sample: Sample, backend: Backend, bundle: Bundle, measured: str
+    precision: Precision, parts: Fp32Parts, sample: Sample, backend: Backend, bundle: Bundle, measured: str
 ) -> PrecisionRecord:
     """What a backend gives on a sample; it is closed."""
     try:
@@ -202,31 +201,31 @@ def measure_on_openvino(sample: Sample, bundle: Bundle) -> Trial:
     def trial(parts: Fp32Parts) -> PrecisionRecord:
         chosen = _keeping(bundle, parts)
         measured = f"openvino {import_openvino().get_version().partition('-')[0]}"
-        backend = _openvino(chosen, RunPrecision.BF16)
-        return measure(RunPrecision.BF16, parts, sample, backend, chosen, measured)
+        backend = _openvino(chosen, Precision.BF16)
+        return measure(Precision.BF16, parts, sample, backend, chosen, measured)
 
     return trial
 
 
 def relative_time(pixels: Pixels, bundle: Bundle, parts: Fp32Parts) -> float:
     """Of the encoder by OpenVINO in bf16, as a multiple of its time in fp32."""
-    bf16 = _seconds(pixels, _keeping(bundle, parts), RunPrecision.BF16)
-    return bf16 / _seconds(pixels, bundle, RunPrecision.FP32)
+    bf16 = _seconds(pixels, _keeping(bundle, parts), Precision.BF16)
+    return bf16 / _seconds(pixels, bundle, Precision.FP32)
 
 
 def _keeping(bundle: Bundle, parts: Fp32Parts) -> Bundle:
     """The bundle with other parts in fp32 where it runs in bf16."""
     record = PrecisionRecord("", "", parts, {}, None)
-    precisions = {**bundle.manifest.precisions, str(RunPrecision.BF16): record}
+    precisions = {**bundle.manifest.precisions, str(Precision.BF16): record}
     return replace(bundle, manifest=replace(bundle.manifest, precisions=precisions))
 
 
-def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:
+def _openvino(bundle: Bundle, precision: Precision) -> Backend:
     kind = BACKENDS[BackendName.OPENVINO, DeviceName.CPU]
     return kind(bundle, RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision))
 
 
-def _seconds(pixels: Pixels, bundle: Bundle, precision: RunPrecision) -> float:
+def _seconds(pixels: Pixels, bundle: Bundle, precision: Precision) -> float:
     """The fastest of a few runs after the first."""
     backend = _openvino(bundle, precision)
     try:

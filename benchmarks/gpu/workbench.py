@@ -20,7 +20,7 @@ from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.engine import Engine
-from facetrt.export.export_options import ExportOptions, Precision
+from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.models import ModelSpec
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.cubins import choose_architecture
@@ -251,7 +251,7 @@ def prepare_gpu(
     from facetrt.export.additions import add_kernels
     from facetrt.export.plans import build_plan
 
-    opened, spec, state = prepare(bundle, weights, folder, ExportOptions(precision=Precision.FP16))
+    opened, spec, state = prepare(bundle, weights, folder, ExportOptions(precision=GraphPrecision.FP16))
     if bundle is None:
         add_kernels(Path(opened), [arch], report=report)
         try:

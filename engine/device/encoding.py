@@ -27,7 +27,7 @@ from facetrt.kernels.errors import InputError
 SIZES = 8  # of images, whose tables stay on the device
 
 
-class Lane(Protocol):
+class EncoderLane(Protocol):
     """One stream of a GPU backend."""
 
     @property
@@ -36,7 +36,7 @@ class Lane(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
+class DecodedImage:
     """A decoded image and the sizes that it is resized to.
 
     ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, or another library's array on the GPU,
@@ -56,7 +56,7 @@ class Frame:
         return self.pixels.nbytes if isinstance(self.pixels, np.ndarray) else 0
 
 
-def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) -> Frame:
+def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) -> DecodedImage:
     """Decode an image and check that it can be encoded; resizing is left to the device.
 
     Raises:
@@ -74,12 +74,12 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
     encoder.check_size(name, original, size, half, options)
     geometry = Geometry(original, size, encoder.manifest.architecture.patch, stride)
     detail = detail_of(pixels, geometry) if isinstance(pixels, np.ndarray) else None
-    return Frame(pixels, name, original, size, half, detail)
+    return DecodedImage(pixels, name, original, size, half, detail)
 
 
-def batches(encoder: Encoder, frames: Iterable[Frame], options: EncodeOptions) -> Iterator[list[Frame]]:
+def batches(encoder: Encoder, frames: Iterable[DecodedImage], options: EncodeOptions) -> Iterator[list[DecodedImage]]:
     """Neighbours of one loaded size, as many at a time as are encoded at once. The backend is active by now."""
-    batch: list[Frame] = []
+    batch: list[DecodedImage] = []
     for frame in frames:
         if batch and (batch[0].size != frame.size or len(batch) == encoder.lane_batch(frame.size, options)):
             yield batch
@@ -113,7 +113,7 @@ def _device_image_size(image: Any, name: str) -> tuple[int, int]:
 class _Ready:
     """A frame on the device, resized: ``loaded (h, w, 3)`` and, where saliency wants it, ``half`` its size."""
 
-    frame: Frame
+    frame: DecodedImage
     loaded: DeviceArray
     half: DeviceArray | None
 
@@ -121,7 +121,7 @@ class _Ready:
 class DeviceEncoder(Passes[DeviceArray]):
     """Encodes on one lane. What depends on the grid alone stays on the device; one thread uses it at a time."""
 
-    def __init__(self, encoder: Encoder, lane: Lane) -> None:
+    def __init__(self, encoder: Encoder, lane: EncoderLane) -> None:
         self._encoder, self._lane, self._device = encoder, lane, lane.device
         self.manifest = encoder.manifest
         device = lane.device
@@ -133,7 +133,7 @@ class DeviceEncoder(Passes[DeviceArray]):
         self._grid_inputs = lru_cache(maxsize=SIZES)(grid_inputs)
         self._enlarging = lru_cache(maxsize=SIZES)(lambda *grids: device.upload(_enlarging(*grids)))
 
-    def encode(self, batch: Sequence[Frame], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
+    def encode(self, batch: Sequence[DecodedImage], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
         """Features of frames of one loaded size, in order; see :func:`batches`.
 
         Raises:
@@ -156,7 +156,7 @@ class DeviceEncoder(Passes[DeviceArray]):
             found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record))
         return found
 
-    def _prepare(self, frame: Frame, options: EncodeOptions) -> _Ready:
+    def _prepare(self, frame: DecodedImage, options: EncodeOptions) -> _Ready:
         pixels = self._on_device(frame)
 
         def resized(size: tuple[int, int]) -> DeviceArray:
@@ -165,7 +165,7 @@ class DeviceEncoder(Passes[DeviceArray]):
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
         return _Ready(frame, resized(frame.size), resized(frame.half or frame.size) if low else None)
 
-    def _on_device(self, frame: Frame) -> DeviceArray:
+    def _on_device(self, frame: DecodedImage) -> DeviceArray:
         """``(1, H, W, 3)``; what lies on the device already is used where it is, if kernels can take it there."""
         if isinstance(frame.pixels, np.ndarray):
             return self._device.upload(frame.pixels[None])

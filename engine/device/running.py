@@ -10,7 +10,7 @@ from threading import Lock
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.device.cosegmentation import DeviceImages
-from facetrt.engine.device.encoding import DeviceEncoder, Frame, Lane, batches, decode
+from facetrt.engine.device.encoding import DecodedImage, DeviceEncoder, EncoderLane, batches, decode
 from facetrt.engine.device.matching import DevicePair
 from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
@@ -29,7 +29,7 @@ class DeviceRunner(Runner):
 
     def __init__(self, encoder: Encoder, backend: CudaBackend) -> None:
         self._encoder, self._backend = encoder, backend
-        self._encoders: dict[Lane, DeviceEncoder] = {}  # so that tables stay on the device between calls
+        self._encoders: dict[EncoderLane, DeviceEncoder] = {}  # so that tables stay on the device between calls
 
     def encode_on_device(
         self,
@@ -109,7 +109,7 @@ class DeviceRunner(Runner):
 
     def _frames(
         self, images: Iterable[ImageLike], encoding: EncodeOptions, tally: Tally, on_broken: OnBroken | None
-    ) -> Generator[Frame]:
+    ) -> Generator[DecodedImage]:
         load = partial(decode, self._encoder, options=encoding)
         with closing(read_ahead(enumerate(images), load)) as items:
             for item in items:
@@ -121,11 +121,11 @@ class DeviceRunner(Runner):
                     on_broken(item.image, item.loaded)
                 tally.add()
 
-    def _bring(self, item: Features | DeviceFeatures, lane: Lane, facet: str) -> DeviceFeatures:
+    def _bring(self, item: Features | DeviceFeatures, lane: EncoderLane, facet: str) -> DeviceFeatures:
         """Features for use on a lane."""
         return self._encoder_of(lane).upload(item, facet) if isinstance(item, Features) else item.adopt(lane.device)
 
-    def _encoder_of(self, lane: Lane) -> DeviceEncoder:
+    def _encoder_of(self, lane: EncoderLane) -> DeviceEncoder:
         """The lane's, made by its first user: a lane has one user at a time."""
         if lane not in self._encoders:
             self._encoders[lane] = DeviceEncoder(self._encoder, lane)

@@ -67,7 +67,7 @@ class CellRule(StrEnum):
         return np.asarray(columns_rows[:, 1] * grid_wh[0] + columns_rows[:, 0], np.int64)
 
 
-class Frame(StrEnum):
+class CoordinateFrame(StrEnum):
     """In which pixels distances are measured: those of the loaded target, or of the file."""
 
     LOADED = "loaded"
@@ -93,7 +93,7 @@ class CorrespondenceOptions(Options):
     alpha: float = 0.1
     strict: bool = False
     cell_rule: CellRule = CellRule.NEAREST
-    frame: Frame = Frame.LOADED
+    frame: CoordinateFrame = CoordinateFrame.LOADED
     average: Average = Average.KEYPOINTS
 
     def __post_init__(self) -> None:
@@ -247,7 +247,7 @@ class KeypointTransfer(Evaluation):
         return [float(value) for value in distances(relative_xy * frame, annotated)]
 
     def _frame_size(self, pair: KeypointPair) -> tuple[int, int]:
-        if self.options.frame is Frame.ORIGINAL:
+        if self.options.frame is CoordinateFrame.ORIGINAL:
             return pair.target_size
         return loaded_size(pair.target_size, self.options.load_size)
 

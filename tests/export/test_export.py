@@ -20,7 +20,7 @@ from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export import exporting
 from facetrt.export.encoder import FacetEncoder
-from facetrt.export.export_options import ExportOptions, Facet, Precision
+from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
 from facetrt.export.exporting import export_bundle, load_model, resolve_options
 from facetrt.export.models import MODELS, find_model
 from facetrt.export.reference import ReferenceModel
@@ -99,7 +99,7 @@ def test_the_body_of_the_attention_function_is_the_same_attention(tiny_bundle: P
 
 
 def test_half_precision_keeps_attention_in_standard_operators(work: Path, tiny_weights: Path) -> None:
-    bundle = export_tiny(tiny_weights, work / "half-plain", facets=facets("key@1"), precision=Precision.FP16)
+    bundle = export_tiny(tiny_weights, work / "half-plain", facets=facets("key@1"), precision=GraphPrecision.FP16)
     assert "MultiHeadAttention" not in operators(bundle)  # the fused kernel would run in half precision throughout
 
 
@@ -113,7 +113,7 @@ def test_uint8_goes_in_and_opset_is_recorded(tiny_bundle: Path, tiny_engine: Eng
 
 
 def test_fp16_holds_its_contract_and_keeps_fp32_islands(work: Path, tiny_weights: Path, tiny_engine: Engine) -> None:
-    bundle = export_tiny(tiny_weights, work / "half", precision=Precision.FP16, facets=facets("key@1,token@2"))
+    bundle = export_tiny(tiny_weights, work / "half", precision=GraphPrecision.FP16, facets=facets("key@1,token@2"))
     graph = onnx.load(bundle / "encoder.onnx").graph
     halves = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16 and len(t.dims) == 2]
     assert len(halves) >= 3 * 3 and (bundle / "encoder.onnx").stat().st_size < 400_000
@@ -160,7 +160,7 @@ def test_nan_never_passes(tmp_path: Path) -> None:
     report = parity.compare_output(good, good)
     merged = parity.worst([{"key@0": report}, {"key@0": report | {"relative_frobenius": float("nan")}}])
     with pytest.raises(ParityError):
-        parity.check(merged, Precision.FP16)
+        parity.check(merged, GraphPrecision.FP16)
 
 
 def test_a_wrong_layer_head_or_table_would_be_seen(tiny_weights: Path) -> None:

@@ -20,13 +20,12 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from facetrt.engine.backends import plan_check
-from facetrt.engine.backends.run_options import BackendName, DeviceName, RunOptions
-from facetrt.engine.backends.run_options import Precision as RunPrecision
+from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.cli.main import program
 from facetrt.export import plans
-from facetrt.export.export_options import Precision
+from facetrt.export.export_options import GraphPrecision
 from facetrt.export.plan_graph import prepare_graph
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError, ParityError
@@ -44,7 +43,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 
 @pytest.fixture(scope="module")
 def static_folder(work: Path, tiny_weights: Path) -> Path:
-    names, half = facets("key@1"), Precision.BF16
+    names, half = facets("key@1"), GraphPrecision.BF16
     return export_tiny(tiny_weights, work / "static-bf16", size=(24, 32), facets=names, precision=half)
 
 
@@ -288,7 +287,7 @@ def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) ->
     (record,) = Bundle.open(static).manifest.plans.values()
     assert [shape[0] for shape in record.profile["images"]] == [1, 2, 2] and record.flags == ["version_compatible"]
     backend = TensorRtBackend(
-        Bundle.open(static), RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=RunPrecision.BF16)
+        Bundle.open(static), RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.BF16)
     )
     backend.activate()
     backend.close()

@@ -15,17 +15,17 @@ from helpers import facets
 from trained_like import SPEC, trained_like
 
 from facetrt.engine import ParityError
-from facetrt.engine.backends.run_options import Precision as RunPrecision
+from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Fp32Parts, Manifest, PrecisionRecord
 from facetrt.export import exporting
 from facetrt.export import precision as module
-from facetrt.export.export_options import ExportOptions, Precision
+from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import emulation, export_bundle, find_parts, load_model, make_sample, measure_bf16
 from facetrt.export.models import MODELS
 from facetrt.export.precision import hold_contract, measure_ranges
 
-OPTIONS = ExportOptions(stride=8, precision=Precision.BF16)
+OPTIONS = ExportOptions(stride=8, precision=GraphPrecision.BF16)
 Setting = tuple[Any, ExportOptions, Manifest, module.Sample]
 
 
@@ -71,7 +71,7 @@ def test_fp16_that_overflows_is_refused_with_the_reason(folder: Path) -> None:
         params[f"blocks.{i}.mlp.fc1.weight"] *= np.float32(1e5)
     params[f"blocks.{last}.attn.qkv.bias"] += np.float32(1e6)
     np.savez(folder / "large.npz", **params)
-    options = replace(OPTIONS, precision=Precision.FP16, facets=facets(f"key@{last}"), saliency=False)
+    options = replace(OPTIONS, precision=GraphPrecision.FP16, facets=facets(f"key@{last}"), saliency=False)
     with pytest.raises(ParityError, match=r"fp16 misses its contract with these weights: .*infinite.*--precision fp32"):
         export_bundle(SPEC.name, folder / "large", options, weights=folder / "large.npz")
     assert not (folder / "large").exists()
@@ -87,15 +87,15 @@ def test_blocks_that_do_most_harm_are_kept_first(folder: Path) -> None:
         missed = "too much" if error > 0.01 or not parts.cls_attention else ""
         return PrecisionRecord(missed, "", parts, {n: {"relative_frobenius": error} for n in manifest.outputs}, None)
 
-    assert hold_contract(RunPrecision.BF16, manifest, measure, measure).fp32 == Fp32Parts(True, [1, 3])
-    worse = hold_contract(RunPrecision.BF16, manifest, lambda parts: replace(measure(parts), missed="always"), measure)
+    assert hold_contract(Precision.BF16, manifest, measure, measure).fp32 == Fp32Parts(True, [1, 3])
+    worse = hold_contract(Precision.BF16, manifest, lambda parts: replace(measure(parts), missed="always"), measure)
     assert worse.fp32 == Fp32Parts() and worse.missed == "always"
 
 
 def test_without_openvino_an_fp32_bundle_is_measured_by_emulated_rounding(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vit, options, manifest, sample = setting(folder, "sharp1", precision=Precision.FP32)
+    vit, options, manifest, sample = setting(folder, "sharp1", precision=GraphPrecision.FP32)
     monkeypatch.setattr(exporting, "openvino_runs_bf16", lambda: False)
     monkeypatch.setattr(exporting, "_opened", lambda folder, manifest: None)
     record = measure_bf16(folder, manifest, vit, SPEC, options, sample)
@@ -124,9 +124,14 @@ def test_emulated_rounding_loses_about_what_a_half_precision_network_does(folder
     )
     parts = Fp32Parts(cls_attention=True, blocks=[2])
     with torch.no_grad():
+        single = replace(options, precision=GraphPrecision.FP32)
         real, emulated, exact = (
             exporting.make_encoder(vit, SPEC, chosen, table, fp32=parts, emulated=flag)(*inputs)
-            for chosen, flag in ((options, False), (options, True), (replace(options, precision=Precision.FP32), False))
+            for chosen, flag in (
+                (options, False),
+                (options, True),
+                (replace(options, precision=GraphPrecision.FP32), False),
+            )
         )
     for a, b, c in zip(real, emulated, exact, strict=True):
         assert 0.7 < (b - c).norm() / (a - c).norm() < 2  # eager torch adds biases before it rounds, the graph after

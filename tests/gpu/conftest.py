@@ -12,7 +12,7 @@ from helpers import deterministic_weights
 from facetrt.engine import Engine
 from facetrt.engine.doctor.diagnosis import ask, read_driver
 from facetrt.export.additions import add_kernels
-from facetrt.export.export_options import ExportOptions, Precision
+from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import find_model
 from facetrt.export.plans import build_plan
@@ -48,7 +48,7 @@ def exact(gpu: str, work: Path, weights: Path) -> Iterator[Engine]:
 def bundle(request: pytest.FixtureRequest, gpu: str, work: Path, weights: Path) -> Path:
     """With kernels and a plan for this GPU."""
     folder = work / f"gpu_{request.param}"
-    export_bundle(MODEL, folder, ExportOptions(precision=Precision(request.param)), weights=weights)
+    export_bundle(MODEL, folder, ExportOptions(precision=GraphPrecision(request.param)), weights=weights)
     add_kernels(folder, [gpu])
     build_plan(folder)
     return folder

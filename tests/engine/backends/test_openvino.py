@@ -17,7 +17,7 @@ from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.parity import compare
 from facetrt.engine.bundle.bundle import read_manifest
 from facetrt.engine.bundle.manifest import Fp32Parts
-from facetrt.export.export_options import Precision
+from facetrt.export.export_options import GraphPrecision
 
 require_openvino()
 
@@ -101,7 +101,7 @@ def test_bf16_on_a_processor_without_it(tiny_bundle: Path, monkeypatch: pytest.M
 
 
 def test_half_precision_bundles_are_refused(work: Path, tiny_weights: Path) -> None:
-    bundle = export_tiny(tiny_weights, work / "half-openvino", facets=facets("key@1"), precision=Precision.FP16)
+    bundle = export_tiny(tiny_weights, work / "half-openvino", facets=facets("key@1"), precision=GraphPrecision.FP16)
     with pytest.raises(InputError, match="openvino runs fp32 bundles in fp32 or bf16; this one is fp16"):
         Engine.open(bundle, backend="openvino")
 

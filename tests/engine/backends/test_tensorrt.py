@@ -33,7 +33,7 @@ SIZE = (24, 32)
 
 @pytest.fixture(scope="module")
 def static_folder(work: Path, tiny_weights: Path) -> Path:
-    half = export_options.Precision.FP16
+    half = export_options.GraphPrecision.FP16
     return export_tiny(tiny_weights, work / "static-half", size=SIZE, facets=facets("key@1"), precision=half)
 
 

@@ -31,7 +31,7 @@ SIZE = (24, 32)
 @pytest.fixture(scope="module")
 def built(work: Path, tiny_weights: Path) -> Path:
     """Of one size, in half precision, with an engine that never ran."""
-    half = export_options.Precision.FP16
+    half = export_options.GraphPrecision.FP16
     plain = export_tiny(tiny_weights, work / "rtx-plain", size=SIZE, facets=facets("key@1"), precision=half)
     return plan_bundle(plain, work / "rtx-built", RTX)
 

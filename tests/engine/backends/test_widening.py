@@ -16,9 +16,9 @@ from facetrt.engine import Engine, InputError
 from facetrt.engine.backends import parity
 from facetrt.engine.backends.widening import HALVES, widen
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.export.export_options import Precision
+from facetrt.export.export_options import GraphPrecision
 
-KINDS = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
+KINDS = {GraphPrecision.FP16: TensorProto.FLOAT16, GraphPrecision.BF16: TensorProto.BFLOAT16}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -55,8 +55,8 @@ def test_half_precision_is_where_it_pays(half: Path) -> None:
     kinds = Counter(t.data_type for t in weights)
     kept = manifest.fp32_parts(manifest.precision)  # four products in a block, and two more of [CLS] attention
     exact = 4 * len(kept.blocks) + 2 * (kept.cls_attention and TINY.depth - 1 not in kept.blocks)
-    assert kinds[TensorProto.FLOAT] == exact and kinds[KINDS[Precision(manifest.precision)]] >= 4
-    assert kinds.total() == exact + kinds[KINDS[Precision(manifest.precision)]] >= 9
+    assert kinds[TensorProto.FLOAT] == exact and kinds[KINDS[GraphPrecision(manifest.precision)]] >= 4
+    assert kinds.total() == exact + kinds[KINDS[GraphPrecision(manifest.precision)]] >= 9
     shaped = onnx.shape_inference.infer_shapes(onnx.load(half / "encoder.onnx")).graph
     made = {value.name: value.type.tensor_type.elem_type for value in shaped.value_info}
     for node in shaped.node:
