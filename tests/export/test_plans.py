@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from facetrt.engine.backends import plan_check
+from facetrt.engine.backends.flavours import RTX
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.backends.tensorrt import TensorRtBackend
 from facetrt.engine.bundle.bundle import Bundle
@@ -27,7 +28,7 @@ from facetrt.engine.cli.main import program
 from facetrt.export import plans
 from facetrt.export.export_options import GraphPrecision
 from facetrt.export.plan_graph import prepare_graph
-from facetrt.export.plans import PlanOptions, build_plan
+from facetrt.export.plans import PlanOptions, build_plan, parse_plan_architectures
 from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError, ParityError
 
 SIZES: dict[str, Any] = {"min_size": (8, 8), "opt_size": (24, 32), "max_size": (40, 40)}
@@ -318,3 +319,72 @@ def test_old_gpus_have_no_bf16(static: Path, monkeypatch: pytest.MonkeyPatch, fa
     monkeypatch.setattr(plans, "gpu_architecture", lambda: "sm_75")
     with pytest.raises(InputError, match="sm_75 has no bf16 arithmetic"):
         build_plan(static, replace(QUICK, max_batch=2))
+
+
+# --------------------------------------------------------------------------------------------------- ahead of time
+@pytest.fixture
+def fake_rtx(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """TensorRT for RTX, on a machine whose GPU nobody may ask."""
+    machine = install(monkeypatch, rtx=True)
+    monkeypatch.setattr(plans, "gpu_architecture", lambda: pytest.fail("the GPU was asked"))
+    yield machine
+    gc.collect()
+
+
+def test_an_engine_is_built_for_named_gpus_without_one(static: Path, fake_rtx: FakeGpu) -> None:
+    options = PlanOptions(opt_batch=2, max_batch=3, architectures=("sm_86", "sm_120"))
+    name, record = build_plan(static, options, flavour=RTX)
+    assert name == "plans/rtx-sm_86-sm_120-1.7.1.116-b1-2-3.plan"
+    assert fake_rtx.tensorrt.fake.capabilities == ["SM86", "SM120"]
+    assert (record.builder, record.version) == ("tensorrt-rtx", "1.7.1.116")
+    assert record.architectures == ["sm_86", "sm_120"] and record.parity.cases == []
+    assert (record.attention, record.fused_attention, record.scratch_bytes) == (2, 2, [1 << 20, 2 << 20])
+    assert Bundle.open(static).manifest.plans == {name: record}
+    stages: list[str] = []
+    assert build_plan(static, options, flavour=RTX, report=stages.append) == (name, record) and "kept" in stages[-1]
+    _, other = build_plan(static, PlanOptions(opt_batch=1, max_batch=1), flavour=RTX)
+    assert other.architectures == ["sm_80", "sm_86", "sm_89", "sm_120", "sm_121"]  # 7.5 has no bf16
+    with pytest.raises(InputError, match=r"sm_75 has no bf16 arithmetic: .*or for newer GPUs"):
+        build_plan(static, PlanOptions(architectures=("sm_75", "sm_80")), flavour=RTX)
+
+
+def test_a_builder_that_says_nothing(static: Path, fake_rtx: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fakes_tensorrt.Builder, "_report_of", lambda self, layers, profiles: ["in other words"])
+    with pytest.raises(BackendError, match=r"1\.7\.1\.116 does not say what it built, .*pip install 'tensorrt-rtx"):
+        build_plan(static, PlanOptions(opt_batch=1, max_batch=1), flavour=RTX)
+
+
+def test_attention_must_be_one_kernel_in_every_profile(
+    static: Path, fake_rtx: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fakes_tensorrt.Network.layers_of_plan
+
+    def only_single_images(network: Any, count: int) -> list[dict[str, str]]:
+        layers = real(network, count)
+        return [layer for layer in layers if "_myl1_" not in layer["Name"] or "attention_0" not in layer["Metadata"]]
+
+    monkeypatch.setattr(fakes_tensorrt.Network, "layers_of_plan", only_single_images)
+    with pytest.raises(InputError, match=r"did not fuse attention_0 \(.*1 of 2"):
+        build_plan(static, PlanOptions(opt_batch=2, max_batch=2), flavour=RTX)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--version-compatible"], "--version-compatible is for plans of --target tensorrt"),
+        (["--timing-cache", "t"], "--timing-cache is for plans of --target tensorrt"),
+        (["--architectures", "sm90"], "does not run on sm_90: expected all, or some of sm_75,sm_80"),
+        (["--architectures", "sm75,,x"], "does not run on sm_, sm_x"),
+    ],
+)
+def test_options_that_it_has_no_place_for(static: Path, fake_rtx: FakeGpu, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(program(), ["export", str(static), "--target", "tensorrt-rtx", *options])
+    assert isinstance(result.exception, InputError) and message in str(result.exception)
+
+
+def test_architectures_are_for_it_alone(static: Path, fake_gpu: FakeGpu) -> None:
+    command = ["export", str(static), "--target", "tensorrt", "--architectures", "sm_80"]
+    result = CliRunner().invoke(program(), command)
+    assert "--architectures is for --target tensorrt-rtx" in str(result.exception)
+    assert parse_plan_architectures("all") is None
+    assert parse_plan_architectures("sm75, SM_120,120,sm75") == ("sm_75", "sm_120")
