@@ -28,7 +28,7 @@ from facetrt.kernels.errors import InputError
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="the extra rtx is not installed")
 
 ALL_KINDS = facets("key@0,query@1,value@1,token@1,normed@2,key@2")  # with saliency, of the last block
-WORKSPACE = 9 << 20  # bytes of scratch memory that are taken whatever the size
+WORKSPACE = 20 << 20  # bytes of scratch memory that are taken whatever the size
 BYTES = 32  # more for each token and channel, at most; a t × t matrix would take thousands
 FP16, BF16, FP32 = Precision.FP16, Precision.BF16, Precision.FP32
 NEWER = Settings(architectures=[name for name in RTX.architectures or () if name != "sm_75"])
