@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnxruntime
 import pytest
 import torch
 from helpers import TINY, deterministic_weights, export_tiny, facets, photo
@@ -98,9 +99,20 @@ def test_the_body_of_the_attention_function_is_the_same_attention(tiny_bundle: P
         np.testing.assert_allclose(fused[name], values, atol=1e-5)
 
 
-def test_half_precision_keeps_attention_in_standard_operators(work: Path, tiny_weights: Path) -> None:
+def test_half_precision_calls_the_attention_kernel_and_its_formula_sums_in_fp32(work: Path, tiny_weights: Path) -> None:
+    """ONNX Runtime runs its kernel, which holds no t × t matrix; who inlines the function gets an fp32 softmax."""
     bundle = export_tiny(tiny_weights, work / "half-plain", facets=facets("key@1"), precision=GraphPrecision.FP16)
-    assert "MultiHeadAttention" not in operators(bundle)  # the fused kernel would run in half precision throughout
+    model = onnx.load(bundle / "encoder.onnx")
+    (body,) = model.functions
+    makers = {name: node for node in body.node for name in node.output}
+    (softmax,) = [node for node in body.node if node.op_type == "Softmax"]
+    before = makers[softmax.input[0]]
+    assert before.op_type == "Cast" and before.attribute[0].i == onnx.TensorProto.FLOAT
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(work / "half-optimised.onnx")
+    onnxruntime.InferenceSession(bundle / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(work / "half-optimised.onnx")
+    assert [node.op_type for node in optimised.graph.node].count("MultiHeadAttention") == 2
 
 
 def test_uint8_goes_in_and_opset_is_recorded(tiny_bundle: Path, tiny_engine: Engine) -> None:
