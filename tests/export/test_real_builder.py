@@ -17,9 +17,9 @@ from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Checkpoint, Manifest
 from facetrt.engine.cli.main import program
 from facetrt.export import exporting
+from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import resolve_options
 from facetrt.export.models import ModelSpec, find_model
-from facetrt.export.options import ExportOptions, Precision
 from facetrt.export.plan_builder import Built, PlanBuilder, Settings
 from facetrt.export.plan_graph import PreparedGraph, prepare_graph, profile_shapes, profiles
 from facetrt.export.plans import PlanOptions, build_plan
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reas
 ALL_KINDS = facets("key@0,query@1,value@1,token@1,normed@2,key@2")  # with saliency, of the last block
 WORKSPACE = 20 << 20  # bytes of scratch memory that are taken whatever the size
 BYTES = 32  # more for each token and channel, at most; a t × t matrix would take thousands
-FP16, BF16, FP32 = Precision.FP16, Precision.BF16, Precision.FP32
+FP16, BF16, FP32 = GraphPrecision.FP16, GraphPrecision.BF16, GraphPrecision.FP32
 NEWER = Settings(architectures=[name for name in RTX.architectures or () if name != "sm_75"])
 
 
@@ -76,7 +76,7 @@ def check_scratch(built: Built, manifest: Manifest, largest: int, batches: tuple
 @pytest.mark.parametrize("size", [None, (112, 96)], ids=["dynamic", "static"])
 @pytest.mark.parametrize("precision", [FP16, BF16])
 def test_attention_is_one_kernel_in_half_precision(
-    tiny: Callable[..., tuple[PreparedGraph, Manifest]], precision: Precision, size: tuple[int, int] | None
+    tiny: Callable[..., tuple[PreparedGraph, Manifest]], precision: GraphPrecision, size: tuple[int, int] | None
 ) -> None:
     graph, manifest = tiny(facets=ALL_KINDS, precision=precision, size=size)
     assert graph.attention == ("attention_0", "attention_1", "attention_2")
@@ -121,7 +121,9 @@ def test_the_built_in_model(tmp_path: Path) -> None:
     [("dino_vits8", FP16, None, 448), ("dino_vits16", BF16, (224, 224), 224)],
     ids=["vits8-dynamic", "vits16-static"],
 )
-def test_vit_s(model: str, precision: Precision, size: tuple[int, int] | None, largest: int, tmp_path: Path) -> None:
+def test_vit_s(
+    model: str, precision: GraphPrecision, size: tuple[int, int] | None, largest: int, tmp_path: Path
+) -> None:
     graph, manifest = graph_of(
         find_model(model), tmp_path, facets=facets("key@9,token@11"), precision=precision, size=size
     )
