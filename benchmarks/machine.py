@@ -42,7 +42,7 @@ def has_bf16() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
+    """The versions of Python and of the packages that are installed."""
     return installed_versions(PACKAGES)
 
 

@@ -138,7 +138,7 @@ def row_cells(row: Row) -> list[str]:
 
 
 def _figure(value: float, unit: str) -> str:
-    """Of a bar: a ratio, or an amount."""
+    """A bar's figure: a ratio, or an amount."""
     return f"{value:.3g} ×" if unit == "×" else _amount(value, unit)
 
 

@@ -19,7 +19,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of at least one value."""
         low, middle, high = np.percentile(values, (25, 50, 75))
         return Spread(float(middle), float(high - low) if len(values) > 1 else None, len(values))
 

@@ -205,7 +205,7 @@ class Latencies:
         return result
 
     def contestant(self, name: str, *, rounds: int | None = None) -> Contestant:
-        """To be timed beside others."""
+        """A contestant, to be timed beside others."""
         return Contestant(name, self.run, rounds=rounds, prepare=self.prepare)
 
     def row(self, section: str, name: str) -> list[Row]:

@@ -194,7 +194,7 @@ def _rate(timings: Timings, name: str) -> dict[str, Any]:
 
 
 def measure_latency(bench: VideoBench) -> list[Row]:
-    """From a frame's arrival to its features, where frames come slower than they are encoded."""
+    """Time from a frame's arrival to its features, where frames come slower than they are encoded."""
     engine, side, count = bench.engine, bench.sizes.side, bench.sizes.paced
     bench.report(LATENCY)
     seconds = []

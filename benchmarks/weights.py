@@ -39,6 +39,6 @@ def deterministic_weights(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 
 
 def _uniform(name: str, shape: tuple[int, ...], std: float) -> NDArray[np.float32]:
-    """Of mean 0 and standard deviation ``std``, seeded by the tensor's name."""
+    """Uniform numbers of mean 0 and standard deviation ``std``, seeded by the tensor's name."""
     half_width = std * 3**0.5
     return np.random.RandomState(zlib.crc32(name.encode())).uniform(-half_width, half_width, shape).astype(np.float32)

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version() -> str:
-    """Of the distribution ``facetrt``, like ``0.1.0``; ``unknown`` where the code runs without being installed."""
+    """The installed version of facetrt, like ``0.1.0``; ``unknown`` where the code runs without being installed."""
     try:
         return version("facetrt")
     except PackageNotFoundError:

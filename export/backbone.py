@@ -126,7 +126,7 @@ def _nothing_found(loaded: Any, source: str) -> str:
 
 
 def _names(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Of every tensor, in whatever dictionary."""
+    """The names of every tensor, in whatever dictionary."""
     torch, _ = import_export_libraries()
     if isinstance(value, Mapping) and len(path) <= MAX_DEPTH:
         for key, entry in value.items():

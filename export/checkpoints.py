@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def _reader(path: Path) -> Callable[[Path], Any]:
-    """By the first bytes: endings are not to be relied on."""
+    """The reader for a file, by its first bytes: endings are not to be relied on."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

@@ -209,7 +209,7 @@ def _check_additions(context: typer.Context, model: str) -> None:
 
 
 def _plan_options(context: typer.Context) -> PlanOptions:
-    """From the options that were given; those for a plan need --target tensorrt."""
+    """The plan's options among those that were given; those for a plan need --target tensorrt."""
     given = {name: context.params[name] for name in PLAN_OPTIONS & _given(context)}
     if given and context.params["target"] is Target.ONNX:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))

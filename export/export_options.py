@@ -49,7 +49,7 @@ class Facet:
 
     @staticmethod
     def parse(text: str) -> Facet:
-        """From ``kind@layer``; raises :class:`InputError` for anything else."""
+        """Read ``kind@layer``; raises :class:`InputError` for anything else."""
         found = FACET.fullmatch(text)
         if found is None:
             raise InputError(

@@ -208,7 +208,7 @@ def measure_on_openvino(sample: Sample, bundle: Bundle) -> Trial:
 
 
 def relative_time(pixels: Pixels, bundle: Bundle, parts: Fp32Parts) -> float:
-    """Of the encoder by OpenVINO in bf16, as a multiple of its time in fp32."""
+    """The encoder's time by OpenVINO in bf16, as a multiple of its time in fp32."""
     bf16 = _seconds(pixels, _keeping(bundle, parts), Precision.BF16)
     return bf16 / _seconds(pixels, bundle, Precision.FP32)
 

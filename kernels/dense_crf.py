@@ -340,7 +340,7 @@ class _LatticeFilter:
         return result
 
     def _blur(self, vertices: Float) -> None:
-        """In place, ``(vertices + 1, lanes)``. Absent neighbours are read from the last row, which stays zero."""
+        """Blur in place, ``(vertices + 1, lanes)``. Absent neighbours are read from the last row, which stays zero."""
         ahead = np.empty_like(vertices[:-1])
         behind = np.empty_like(ahead)
         for axis in self._neighbours:

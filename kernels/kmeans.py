@@ -42,7 +42,7 @@ class KMeans:
 
 @dataclass(frozen=True)
 class Assignment:
-    """For each row the nearest centroid ``labels (n,)`` int64 and its ``squared_distances (n,)`` float32."""
+    """The nearest centroid of each row, ``labels (n,)`` int64, and its ``squared_distances (n,)`` float32."""
 
     labels: NDArray[np.int64]
     squared_distances: Float

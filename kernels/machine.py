@@ -51,7 +51,7 @@ def usable_memory(root: Path = ROOT) -> Memory:
 
 
 def _process_limits(root: Path) -> Iterator[Memory]:
-    """Of ``ulimit -v`` and ``-d``: what is left, since they count whatever is mapped, and libraries map gigabytes."""
+    """What ``ulimit -v`` and ``-d`` leave, since they count whatever is mapped, and libraries map gigabytes."""
     import resource
 
     mapped = _numbers(root / "proc/self/statm")

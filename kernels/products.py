@@ -70,7 +70,7 @@ def gram_matrix(rows: NDArray[Real]) -> NDArray[Real]:
 
 
 def squared_lengths(rows: Float) -> Float:
-    """Of each row of ``rows (n, C)``, ``(n,)``."""
+    """The squared length of each row of ``rows (n, C)``, ``(n,)``."""
     return np.asarray(np.einsum("nc,nc->n", rows, rows))
 
 
@@ -92,7 +92,7 @@ def squared_distances(rows: Float, centroids: Float, squares: Float | None = Non
 
 
 def first_largest(values: Float) -> tuple[NDArray[np.int64], Float]:
-    """Of each row of cosines ``values (n, m)`` the first that ties with the largest, ``(n,)``, and the largest."""
+    """The first cosine of each row of ``values (n, m)`` that ties with the largest, ``(n,)``, and the largest."""
     largest = values.max(axis=1)
     return np.asarray((values >= (largest - np.float32(TIE))[:, None]).argmax(axis=1)), largest
 

@@ -105,7 +105,7 @@ class Glue:
         self._networks: dict[object, Encode] = {}
 
     def encode(self, images: Tensor, facets: Sequence[Facet], stride: int) -> tuple[Tensor, ...]:
-        """As :class:`StaticNetwork`. A later call may overwrite what this one returns."""
+        """Encode as :class:`StaticNetwork`. A later call may overwrite what this one returns."""
         network = self._network((images.shape[1], images.shape[2]), tuple(facets), stride)
         with torch.inference_mode():
             return network(images)

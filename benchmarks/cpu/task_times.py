@@ -133,7 +133,7 @@ def measure_cosegment(bench: Workbench) -> tuple[list[Row], list[Features]]:
 
 
 def cosegment(bench: Workbench, precision: str) -> tuple[Cosegmented, list[Features]]:
-    """As the command line does it: collect the features, then co-segment them."""
+    """Co-segment as the command line does: collect the features, then co-segment them."""
     engine = bench.engine(precision)
     with engine.collect(
         bench.paths,

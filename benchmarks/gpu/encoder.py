@@ -24,7 +24,7 @@ Make = Callable[[], Pass]
 
 
 def section(batch: int) -> str:
-    """Of the rows for a batch."""
+    """The section of the rows for a batch."""
     return f"encoder, batch {batch}"
 
 

@@ -69,7 +69,7 @@ def glue_name(kernel: str) -> str:
 
 
 def section(kernel: str) -> str:
-    """Of a kernel's rows."""
+    """The section of a kernel's rows."""
     return f"kernel: {kernel}"
 
 

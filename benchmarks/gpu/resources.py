@@ -116,7 +116,7 @@ def read_usage(cubin: Path, symbol: str) -> tuple[int, int]:
 
 
 def read_resources(kernels: KernelSet) -> dict[str, Resources]:
-    """Of every program of the catalogue, by name.
+    """The resources of every program of the catalogue, by name.
 
     Raises:
         BackendError: as :func:`read_usage`, or the kernels are not those of this version of facetrt.

@@ -181,7 +181,7 @@ class GpuWorkbench(Workbench):
         )
 
     def wait(self) -> None:
-        """For everything that torch queued."""
+        """Wait for everything that torch queued."""
         if self.target.torch == "cuda":
             self.torch.cuda.synchronize()
 
@@ -244,7 +244,7 @@ class CountingDevice(Device):
 def prepare_gpu(
     bundle: Path | str | None, weights: Path | None, folder: Path, arch: str, report: Callable[[str], None]
 ) -> tuple[Path | str, ModelSpec, Any]:
-    """As :func:`prepare`; what is exported is fp16, with kernels and a TensorRT plan for this GPU.
+    """Do as :func:`prepare`; what is exported is fp16, with kernels and a TensorRT plan for this GPU.
 
     Without TensorRT there is no plan, and its rows say so.
     """

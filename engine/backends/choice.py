@@ -151,7 +151,7 @@ def choose_cuda_backend(asked: BackendName, bundle: Bundle) -> BackendName:
 
 
 def choose_backend(asked: BackendName, precision: Precision, hint: Hint) -> BackendName:
-    """Of the CPU. ``auto`` is OpenVINO for what only it does (bf16, throughput), or alone; else ONNX Runtime.
+    """The CPU's backend. ``auto`` is OpenVINO for what only it does (bf16, throughput), or alone; else ONNX Runtime.
 
     In fp32 the two are equally fast (ViT-S/8, stride 4: 1,502 and 1,511 ms), so the one that every installation has
     goes first.

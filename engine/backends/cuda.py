@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 
 def gpu_architecture() -> str:
-    """Of the first GPU, like ``sm_90``.
+    """The architecture of the first GPU, like ``sm_90``.
 
     Raises:
         MissingDependencyError: pycuda is not installed.

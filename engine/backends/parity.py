@@ -122,7 +122,7 @@ def _finite(values: NDArray[np.floating]) -> Float64:
 
 
 def _cosine(a: Float64, b: Float64) -> Float64:
-    """Of each row; of zero rows 1 where both are zero, else 0."""
+    """The cosine of each pair of rows; 1 where both are zero, 0 where one is."""
     size_a, size_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     sizes = size_a * size_b
     cosine: Float64 = np.where(sizes > 0, (a * b).sum(axis=1) / np.where(sizes > 0, sizes, 1), size_a == size_b)
@@ -134,7 +134,7 @@ def _relative(difference: Float64, reference: Float64) -> float:
 
 
 def min_max(values: Float64) -> Float64:
-    """To [0, 1], as saliency is; a constant becomes zeros."""
+    """Values scaled to [0, 1], as saliency is; a constant becomes zeros."""
     low, high = values.min(), values.max()
     scaled: Float64 = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return scaled

@@ -38,7 +38,7 @@ class DeviceName(StrEnum):
 
 
 class Precision(StrEnum):
-    """Of the arithmetic.
+    """What an encoder computes in.
 
     ``auto`` is the bundle's own: precision is never lowered without being asked. ``bf16`` keeps the patch convolution
     and the residual stream in fp32, and what else the bundle's contract was found to need. ``fastest`` is bf16 where
@@ -109,7 +109,7 @@ class RunOptions:
         allow_inexact: bool = False,
         specialisation: str = Specialisation.EAGER,
     ) -> RunOptions:
-        """From names, or :class:`InputError` listing what there is."""
+        """Options by their names; raises :class:`InputError`, which lists what there is, for others."""
         if not 1 <= streams <= MAX_STREAMS:
             raise InputError(f"streams={streams}: expected 1 to {MAX_STREAMS}")
         here = processors()

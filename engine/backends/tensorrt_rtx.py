@@ -30,7 +30,7 @@ from facetrt.kernels.errors import OutputError, ParityError
 
 
 class TensorRtRtxBackend(TensorRtBackend):
-    """As TensorRT's, with kernels that are compiled here and kept, and an engine that is compared when it first runs.
+    """TensorRT's backend with kernels that are compiled here and kept, and an engine compared when it first runs.
 
     Attributes:
         parity: what the comparison found on this GPU, now or earlier; None before the backend is active.
@@ -104,7 +104,7 @@ class TensorRtRtxBackend(TensorRtBackend):
         return CompiledCache(self.cache_folder, {**self._key, "what": what})
 
     def _keep(self, what: str, blob: bytes) -> None:
-        """In a folder that was chosen it must be possible; beside the bundle, which may be read-only, it may fail."""
+        """Write an entry. A chosen folder must take it; beside the bundle, which may be read-only, it may fail."""
         if not self._keeps:
             return
         try:

@@ -55,7 +55,7 @@ class Limits:
 
     @property
     def fields(self) -> int:
-        """Of protobuf, all messages together."""
+        """How many protobuf fields may be read, of all messages together."""
         return 200 * self.nodes
 
     @property

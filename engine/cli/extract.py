@@ -132,7 +132,7 @@ def collected(
 
 
 def without_descriptors(features: FeatureCollection | FeatureStore) -> Sequence[Features]:
-    """For pictures and records: a store need not read descriptors for them."""
+    """The images without their descriptors: a store need not read those for pictures and records."""
     return features.only([]) if isinstance(features, FeatureStore) else features
 
 

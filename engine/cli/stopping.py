@@ -65,7 +65,7 @@ class Stopping:
         Thread(target=self._watch, name="facetrt-signals", daemon=True).start()
 
     def unwind(self, interruption: Interruption, discard: Callable[[], None], is_finishing: Callable[[], bool]) -> None:
-        """From here on a signal unwinds the main thread.
+        """Let a signal unwind the main thread from here on.
 
         Args:
             interruption: told that it happens, and asked for the line.

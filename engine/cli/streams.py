@@ -79,7 +79,7 @@ def lost_output() -> str | None:
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For characters that an encoding lacks: something like them, or their number."""
+    """Replace characters that an encoding lacks by something like them, or by their number."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(PLAIN)

@@ -80,12 +80,12 @@ class Request:
 
     @property
     def record_path(self) -> Path:
-        """Of the results record."""
+        """The path of the results record."""
         return self.out.with_suffix(".json")
 
     @property
     def data_path(self) -> Path:
-        """Of the folder with an NPZ per frame."""
+        """The folder with an NPZ per frame."""
         return self.out.with_suffix(".frames")
 
     @property
@@ -96,7 +96,7 @@ class Request:
         return np.array([_parse_point(text) for text in self.point])
 
     def options(self) -> dict[str, Any]:
-        """For the record."""
+        """The options, for the record."""
         left_out = ("task", "source", "bundle", "out", "preview", "data", "force")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
@@ -307,7 +307,7 @@ def _prepare(engine: Engine, request: Request) -> tuple[Viewer, LoadSize, int | 
 
 
 def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:
-    """From its file, or learned from the video at ``size``."""
+    """Read the model from its file, or learn it from the video at ``size``."""
     if request.model is None:
         with errors.status("learning from a sample of the frames"):
             return learn_from(engine, request.source, request.task, size, request.limit)
@@ -432,7 +432,7 @@ class Outputs:
         return f"{self._writer.path} ends after {self._writer.frames} frames, playable"
 
     def facts(self) -> dict[str, Any]:
-        """Of the video."""
+        """What is known of the video, for the record."""
         writer = self._writer
         if writer is None:
             return {}

@@ -71,7 +71,7 @@ class Viewer(ABC):
         return []
 
     def facts(self) -> dict[str, Any]:
-        """For the record."""
+        """What the record says of the task."""
         return {}
 
 
@@ -156,7 +156,7 @@ class ModelViewer(Viewer):
         return [Drawn(frame, mask_overlay(frame.pixels, mask), {"mask": mask})]
 
     def facts(self) -> dict[str, Any]:
-        """Of the model."""
+        """What the record says of the model."""
         return {
             "model": {
                 "kind": self._model.kind,

@@ -68,7 +68,7 @@ class DevicePicture:
         return self._download(self.loaded)
 
     def distances(self, centroids: Float) -> Float:
-        """On the host, whose CRF they are for."""
+        """Distances on the host, whose CRF they are for."""
         return distances_to(normalise(self._download(self.features.rows)), centroids)[0]
 
     def _download(self, values: DeviceArray) -> NDArray[Any]:
@@ -126,7 +126,7 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
         return _Sweep(fits, assigned, chosen, labels, gathered.bounds)
 
     def vote(self, gathered: _Gathered, sweep: _Sweep, threshold: float, percentage: float) -> DeviceVotes:
-        """On as many clusters as there may be; those beyond the chosen k are empty."""
+        """Vote on as many clusters as there may be; those beyond the chosen k are empty."""
         return count_votes(
             self._device,
             sweep.labels,

@@ -52,7 +52,7 @@ class DecodedImage:
 
     @property
     def nbytes(self) -> int:
-        """Of host memory held."""
+        """Bytes of host memory held."""
         return self.pixels.nbytes if isinstance(self.pixels, np.ndarray) else 0
 
 

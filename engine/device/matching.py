@@ -41,7 +41,7 @@ class DevicePair(Pair[DeviceArray, DeviceArray, DeviceBuddies]):
         return best_buddies(device, a, b, hierarchy)
 
     def keep_salient(self, buddies: DeviceBuddies, threshold: float) -> Kept[DeviceArray, DeviceArray]:
-        """As many places as A has cells."""
+        """Keep salient pairs, in as many places as A has cells."""
         saliency = (self.saliency_a, self.saliency_b)
         kept = select.keep_salient(self._device, buddies.nn_ab, buddies.nn_ba, *saliency, threshold)
         return Kept(kept.cells, convert.take(self._device, buddies.nn_ab, kept.cells), kept.count)
@@ -64,7 +64,7 @@ class DevicePair(Pair[DeviceArray, DeviceArray, DeviceBuddies]):
     def pick_diverse(
         self, joined: DeviceArray, rank: DeviceArray, count: DeviceArray, num_pairs: int
     ) -> tuple[DeviceArray, DeviceArray]:
-        """In ``num_pairs`` places, of which those beyond ``count`` stay -1."""
+        """Fill ``num_pairs`` places; those beyond ``count`` stay -1."""
         clusters = kmeans.diverse_clusters(self._device, joined, count, num_pairs)
         return clusters, select.best_of_clusters(self._device, clusters, rank, count, num_pairs)
 

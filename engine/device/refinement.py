@@ -14,7 +14,7 @@ from facetrt.kernels.device.runtime.base import Device
 
 
 def device_refiner(device: Device, lock: Lock) -> Refiner:
-    """As :func:`~facetrt.engine.tasks.refinement.refine_labels`, with our CRF on ``device``, which ``lock`` guards."""
+    """Refine as :func:`~facetrt.engine.tasks.refinement.refine_labels`, with our CRF on ``device`` under ``lock``."""
 
     def refiner(pixels: Pixels, energy: Float, refinement: Refinement) -> NDArray[np.int64]:
         if refinement is not Refinement.CRF:

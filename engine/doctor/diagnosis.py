@@ -64,7 +64,7 @@ Answer = Mapping[str, Any]
 
 
 class State(StrEnum):
-    """Of one thing: it works, it could be made to work here, or it has no place on this machine."""
+    """The state of one thing: it works, it could be made to work here, or it has no place on this machine."""
 
     WORKS = "works"
     MISSING = "missing"
@@ -96,7 +96,7 @@ class Gpu:
 
     @property
     def arch(self) -> str:
-        """As kernels are compiled for it, for example ``sm_90``."""
+        """The architecture that kernels are compiled for, for example ``sm_90``."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
 
@@ -190,7 +190,7 @@ def ask(probe: str, *arguments: str) -> Answer:
 
 
 def read_driver(answer: Answer) -> Driver:
-    """From the answer of the probe ``gpu``."""
+    """Read the driver from the answer of the probe ``gpu``."""
     gpus = tuple(Gpu(g["name"], (g["capability"][0], g["capability"][1]), g["memory"]) for g in answer.get("gpus", ()))
     cuda = answer.get("cuda")
     problem = answer.get("error") or (None if gpus else "the driver sees no GPU")

@@ -83,7 +83,7 @@ def tensorrt() -> dict[str, Any]:
 
 
 def tensorrt_rtx() -> dict[str, Any]:
-    """As for TensorRT."""
+    """The version of TensorRT for RTX, after a runtime could be made."""
     flavours = importlib.import_module("facetrt.engine.backends.flavours")
     library = flavours.import_library(flavours.RTX)
     if library.Runtime(library.Logger(library.Logger.ERROR)) is None:

@@ -197,7 +197,7 @@ def write_line(
 
 
 def text_width(text: str) -> float:
-    """Of one line, in pixels."""
+    """The width of one line, in pixels."""
     return float(_font().getlength(text))
 
 

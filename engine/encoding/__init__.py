@@ -1,1 +1,1 @@
-"""From images to descriptors: the encoder's inputs, batches, and what its outputs must keep."""
+"""Turning images into descriptors: the encoder's inputs, batches, and what its outputs must keep."""

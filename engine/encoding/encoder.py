@@ -1,4 +1,4 @@
-"""From images to features: load, batch by shape, run the encoder, cut its outputs into one result per image."""
+"""Turning images into features: load, batch by shape, run the encoder, cut its outputs into one result per image."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ class Encoder(Passes[NDArray[Any]]):
         )
 
     def _most_cells(self, shape: tuple[int, int], half: tuple[int, int] | None, options: EncodeOptions) -> int:
-        """Of the passes over one image; the second one of low-resolution saliency is not halved without a load size."""
+        """The most cells of a pass over one image; without a load size low-resolution saliency halves nothing."""
         patch, stride = self.manifest.architecture.patch, self.stride(options)
         cells = math.prod(grid_size(shape, patch, stride))
         if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:

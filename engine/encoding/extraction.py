@@ -262,7 +262,7 @@ def _check_same(path: Path, number: int, image: ImageLike, digest: str) -> None:
 
 
 def image_sha256(image: ImageLike) -> str:
-    """Of a file's bytes, or of the pixels; empty for what cannot be read, which loading will say more clearly."""
+    """The hash of a file's bytes or of pixels; empty for what cannot be read, which loading will say more clearly."""
     try:
         if isinstance(image, (str, os.PathLike)):
             with Path(image).open("rb") as file:

@@ -68,7 +68,7 @@ class CellRule(StrEnum):
 
 
 class CoordinateFrame(StrEnum):
-    """In which pixels distances are measured: those of the loaded target, or of the file."""
+    """Which pixels distances are measured in: those of the loaded target, or of the file."""
 
     LOADED = "loaded"
     ORIGINAL = "original"

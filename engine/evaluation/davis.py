@@ -208,7 +208,7 @@ def _score(predicted: Labels, annotated: Labels, first: Labels) -> dict[str, lis
 
 
 def _per_object(frames: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
-    """From figures per frame and object to figures per object and frame."""
+    """Turn figures per frame and object into figures per object and frame."""
     return [
         {metric: [frame[metric][number] for frame in frames] for metric in ("J", "F")}
         for number in range(len(frames[0]["J"]))

@@ -79,7 +79,7 @@ def fill_message(message: Any, pixels: NDArray[np.uint8]) -> Any:
 
 
 def seconds_of(stamp: Stamp) -> float:
-    """Of builtin_interfaces/Time; at today's times exact to a microsecond."""
+    """Seconds of a builtin_interfaces/Time; at today's times exact to a microsecond."""
     return stamp.sec + stamp.nanosec * 1e-9
 
 

@@ -149,7 +149,7 @@ def records_of(features: Sequence[Features]) -> Sequence[ImageRecord]:
 
 
 def reasons_empty(features: Sequence[Features]) -> list[str | None]:
-    """Of each image, why nothing can be found in it; None if something can. Descriptors are not read for it."""
+    """Why nothing can be found in each image; None if something can. Descriptors are not read for it."""
     return [item.why_empty for item in records_of(features)]
 
 

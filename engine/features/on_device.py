@@ -38,7 +38,7 @@ class DeviceFeatures:
         return self.rows.reshape(*self.geometry.grid, -1)
 
     def adopt(self, device: Device) -> DeviceFeatures:
-        """For use on another stream, ordered after everything so far on its own."""
+        """The same for use on another stream, ordered after everything so far on its own."""
         pixels = None if self.pixels is None else device.adopt(self.pixels)
         return replace(
             self,

@@ -149,7 +149,7 @@ def _at_half(values: Labels, path: Path, *, lossy: bool) -> Labels:
 
 
 def _opaque(pixels: NDArray[np.uint8], path: Path) -> Labels:
-    """Of ``(H, W, 4)`` RGBA: objects by colour where a few were painted, else one, cut out of a photo."""
+    """Objects of ``(H, W, 4)`` RGBA: by colour where a few were painted, else one, cut out of a photo."""
     opaque = pixels[..., 3] > 127
     colours = pixels[..., :3] * opaque[..., None].astype(np.uint8)
     codes = colour_codes(colours)
@@ -163,7 +163,7 @@ def _opaque(pixels: NDArray[np.uint8], path: Path) -> Labels:
 
 
 def _mixed_share(codes: Labels) -> float:
-    """Of the pixels whose colour fills no area."""
+    """The share of the pixels whose colour fills no area."""
     solid = np.unique(codes[_interior(codes)])
     return float((~np.isin(codes, solid)).mean())
 

@@ -78,7 +78,7 @@ class LoadedImage:
 
     @property
     def nbytes(self) -> int:
-        """Of the pixels held."""
+        """Bytes of the pixels held."""
         return self.pixels.nbytes + (0 if self.half is None else self.half.nbytes)
 
 
@@ -370,7 +370,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _warn_of_more(image: Image.Image, name: str) -> None:
-    """Of pictures behind the first, save for a phone's: its second is a preview or a depth map of the same."""
+    """Warn of pictures behind the first, save for a phone's: its second is a preview or a depth map of the same."""
     if image.format == "MPO":
         return
     try:
@@ -397,7 +397,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_of(exif: bytes) -> int | None:
-    """From the bytes, where Pillow gives up: the first directory's entries of 12 bytes each."""
+    """Read the orientation from the bytes, where Pillow gives up: the first directory's entries have 12 bytes each."""
     tiff = exif.removeprefix(b"Exif\x00\x00")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     try:

@@ -22,7 +22,7 @@ class Decoded(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Of the pixels held."""
+        """Bytes of the pixels held."""
         ...
 
 
@@ -40,7 +40,7 @@ class Item(Generic[Loaded]):
 
     @property
     def nbytes(self) -> int:
-        """Of the pixels held."""
+        """Bytes of the pixels held."""
         return 0 if isinstance(self.loaded, FacetrtError) else self.loaded.nbytes
 
 

@@ -101,7 +101,7 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _png_bytes(width: int, height: int, depth: int, colours: int, interlaced: int) -> int:
-    """Of the unpacked rows, each with the byte that says how it was filtered."""
+    """How many bytes the unpacked rows have, each with the one that says how it was filtered."""
     bits = depth * CHANNELS.get(colours, 4)
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     sizes = [(max(0, -(-(height - y) // dy)), max(0, -(-(width - x) // dx))) for y, x, dy, dx in passes]

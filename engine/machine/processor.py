@@ -26,7 +26,7 @@ def cpu_field(name: str) -> str:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of Python, and of those packages that are installed."""
+    """The versions of Python, and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:

@@ -355,7 +355,7 @@ def nothing_shared(images: Images[Gathered, Samples, Sweep, Ballot], options: Co
 
 
 def no_clusters() -> Clustering:
-    """Of no image."""
+    """The clustering of no image."""
     return Clustering([], [], np.empty((0, 0), np.float32), [])
 
 

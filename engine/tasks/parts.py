@@ -185,7 +185,7 @@ def segment_parts_features(
 
 
 def _nothing_found() -> Parts:
-    """Of no image."""
+    """The parts of no image."""
     none, votes = np.empty((0, 0), np.float32), Votes(np.empty((0, 0)), np.empty(0, np.int64), 0)
     return Parts([], no_clusters(), votes, none, none, None, None)
 

@@ -1,4 +1,4 @@
-"""From labels of cells to labels of pixels: the choices of ``--refine``."""
+"""Turning labels of cells into labels of pixels: the choices of ``--refine``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Refinement(StrEnum):
 
     @staticmethod
     def parse(text: str) -> Refinement:
-        """By name, or :class:`InputError` listing all names."""
+        """The choice of a name; raises :class:`InputError`, which lists all names, for others."""
         try:
             return Refinement(text)
         except ValueError as error:

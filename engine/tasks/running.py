@@ -72,7 +72,7 @@ class Runner(ABC):
 
 
 class HostRunner(Runner):
-    """On the processor, in bounded memory."""
+    """Runs the tasks on the processor, in bounded memory."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

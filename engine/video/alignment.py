@@ -52,7 +52,7 @@ class DescriptorMap:
 
     @classmethod
     def of(cls, values: Float) -> DescriptorMap:
-        """Of ``values (grid_h, grid_w, C)`` less their mean, without which cosines hardly tell cells apart."""
+        """Make one of ``values (grid_h, grid_w, C)`` less their mean, without which cosines hardly tell cells apart."""
         levels = [average_pool(np.ascontiguousarray(values), level) for level in range(max(HIERARCHY, 1))]
         squares = [np.einsum("yxc,yxc->yx", level, level) for level in levels]
         total = sum(shifted(squares[level], dy, dx) for level, dy, dx in bin_offsets(HIERARCHY))

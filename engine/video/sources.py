@@ -334,7 +334,7 @@ class NetworkSource(_PyavSource):
                 yield packet
 
     def _seconds(self, decoded: Any, index: int) -> float:
-        """Of our own clock: cameras differ in what theirs mean."""
+        """Seconds of our own clock: cameras differ in what theirs mean."""
         self._lost = 0
         return time.monotonic() - self._opened
 

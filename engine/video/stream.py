@@ -331,7 +331,7 @@ class _Statistics:
             self._late += latency > self._budget
 
     def report(self, *, dropped: int, skipped: int) -> StreamReport:
-        """As it stands."""
+        """The report as it stands."""
         with self._lock:
             known = self._latencies[: self._frames]
             p50, p95, p99 = np.percentile(known, (50, 95, 99)).tolist() if len(known) else (0.0, 0.0, 0.0)

@@ -101,7 +101,7 @@ class _Found:
 
     @classmethod
     def nowhere(cls, count: int) -> _Found:
-        """Of ``count`` points, none."""
+        """What is found where none of ``count`` points is."""
         zeros = np.zeros(count)
         return cls(np.zeros((count, 2)), _identity(count), zeros, zeros.copy(), np.zeros(count, np.bool_))
 
@@ -123,7 +123,7 @@ class Blend:
 
     @classmethod
     def fit(cls, text: str, features: Features) -> Blend:
-        """From facets joined by ``+``, each with a weight if it starts like ``2*``: ``key@3+2*query@3``.
+        """Read facets joined by ``+``, each with a weight if it starts like ``2*``: ``key@3+2*query@3``.
 
         Raises:
             InputError: a weight that is no positive number, or a facet that the features lack.
@@ -280,7 +280,7 @@ class _State:
     tracks: Tracks
 
     def resized(self, geometry: Geometry) -> _State:
-        """For a next frame of another size: all points are searched for anew, at its scale."""
+        """The state for a next frame of another size: all points are searched for anew, at its scale."""
         old = self.previous.geometry
         points = self.tracks.points_xy * (np.array(geometry.original_size) / old.original_size)[::-1]
         zoom = (np.array(geometry.image_size) / old.image_size)[::-1]
@@ -292,7 +292,7 @@ class _State:
         )
 
     def refreshed(self, similarity: NDArray[np.float64]) -> _State:
-        """With the previous frame as keyframe, if ``similarity (N,)`` to the present one has become too low."""
+        """Take the previous frame as keyframe, if ``similarity (N,)`` to the present one has become too low."""
         visible = self.tracks.visible
         if not visible.any() or np.median(similarity[visible]) >= REFRESH_BELOW:
             return self

@@ -282,7 +282,7 @@ class _Pair:
             self.device.launch(PRODUCTS[self.dtype], grid, rows_a, rows_b, target, *sizes)
 
     def _prepared(self) -> tuple[list[DeviceArray], list[DeviceArray]]:
-        """Of A and of B: the map at all levels ``(levels·n, C)``, and the norms ``(n,)`` of binned descriptors."""
+        """The maps of A and of B at all levels ``(levels·n, C)``, and the norms ``(n,)`` of binned descriptors."""
         stacks = [self._stack(values) for values in self._maps]
         return stacks, [self._norms(stack, values) for stack, values in zip(stacks, self._maps, strict=True)]
 

@@ -222,7 +222,7 @@ class DeviceKMeans:
 
 @dataclass(frozen=True)
 class DeviceAssignment:
-    """For several sets of centroids: ``labels (sets, n)`` uint8 and ``objectives (sets,)`` float64.
+    """The assignment to several sets of centroids: ``labels (sets, n)`` uint8 and ``objectives (sets,)`` float64.
 
     An objective is the sum of the squared distances of all rows to their nearest centroid.
     """

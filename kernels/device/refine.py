@@ -1,4 +1,4 @@
-"""From labels of cells to labels of pixels on a device: enlarging, the dense CRF, masks.
+"""Turning labels of cells into labels of pixels on a device: enlarging, the dense CRF, masks.
 
 GrabCut is not here: its graph cuts are sequential and stay OpenCV's, on the host.
 """

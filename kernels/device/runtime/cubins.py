@@ -119,7 +119,7 @@ class KernelSet:
 
     @classmethod
     def read(cls, index: bytes, read: Callable[[str], bytes]) -> KernelSet:
-        """From the content of ``kernels.json``; ``read`` gives the files beside it, by name, when they are needed.
+        """Read the content of ``kernels.json``; ``read`` gives the files beside it, by name, when they are needed.
 
         Raises:
             BundleError: an index that is damaged, too large, or of an unknown schema.
