@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from facetrt.engine.features.store import FeatureStore
     from facetrt.engine.images.geometry import Geometry
     from facetrt.engine.learning import learn_cosegmentation, learn_parts
-    from facetrt.engine.tasks.cosegmentation import Clustering, Mask, Masks, cluster_elbow
+    from facetrt.engine.tasks.clustering import Clustering, cluster_elbow
+    from facetrt.engine.tasks.cosegmentation import Mask, Masks
     from facetrt.engine.tasks.matching import Matches
     from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
     from facetrt.engine.tasks.parts import PartMap, Parts
@@ -48,7 +49,8 @@ show(
         "facetrt.engine.features.features": ("Features", "Provenance", "SaliencyMode"),
         "facetrt.engine.features.store": ("FeatureStore",),
         "facetrt.engine.images.geometry": ("Geometry",),
-        "facetrt.engine.tasks.cosegmentation": ("Clustering", "Mask", "Masks", "cluster_elbow"),
+        "facetrt.engine.tasks.clustering": ("Clustering", "cluster_elbow"),
+        "facetrt.engine.tasks.cosegmentation": ("Mask", "Masks"),
         "facetrt.engine.tasks.matching": ("Matches",),
         "facetrt.engine.learning": ("learn_cosegmentation", "learn_parts"),
         "facetrt.engine.tasks.models": ("PartsModel", "SegmentationModel", "load_model"),

@@ -17,7 +17,7 @@ from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Contestant, rows_of
 from facetrt.engine.images.loading import resize
 from facetrt.engine.samples import sample_images
-from facetrt.engine.tasks.cosegmentation import cluster_elbow
+from facetrt.engine.tasks.clustering import cluster_elbow
 from facetrt.engine.tasks.descriptors import normalise
 from facetrt.kernels import best_buddies, dense_crf, log_bin
 

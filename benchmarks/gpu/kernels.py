@@ -18,7 +18,8 @@ from facetrt.benchmarks.results import Row, Spread
 from facetrt.benchmarks.timing import Contestant, Timings, queued, rows_of
 from facetrt.engine.images.loading import resize as resize_on_cpu
 from facetrt.engine.samples import sample_images
-from facetrt.engine.tasks.cosegmentation import MAX_CLUSTERS, CosegmentOptions, cluster_elbow
+from facetrt.engine.tasks.clustering import MAX_CLUSTERS, cluster_elbow
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions
 from facetrt.engine.tasks.descriptors import normalise
 from facetrt.kernels import best_buddies, dense_crf, log_bin, vote
 from facetrt.kernels.device import best_buddies as device_buddies

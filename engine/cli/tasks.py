@@ -44,7 +44,8 @@ from facetrt.engine.files import atomic_folder, check_replaceable, write_png, wr
 from facetrt.engine.images.finding import find_images, unique_stems
 from facetrt.engine.images.loading import Pixels, load_image
 from facetrt.engine.samples import sample_paths, second_view
-from facetrt.engine.tasks.cosegmentation import Clustering, CosegmentOptions, Mask, Masks
+from facetrt.engine.tasks.clustering import Clustering
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks
 from facetrt.engine.tasks.matching import Matches
 from facetrt.engine.tasks.model_files import check_model_path
 from facetrt.engine.tasks.models import Model, parts_model, segmentation_model

@@ -14,7 +14,8 @@ from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.features.features import Features, Float, ImageRecord
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import Pixels
-from facetrt.engine.tasks.cosegmentation import Clustering, HostPicture, Images, Picture
+from facetrt.engine.tasks.clustering import Clustering
+from facetrt.engine.tasks.cosegmentation import HostPicture, Images, Picture
 from facetrt.engine.tasks.descriptors import distances_to, normalise
 from facetrt.kernels.device import kmeans, select
 from facetrt.kernels.device.runtime.base import Device, DeviceArray

@@ -1,26 +1,35 @@
 """Co-segmentation of an image collection. Source: Amir et al., section 4.1.
 
 :func:`cosegment_images` says which step follows which, on :class:`Images` that know how each is done where their
-descriptors live. On the host the steps are reachable on their own: :func:`find_inliers`, :func:`cluster_elbow`,
-:func:`facetrt.kernels.vote`, :func:`facetrt.engine.tasks.refinement.grabcut`.
+descriptors live. On the host the steps are reachable on their own: :func:`find_inliers`,
+:func:`facetrt.engine.tasks.clustering.cluster_elbow`, :func:`facetrt.kernels.vote`,
+:func:`facetrt.engine.tasks.refinement.grabcut`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.features.collection import LazySequence, map_features, records_of, select
-from facetrt.engine.features.features import Features, ImageRecord
+from facetrt.engine.features.collection import records_of, select
+from facetrt.engine.features.features import Features, Float, ImageRecord
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.tasks.checks import check_finite, check_voting
-from facetrt.engine.tasks.descriptors import Rows, assign_rows, distances_to, normalise, unit_rows
+from facetrt.engine.tasks.clustering import (
+    MAX_CLUSTERS,
+    Clustering,
+    check_reached,
+    no_clusters,
+    sample_rows,
+    sweep_to_elbow,
+)
+from facetrt.engine.tasks.descriptors import Rows, descriptors_of, distances_to, unit_rows
 from facetrt.engine.tasks.refinement import (
     Progress,
     Refinement,
@@ -31,19 +40,14 @@ from facetrt.engine.tasks.refinement import (
     refine_labels,
 )
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import kmeans_each
 from facetrt.kernels.log_bin import check_hierarchy
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes, vote
 
-Float = NDArray[np.float32]
 Gathered = TypeVar("Gathered")  # unit descriptors and saliency of the images that take part, where they live
 Samples = TypeVar("Samples", bound=Sized)  # some of those descriptors, (n, C)
 Sweep = TypeVar("Sweep")  # clusterings of them with k = 1, 2, …
 Ballot = TypeVar("Ballot")  # votes on the last of those
-
-MAX_CLUSTERS = 14
-AHEAD = 4  # how many k share one reading of descriptors in memory; lazy ones are read once for all k
 
 
 @dataclass(frozen=True)
@@ -102,19 +106,6 @@ class Mask:
     def mask(self) -> NDArray[np.bool_]:
         """``(height, width)`` bool at the original size: :attr:`loaded_mask` enlarged by nearest neighbour."""
         return enlarge_mask(self.loaded_mask, self.geometry.original_size)
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """An elbow sweep: every ``k`` tried, the mean squared distance ``objectives`` of each, and the last clustering.
-
-    ``labels`` holds one ``(cells,)`` int64 array per image, ``centroids (k, C)`` float32.
-    """
-
-    tried_k: list[int]
-    objectives: list[float]
-    centroids: Float = field(repr=False)
-    labels: list[NDArray[np.int64]] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -184,7 +175,7 @@ class Images(ABC, Generic[Gathered, Samples, Sweep, Ballot]):
     def sweep(self, gathered: Gathered, samples: Samples, elbow: float, max_clusters: int) -> Sweep:
         """Clusters of the samples, to which all descriptors are assigned, until one more no longer helps.
 
-        The last k is the first one that is :func:`past_elbow`, or else the largest that there is.
+        The last k is the first one :func:`~facetrt.engine.tasks.clustering.past_elbow`, or else the largest there is.
         """
 
     @abstractmethod
@@ -278,7 +269,7 @@ class _Chosen:
     rows: Sequence[Rows]
 
 
-class HostImages(Images[_Chosen, Float, "Clustering", Votes]):
+class HostImages(Images[_Chosen, Float, Clustering, Votes]):
     """Features in host memory or, one at a time, on disk."""
 
     refiner = staticmethod(refine_labels)
@@ -314,13 +305,6 @@ class HostImages(Images[_Chosen, Float, "Clustering", Votes]):
         return HostPicture(self._features[number], self._facet, self._hierarchy)
 
 
-def descriptors_of(features: Sequence[Features], facet: str, hierarchy: int) -> Sequence[Rows]:
-    """Unit descriptors of each image; binned ones, which would fill memory, are made again at each use."""
-    if hierarchy:
-        return LazySequence(len(features), lambda i: unit_rows(features[i], facet, hierarchy))
-    return map_features(features, lambda item: normalise(item[facet]))
-
-
 def choose_images(
     empty: Sequence[str | None], cls_rows: Callable[[Sequence[int]], Float], options: CosegmentOptions
 ) -> tuple[NDArray[np.float64] | None, list[int]]:
@@ -354,11 +338,6 @@ def nothing_shared(images: Images[Gathered, Samples, Sweep, Ballot], options: Co
     return Masks([make_mask(each, None, none.centroids, votes, options.refine) for each in pictures], none, votes, None)
 
 
-def no_clusters() -> Clustering:
-    """The clustering of no image."""
-    return Clustering([], [], np.empty((0, 0), np.float32), [])
-
-
 def find_inliers(similarity: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
     """Which images take part, ``(N,)``: those of at least ``threshold``.
 
@@ -381,97 +360,6 @@ def similarity_to_mean(rows: Float) -> NDArray[np.float64]:
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(mean)
     dots = np.einsum("nc,c->n", vectors, mean)  # no BLAS: the same on any number of threads
     return np.asarray(dots / np.maximum(norms, 1e-8))
-
-
-def cluster_elbow(
-    descriptors: Sequence[Rows],
-    *,
-    elbow: float = 0.975,
-    sample_interval: int = 100,
-    max_clusters: int = MAX_CLUSTERS,
-) -> Clustering:
-    """Cluster with k = 1, 2, … until one more cluster no longer helps.
-
-    Stops at the first k whose error exceeds ``elbow`` times the previous one; that k itself is used.
-
-    Args:
-        descriptors: per image ``(cells, C)`` float32, rows of unit length, or :class:`BinnedRows`.
-        sample_interval: every how many-th descriptor of each image the clusters are trained on.
-
-    Raises:
-        InputError: fewer sampled descriptors than clusters before the elbow was reached.
-    """
-    samples = sample_rows(descriptors, sample_interval)
-    clustering = sweep_to_elbow(descriptors, samples, elbow, max_clusters)
-    check_reached(clustering, elbow, len(samples), sample_interval, max_clusters)
-    return clustering
-
-
-def sample_rows(descriptors: Sequence[Rows], interval: int) -> Float:
-    """Every ``interval``-th descriptor of each image, ``(n, C)``."""
-    return np.concatenate([rows[::interval].copy() for rows in descriptors])  # a view would keep all rows
-
-
-def sweep_to_elbow(descriptors: Sequence[Rows], samples: Float, elbow: float, max_clusters: int) -> Clustering:
-    """The sweep of :func:`cluster_elbow`, whether it reaches the elbow or not."""
-    tried: list[int] = []
-    objectives: list[float] = []
-    last = _Fit(samples[:0], 0.0, [])  # of no samples
-    for last in _sweep(descriptors, samples, max_clusters):
-        tried.append(len(last.centroids))
-        objectives.append(last.objective)
-        if past_elbow(objectives, elbow):
-            break
-    return Clustering(tried, objectives, last.centroids, [found.astype(np.int64) for found in last.labels])
-
-
-def past_elbow(objectives: Sequence[float], elbow: float) -> bool:
-    """Whether the last k hardly improved on the one before it."""
-    return len(objectives) > 1 and objectives[-1] > elbow * objectives[-2]
-
-
-def check_reached(clustering: Clustering, elbow: float, samples: int, interval: int, max_clusters: int) -> None:
-    """Raise :class:`InputError` if a sweep ran out of its ``samples`` before the elbow."""
-    if samples < max_clusters and not past_elbow(clustering.objectives, elbow):
-        smaller = f" or a sampling interval below {interval}" if interval > 1 else ""
-        raise InputError(
-            f"the images give {samples} sampled descriptors, too few for {samples + 1} clusters: use more images, a "
-            f"larger load size{smaller}"
-        )
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """One k of the sweep: the mean squared distance of all descriptors, and the cluster of each by image."""
-
-    centroids: Float
-    objective: float
-    labels: list[NDArray[np.unsignedinteger]]
-
-
-def _sweep(descriptors: Sequence[Rows], samples: Float, max_clusters: int) -> Iterator[_Fit]:
-    """k = 1, 2, … up to ``max_clusters`` or the number of samples.
-
-    Several k share one reading of all descriptors. What was done beyond the last k that the caller takes is in vain:
-    clustering 20 images once more costs about as much as reading their descriptors from memory, less than from disk.
-    """
-    ahead = max_clusters if isinstance(descriptors, LazySequence) else AHEAD
-    most = min(max_clusters, len(samples))
-    for first in range(1, most + 1, ahead):
-        yield from _fits(descriptors, samples, range(first, min(first + ahead, most + 1)))
-
-
-def _fits(descriptors: Sequence[Rows], samples: Float, counts: Sequence[int]) -> list[_Fit]:
-    """Clusterings of the samples, one for each of ``counts``, assigned to all descriptors in one reading."""
-    centroids = [found.centroids for found in kmeans_each(samples, counts)]
-    labels: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in counts]
-    sums, cells = np.zeros(len(counts)), 0
-    for rows in descriptors:
-        cells += len(rows)
-        for i, found in enumerate(assign_rows(rows, centroids)):
-            sums[i] += found.squared_distances.sum(dtype=np.float64)
-            labels[i].append(found.labels.astype(np.min_scalar_type(counts[i])))  # most of them are dropped
-    return [_Fit(*fit) for fit in zip(centroids, (sums / cells).tolist(), labels, strict=True)]
 
 
 def make_mask(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.features.collection import LazySequence, map_features
 from facetrt.engine.features.features import Features, Float
 from facetrt.kernels.kmeans import Assignment, assign_each
 from facetrt.kernels.log_bin import bin_offsets, log_bin
@@ -54,6 +55,13 @@ Rows = Float | BinnedRows
 def unit_rows(features: Features, facet: str, hierarchy: int) -> Rows:
     """Unit descriptors of all cells; ``hierarchy`` levels of log-binning, 0 for none."""
     return BinnedRows(features, facet, hierarchy) if hierarchy else normalise(features[facet])
+
+
+def descriptors_of(features: Sequence[Features], facet: str, hierarchy: int) -> Sequence[Rows]:
+    """Unit descriptors of each image; binned ones, which would fill memory, are made again at each use."""
+    if hierarchy:
+        return LazySequence(len(features), lambda i: unit_rows(features[i], facet, hierarchy))
+    return map_features(features, lambda item: normalise(item[facet]))
 
 
 def only(rows: Rows, mask: NDArray[np.bool_]) -> Rows:

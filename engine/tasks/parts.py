@@ -23,8 +23,9 @@ from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
 from facetrt.engine.tasks.checks import check_positive, check_voting
-from facetrt.engine.tasks.cosegmentation import Clustering, cluster_elbow, contrast, descriptors_of, no_clusters
-from facetrt.engine.tasks.descriptors import Rows, assign_rows, blocks, only, unit_rows
+from facetrt.engine.tasks.clustering import Clustering, cluster_elbow, no_clusters
+from facetrt.engine.tasks.cosegmentation import contrast
+from facetrt.engine.tasks.descriptors import Rows, assign_rows, blocks, descriptors_of, only, unit_rows
 from facetrt.engine.tasks.refinement import Progress, Refinement, Refiner, check_available, refine_labels
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import kmeans

@@ -12,7 +12,7 @@ from helpers import export_tiny, photo
 from helpers_gpu import FakeGpu, add_kernels
 
 from facetrt.engine import Engine
-from facetrt.engine.tasks import cosegmentation
+from facetrt.engine.tasks import clustering, cosegmentation
 from facetrt.kernels import InputError
 from facetrt.kernels.device import kmeans
 from facetrt.kernels.errors import BackendError
@@ -47,7 +47,7 @@ def test_cosegment_on_two_streams_gives_the_cpus_masks(
     tiny_engine: Engine, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cosegmentation, "MAX_CLUSTERS", 2)
-    monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=1, iterations=3))
+    monkeypatch.setattr(clustering, "kmeans_each", partial(kmeans_each, restarts=1, iterations=3))
     monkeypatch.setattr(kmeans, "kmeans_each", partial(kmeans.kmeans_each, restarts=1, iterations=3))
     images = [photo(24, 28, seed=i) for i in range(3)] + [photo(26, 24, seed=5)]
     options = {"facet": "key@1", "load_size": 24, "sample_interval": 5, "refine": "none"}

@@ -21,7 +21,7 @@ from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.device.running import DeviceRunner
 from facetrt.engine.encoding.encoder import EncodeOptions, OnBroken, Progress
 from facetrt.engine.features.features import Features, SaliencyMode
-from facetrt.engine.tasks import cosegmentation, refinement
+from facetrt.engine.tasks import clustering, cosegmentation, refinement
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Masks, cosegment_images
 from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.refinement import Refinement
@@ -73,7 +73,7 @@ class HostBackend:
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusterings small enough for an interpreter, on both sides alike."""
     monkeypatch.setattr(cosegmentation, "MAX_CLUSTERS", 3)
-    monkeypatch.setattr(cosegmentation, "kmeans_each", partial(kmeans_each, restarts=2, iterations=6))
+    monkeypatch.setattr(clustering, "kmeans_each", partial(kmeans_each, restarts=2, iterations=6))
     monkeypatch.setattr(kmeans, "kmeans_each", partial(kmeans.kmeans_each, restarts=2, iterations=6))
 
 

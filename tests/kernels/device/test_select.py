@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from facetrt.engine.tasks.cosegmentation import normalise
+from facetrt.engine.tasks.descriptors import normalise
 from facetrt.engine.tasks.matching import keep_salient
 from facetrt.kernels import BestBuddies, InputError
 from facetrt.kernels.device import select
