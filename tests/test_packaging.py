@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib.resources
 import os
 import re
@@ -93,3 +94,14 @@ def test_product_code_has_no_assert_and_no_pickle() -> None:
             assert not re.search(r"^\s*assert\b", text, re.MULTILINE), path
             assert not re.search(r"^\s*(import|from) pickle\b", text, re.MULTILINE), path  # pickletools runs nothing
             assert "weights_only=False" not in text, path
+
+
+def test_docstrings_do_not_begin_in_the_middle_of_a_sentence() -> None:
+    """Pages are made of them, where no name stands before to begin it. Programs' texts are part of kernels' digests."""
+    begun = re.compile(r"(Of|For|As|From|With|In|By|On|To)\b")
+    for top in ("benchmarks", "engine", "export", "kernels"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and path.parent.name != "programs":
+                    text = ast.get_docstring(node) or ""
+                    assert not begun.match(text), f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
