@@ -24,21 +24,20 @@ from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
-from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells
+from facetrt.engine.machine.memory import MAX_CELLS
+from facetrt.engine.settings import parse
 from facetrt.engine.tasks.augmentation import augment
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks, cosegment_images
+from facetrt.engine.tasks.cosegmentation import VOTING, CosegmentOptions, Mask, Masks, cosegment_images
 from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_parts_features
 from facetrt.engine.tasks.refinement import Refinement, check_available
 from facetrt.engine.tasks.running import HostRunner, Runner, collect
 from facetrt.engine.tasks.smoothing import Smoother
-from facetrt.engine.video.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
+from facetrt.engine.video.propagation import MaskPropagator, PropagateOptions
 from facetrt.engine.video.stream import Policy, Stream, StreamOptions
-from facetrt.engine.video.tracking import MIN_CONFIDENCE, SEARCH_RADIUS, Tracker
+from facetrt.engine.video.tracking import Tracker, TrackOptions
 from facetrt.kernels.errors import InputError
-
-MAX_CROPS = 100  # of an image; each is encoded, and so is its mirror
 
 Item = TypeVar("Item")
 Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
@@ -120,10 +119,10 @@ class Engine:
             kernels=kernels,
             allow_inexact=allow_inexact,
             specialisation=specialisation,
+            max_cells=max_cells,
         )
-        check_max_cells(max_cells)
         opened = Bundle.open(bundle)
-        return cls(Encoder(opened, make_backend(opened, options), max_cells=max_cells))
+        return cls(Encoder(opened, make_backend(opened, options), max_cells=options.max_cells))
 
     @property
     def manifest(self) -> Manifest:
@@ -190,7 +189,7 @@ class Engine:
 
         Files are decoded by a thread while the encoder works. An error comes after the features of everything before.
         """
-        options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
+        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
         return self._encoder.encode(_as_images(images), options, progress, on_broken)
 
     def stream(
@@ -217,13 +216,17 @@ class Engine:
         Raises:
             InputError, MissingFileError, SourceError: as :func:`open_source`, or an option that cannot be.
         """
-        encoding = EncodeOptions(load_size, _saliency_mode(saliency), stride)
-        options = StreamOptions(encoding, Policy.parse(policy), latency_budget, stall_timeout)
+        encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
+        options = StreamOptions(encoding, parse(Policy, policy, "policy"), latency_budget, stall_timeout)
         self._encoder.backend.activate()  # now, and not in the camera's callback that puts the first frame
         return Stream(self._encoder, source, options)
 
     def tracker(
-        self, facet: str | None = None, *, search_radius: float = SEARCH_RADIUS, min_confidence: float = MIN_CONFIDENCE
+        self,
+        facet: str | None = None,
+        *,
+        search_radius: float = TrackOptions.search_radius,
+        min_confidence: float = TrackOptions.min_confidence,
     ) -> Tracker:
         """A :class:`Tracker` for this bundle's features: points followed through a video.
 
@@ -260,7 +263,7 @@ class Engine:
             InputError: this engine's kernels are not on a GPU.
         """
         chosen = self._facet("match", facet)
-        options = EncodeOptions(load_size, _saliency_mode(saliency), stride)
+        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
         return self._runner.encode_on_device(_as_images(images), chosen, options, progress)
 
     def match(
@@ -292,7 +295,7 @@ class Engine:
         if len(given) == 2:
             _refuse_load_size(load_size)
         chosen = self._facet("match", facet)
-        options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold)
+        options = MatchOptions(chosen, num_pairs, hierarchy, saliency_threshold, load_size)
         with self._runner.pair(image_a, image_b, chosen, EncodeOptions(load_size), progress) as pair:
             return match_pair(pair, options)
 
@@ -306,7 +309,7 @@ class Engine:
         saliency_threshold: float = 0.065,
         votes_percentage: float = 75,
         sample_interval: int = 100,
-        low_resolution_saliency: bool | None = None,
+        saliency: str | None = None,
         remove_outliers: bool = False,
         outlier_threshold: float = 0.7,
         refine: str = Refinement.GRABCUT,
@@ -323,8 +326,8 @@ class Engine:
             saliency_threshold: an image votes for a cluster whose mean saliency in it is strictly above this.
             votes_percentage: share of the images whose vote makes a cluster foreground.
             sample_interval: every how many-th descriptor of each image is clustered.
-            low_resolution_saliency: saliency from a second pass at half the size and stride 8 (the default for images);
-                features are used as they were encoded.
+            saliency: ``full`` from the descriptors' own pass, or ``low_resolution`` from a second one at half the size
+                and stride 8. None: low resolution for images, and features as they were encoded.
             remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
                 ``outlier_threshold``; their masks are empty.
             refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
@@ -345,14 +348,16 @@ class Engine:
             sample_interval=sample_interval,
             remove_outliers=remove_outliers,
             outlier_threshold=outlier_threshold,
-            refine=Refinement.parse(refine),
+            refine=parse(Refinement, refine, "refine"),
             hierarchy=hierarchy,
+            saliency=None if saliency is None else parse(SaliencyMode, saliency, "saliency"),
+            load_size=load_size,
         )
         self._runner.check(options)
         if isinstance(images, Sized) and len(images) < 2:
             raise InputError(f"{len(images)} image was given: co-segmentation needs at least 2 that share an object")
-        given, plain = self._given(images, load_size, chosen, low_resolution_saliency)
-        encoding = EncodeOptions(load_size, _saliency_of(low_resolution_saliency))
+        given, plain = self._given(images, load_size, chosen, options.saliency)
+        encoding = EncodeOptions(load_size, options.saliency or VOTING)
         with (
             self._runner.encoded(plain, options, encoding, progress, on_broken)
             if given is None
@@ -372,7 +377,7 @@ class Engine:
         saliency_threshold: float = 0.065,
         votes_percentage: float = 75,
         sample_interval: int = 100,
-        low_resolution_saliency: bool | None = None,
+        saliency: str | None = None,
         num_crop_augmentations: int = 0,
         flip_augmentation: bool = False,
         three_stages: bool = False,
@@ -405,18 +410,17 @@ class Engine:
             saliency_threshold=saliency_threshold,
             votes_percentage=votes_percentage,
             sample_interval=sample_interval,
+            num_crop_augmentations=num_crop_augmentations,
+            flip_augmentation=flip_augmentation,
             three_stages=three_stages,
-            refine=Refinement.parse(refine),
+            refine=parse(Refinement, refine, "refine"),
             hierarchy=hierarchy,
+            seed=seed,
+            saliency=None if saliency is None else parse(SaliencyMode, saliency, "saliency"),
+            load_size=load_size,
         )
-        if not 0 <= num_crop_augmentations <= MAX_CROPS:
-            raise InputError(f"num_crop_augmentations={num_crop_augmentations}: expected 0 to {MAX_CROPS}")
-        if seed < 0:
-            raise InputError(f"seed={seed}: expected at least 0")
         with (
-            self._collection(
-                images, load_size, options.facet, low_resolution_saliency, progress, on_broken
-            ) as features,
+            self._collection(images, load_size, options.facet, options.saliency, progress, on_broken) as features,
             FeatureCollection([options.facet]) as augmented,
         ):
             if num_crop_augmentations or flip_augmentation:
@@ -496,7 +500,7 @@ class Engine:
                 f"bundle's ({own.model}, {own.encoder_sha256[:12]}…): open the bundle it was learned with, or learn it "
                 "again with this one"
             )
-        chosen = Refinement.parse(refine)
+        chosen = parse(Refinement, refine, "refine")
         check_available(chosen)
         if isinstance(image, Features):
             self._check_origin(image, None)
@@ -510,10 +514,10 @@ class Engine:
         self,
         *,
         facet: str | None = None,
-        queue: int = QUEUE,
-        radius: int = RADIUS,
-        topk: int = TOPK,
-        temperature: float = TEMPERATURE,
+        queue: int = PropagateOptions.queue,
+        radius: int = PropagateOptions.radius,
+        topk: int = PropagateOptions.topk,
+        temperature: float = PropagateOptions.temperature,
     ) -> MaskPropagator:
         """A new :class:`MaskPropagator`: masks of a video's frames from that of the first one.
 
@@ -543,7 +547,7 @@ class Engine:
             facets: what to keep; all of the bundle's by default.
         """
         chosen = facets or self.manifest.facets
-        encoding = EncodeOptions(load_size, _saliency_mode(saliency))
+        encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"))
         images = _as_images(images)
         return collect(self._encoder, images, chosen, encoding, progress, on_broken, memory_limit=memory_limit)
 
@@ -584,7 +588,7 @@ class Engine:
             self._encoder,
             _as_images(images),
             Path(path).resolve(),
-            EncodeOptions(load_size, _saliency_mode(saliency), stride),
+            EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride),
             chosen,
             force=force,
             progress=progress,
@@ -597,24 +601,23 @@ class Engine:
         images: Images,
         load_size: LoadSize,
         facet: str,
-        low: bool | None,
+        asked: SaliencyMode | None,
         progress: Progress | None,
         on_broken: OnBroken | None,
     ) -> Iterator[Sequence[Features]]:
-        """``images`` as features, with low-resolution saliency unless ``low`` is False; features pass as they are."""
-        given, plain = self._given(images, load_size, facet, low)
+        """``images`` as features, with the saliency ``asked`` or :data:`VOTING`; features pass as they are."""
+        given, plain = self._given(images, load_size, facet, asked)
         if given is not None:
             yield given
             return
-        encoding = EncodeOptions(load_size, _saliency_of(low))
+        encoding = EncodeOptions(load_size, asked or VOTING)
         with collect(self._encoder, plain, [facet], encoding, progress, on_broken) as collection:
             yield collection
 
     def _given(
-        self, images: Images, load_size: LoadSize, facet: str, low: bool | None
+        self, images: Images, load_size: LoadSize, facet: str, asked: SaliencyMode | None
     ) -> tuple[Sequence[Features] | None, Iterable[ImageLike]]:
         """Features, if ``images`` are such, or else the images, which are to be encoded."""
-        asked = None if low is None else _saliency_of(low)
         if isinstance(images, LazySequence):
             _refuse_load_size(load_size)
             self._check_collection(images, facet, asked)
@@ -704,15 +707,3 @@ def _peek(images: Images) -> tuple[ImageLike | Features | None, Images]:
     source: Iterator[Any] = iter(_as_images(images))
     first = next(source, None)
     return first, images if isinstance(images, Sequence) or first is None else chain([first], source)
-
-
-def _saliency_of(low: bool | None) -> SaliencyMode:
-    """The reference's default is low resolution."""
-    return SaliencyMode.FULL if low is False else SaliencyMode.LOW_RESOLUTION
-
-
-def _saliency_mode(value: str) -> SaliencyMode:
-    try:
-        return SaliencyMode(value)
-    except ValueError as error:
-        raise InputError(f"saliency {value!r}: expected {' or '.join(SaliencyMode)}") from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Annotated
 
-from facetrt.engine.machine.memory import MAX_CELLS, check_max_cells
+from facetrt.engine.machine.memory import MAX_CELLS, MAX_CELLS_SETTING
+from facetrt.engine.settings import Setting, check
 from facetrt.kernels.errors import InputError
 
+GPU = "GPU"  # the panel of options in the command line's help
 FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
 
 
@@ -61,35 +64,41 @@ class Facet:
         return f"{self.kind}@{self.layer}"
 
 
+def _architectures(text: str) -> tuple[str, ...]:
+    if text.lower() == "none":
+        return ()
+    from facetrt.export.kernels import parse_architectures
+
+    return tuple(parse_architectures(text))
+
+
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export a model.
+    """How to export a model. Without ``measure``, bf16 runs only if one insists."""
 
-    Attributes:
-        stride: of the patch convolution; must divide the patch size.
-        size: ``(height, width)`` of a static bundle, or None for a bundle of any size.
-        facets: what to output; None for the model's defaults (layers 9 and 11 keys for DINO).
-        saliency: whether to output [CLS] attention of the last layer.
-        saliency_heads: heads it is averaged over; None for the model's own.
-        measure: of an fp32 bundle, whether to measure bf16, too; without it bf16 runs only if one insists.
-        kernels: GPU architectures, like ``sm_90``, that kernels are compiled for and put into the bundle.
-        max_cells: a ``size`` of more is refused: time grows with their square. None for no bound.
-    """
-
-    stride: int = 4
-    size: tuple[int, int] | None = None
-    facets: tuple[Facet, ...] | None = None
-    saliency: bool = True
-    saliency_heads: tuple[int, ...] | None = None
-    precision: GraphPrecision = GraphPrecision.FP32
-    measure: bool = True
-    kernels: tuple[str, ...] = ()
-    max_cells: int | None = MAX_CELLS
+    stride: Annotated[int, Setting("Of the patch convolution; divides the patch size.", minimum=1)] = 4
+    size: Annotated[tuple[int, int] | None, Setting("HEIGHTxWIDTH for a bundle of one size.")] = None
+    facets: Annotated[
+        tuple[Facet, ...] | None, Setting("KIND@LAYER, comma-separated; the model's defaults if not given.")
+    ] = None
+    precision: Annotated[GraphPrecision, Setting("Of weights and matrix products; bf16 runs on GPUs only.")] = (
+        GraphPrecision.FP32
+    )
+    measure: Annotated[bool, Setting("Of an fp32 bundle: measure bf16 as well.")] = True
+    saliency: Annotated[bool, Setting("Output [CLS] attention.")] = True
+    saliency_heads: Annotated[
+        tuple[int, ...] | None, Setting("Numbers, comma-separated; the model's own by default.")
+    ] = None
+    kernels: Annotated[
+        tuple[str, ...],
+        Setting("Compile for GPUs: none, all, or like sm_80,sm_90.", panel=GPU, shown="none", read=_architectures),
+    ] = ()
+    max_cells: Annotated[
+        int | None, replace(MAX_CELLS_SETTING, help="A --size of more is refused: time grows with their square.")
+    ] = MAX_CELLS
 
     def __post_init__(self) -> None:
-        check_max_cells(self.max_cells)
-        if self.stride < 1:
-            raise InputError(f"stride {self.stride}: expected at least 1")
+        check(self)
         if self.facets is not None and not self.facets:
             raise InputError("no facets were asked: expected at least one, like key@9")
         if self.facets is not None and len(set(self.facets)) != len(self.facets):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from facetrt.engine.backends.cuda import gpu_architecture
 from facetrt.engine.backends.flavours import RTX, TENSORRT, Flavour, import_library
@@ -16,7 +17,9 @@ from facetrt.engine.bundle.bundle import BUILTIN, Bundle, read_manifest
 from facetrt.engine.bundle.manifest import ENCODER, PLANS, Manifest, ParityReport, PlanRecord
 from facetrt.engine.bundle.mending import drop_damaged, file_entry, without_damaged, write_manifest
 from facetrt.engine.images.geometry import grid_size
+from facetrt.engine.settings import Setting, check
 from facetrt.export.additions import staging
+from facetrt.export.export_options import GPU
 from facetrt.export.plan_builder import Built, PlanBuilder, Settings
 from facetrt.export.plan_graph import PreparedGraph, Size, prepare_graph, profile_shapes, profiles
 from facetrt.kernels.device.runtime.cuda import CudaDevice
@@ -38,33 +41,21 @@ HALF = (Precision.FP16, Precision.BF16)
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan is built for.
+    """What a plan is built for. A single image has a profile of its own; sizes matter to bundles of any size."""
 
-    Attributes:
-        opt_batch: the batch size that kernels are chosen for; a single image has a profile of its own.
-        max_batch: the most images in one run.
-        min_size, opt_size, max_size: ``(height, width)`` of the images, for bundles of any size.
-        version_compatible: the plan also runs under newer versions of the same TensorRT major.
-        hardware_compatible: the plan also runs on other GPUs from sm_80 on, not as fast.
-        timing_cache: a file with the measurements of earlier builds, made if it is not there, which makes the next
-            build shorter.
-        architectures: of GPUs, like ``sm_89``, for TensorRT for RTX; None for all that it has and the bundle runs
-            on.
-        allow_unfused: build although an attention does not become one kernel, and holds its t × t matrix.
-    """
-
-    opt_batch: int = 16
-    max_batch: int = 16
-    min_size: Size = (64, 64)
-    opt_size: Size = (224, 224)
-    max_size: Size = (448, 448)
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
+    opt_batch: Annotated[int, Setting("Batch size to tune for.", panel=GPU)] = 16
+    max_batch: Annotated[int, Setting("Most images in one run.", panel=GPU)] = 16
+    min_size: Annotated[Size, Setting("HEIGHTxWIDTH, of a dynamic bundle.", panel=GPU)] = (64, 64)
+    opt_size: Annotated[Size, Setting("HEIGHTxWIDTH to tune for.", panel=GPU)] = (224, 224)
+    max_size: Annotated[Size, Setting("HEIGHTxWIDTH.", panel=GPU)] = (448, 448)
+    timing_cache: Annotated[Path | None, Setting("File of measurements, kept for the next build.", panel=GPU)] = None
+    version_compatible: Annotated[bool, Setting("Also for newer versions of this TensorRT major.", panel=GPU)] = False
+    hardware_compatible: Annotated[bool, Setting("Also for other GPUs from sm_80 on; slower.", panel=GPU)] = False
     architectures: tuple[str, ...] | None = None
     allow_unfused: bool = False
 
     def __post_init__(self) -> None:
+        check(self)
         if not 1 <= self.opt_batch <= self.max_batch:
             raise InputError(f"opt batch {self.opt_batch}, max batch {self.max_batch}: expected 1 ≤ opt ≤ max")
         for side in (0, 1):

@@ -158,7 +158,7 @@ def measure(
 
 def run(encoder: Encoder, pixels: Pixels) -> Outputs:
     """All outputs of one image."""
-    features = next(encoder.encode([pixels], EncodeOptions()))
+    features = next(encoder.encode([pixels], EncodeOptions(None)))
     outputs: Outputs = dict(features.tokens)
     if features.attention is not None:
         outputs[CLS_ATTENTION] = features.attention.ravel()

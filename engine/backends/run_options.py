@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any
 
+from facetrt.engine.machine.memory import MAX_CELLS, MAX_CELLS_SETTING
+from facetrt.engine.settings import Setting, check
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.machine import processors, processors_to_run_on
 
 MAX_STREAMS = 16  # a GPU is full long before
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class BackendName(StrEnum):
@@ -80,60 +80,46 @@ class Specialisation(StrEnum):
     NONE = "none"
 
 
+PANEL = "Running the encoder"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How an encoder is run; ``Engine.open`` documents the fields. A backend gets it without any ``auto``."""
 
-    backend: BackendName = BackendName.AUTO
-    device: DeviceName = DeviceName.AUTO
-    precision: Precision = Precision.AUTO
-    hint: Hint = Hint.LATENCY
-    threads: int | None = None
-    cache: Path | None = None
-    streams: int = 1
-    kernels: Kernels = Kernels.AUTO
-    allow_inexact: bool = False
-    specialisation: Specialisation = Specialisation.EAGER
+    backend: Annotated[BackendName, Setting("Who runs it.", panel=PANEL)] = BackendName.AUTO
+    device: Annotated[DeviceName, Setting("Where.", panel=PANEL)] = DeviceName.AUTO
+    precision: Annotated[
+        Precision, Setting("Auto is the bundle's own; fastest is bf16 where that is exact enough.", panel=PANEL)
+    ] = Precision.AUTO
+    hint: Annotated[Hint, Setting("One batch at a time, or several side by side.", panel=PANEL)] = Hint.LATENCY
+    threads: Annotated[int | None, Setting("Of the processor; all cores by default.", minimum=1, panel=PANEL)] = None
+    cache: Annotated[Path | None, Setting("Folder for compiled encoders (openvino, tensorrt-rtx).", panel=PANEL)] = None
+    streams: Annotated[int, Setting("Of a GPU: batches that overlap.", minimum=1, maximum=MAX_STREAMS, panel=PANEL)] = 1
+    kernels: Annotated[
+        Kernels, Setting("Where match and cosegment do the rest; auto is beside the encoder.", panel=PANEL)
+    ] = Kernels.AUTO
+    allow_inexact: Annotated[
+        bool, Setting("Run a precision although it misses its contract with this bundle.", panel=PANEL)
+    ] = False
+    specialisation: Annotated[
+        Specialisation, Setting("When tensorrt-rtx compiles kernels for new image sizes.", panel=PANEL)
+    ] = Specialisation.EAGER
+    max_cells: Annotated[int | None, replace(MAX_CELLS_SETTING, panel=PANEL)] = MAX_CELLS
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @staticmethod
-    def parse(
-        *,
-        backend: str,
-        device: str,
-        precision: str,
-        hint: str,
-        threads: int | None,
-        cache: str | Path | None,
-        streams: int = 1,
-        kernels: str = Kernels.AUTO,
-        allow_inexact: bool = False,
-        specialisation: str = Specialisation.EAGER,
-    ) -> RunOptions:
-        """Options by their names; raises :class:`InputError`, which lists what there is, for others."""
-        if not 1 <= streams <= MAX_STREAMS:
-            raise InputError(f"streams={streams}: expected 1 to {MAX_STREAMS}")
+    def parse(*, threads: int | None = None, **options: Any) -> RunOptions:
+        """Options by names and numbers, for the processors here.
+
+        Raises:
+            InputError: a name that there is not, listing all; a number out of range.
+        """
         here = processors()
         if threads is not None and not 1 <= threads <= here:
             raise InputError(f"threads={threads}: expected 1 to {here}, the processors here, or None for all")
         if threads is None and here < processors_to_run_on():
             threads = here  # backends count what they may run on, and then wait for their container's share of it
-        return RunOptions(
-            _choice("backend", backend, BackendName),
-            _choice("device", device, DeviceName),
-            _choice("precision", precision, Precision),
-            _choice("hint", hint, Hint),
-            threads,
-            None if cache is None else Path(cache),
-            streams,
-            _choice("kernels", kernels, Kernels),
-            allow_inexact,
-            _choice("specialisation", specialisation, Specialisation),
-        )
-
-
-def _choice(what: str, given: str, choices: type[Choice]) -> Choice:
-    try:
-        return choices(given)
-    except ValueError as error:
-        names = ", ".join(choices)
-        raise InputError(f"{what} {given!r} is not available in this version: expected one of {names}") from error
+        return RunOptions(threads=threads, **options)

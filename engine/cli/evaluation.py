@@ -21,10 +21,10 @@ from facetrt.engine.cli.app import (
 )
 from facetrt.engine.cli.opening import Opening, engine_options
 from facetrt.engine.evaluation.catalogue import EVALUATIONS, open_evaluation
-from facetrt.engine.evaluation.options import parse_settings
 from facetrt.engine.evaluation.report import notes, tables
 from facetrt.engine.evaluation.resume import RESULTS
 from facetrt.engine.evaluation.running import evaluate
+from facetrt.engine.settings import split_settings
 from facetrt.kernels.errors import InputError
 
 Name = StrEnum("Name", {name: name for name in EVALUATIONS})  # type: ignore[misc]
@@ -69,7 +69,7 @@ def evaluate_command(
 
 
 def _options(load_size: str | None, limit: int | None, facet: str | None, settings: list[str] | None) -> dict[str, Any]:
-    chosen: dict[str, Any] = {**parse_settings(settings or [])}
+    chosen: dict[str, Any] = {**split_settings(settings or [])}
     if load_size is not None:
         chosen["load_size"] = parse_size(load_size)
     if limit is not None:

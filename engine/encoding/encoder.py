@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,10 @@ from facetrt.engine.encoding.passes import LOW_RESOLUTION_STRIDE, Passes
 from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import (
+    DEFAULT_SIZE,
     ImageLike,
     LoadedImage,
-    LoadSize,
+    LoadSizeChoice,
     Pixels,
     check_load_size,
     half_size,
@@ -38,12 +39,12 @@ from facetrt.engine.machine.memory import (
     ENLARGED_SHARE,
     MAX_CELLS,
     bound_on_cells,
-    check_max_cells,
     encoding_bytes,
     fits,
     too_many,
     too_much,
 )
+from facetrt.engine.settings import Setting, check
 from facetrt.kernels.errors import FacetrtError, InputError
 
 Progress = Callable[[int, int | None], None]  # (images done, images in all if known)
@@ -59,11 +60,14 @@ WINDOW_BYTES = 256 << 20  # so many bytes
 class EncodeOptions:
     """How images are loaded and encoded; ``Engine.encode`` documents the fields."""
 
-    load_size: LoadSize = None
-    saliency: SaliencyMode = SaliencyMode.FULL
-    stride: int | None = None
+    load_size: LoadSizeChoice = DEFAULT_SIZE
+    saliency: Annotated[SaliencyMode, Setting("Which pass it comes from.")] = SaliencyMode.FULL
+    stride: Annotated[
+        int | None, Setting("Pixels between cells; the bundle's own by default, or a multiple that divides the patch.")
+    ] = None
 
     def __post_init__(self) -> None:
+        check(self)
         object.__setattr__(self, "load_size", check_load_size(self.load_size))
 
     @property
@@ -123,7 +127,6 @@ class Encoder(Passes[NDArray[Any]]):
     """Runs a bundle through a backend, in batches; keeps nothing between calls but the last few positional tables."""
 
     def __init__(self, bundle: Bundle, backend: Backend, *, max_cells: int | None = MAX_CELLS) -> None:
-        check_max_cells(max_cells)
         manifest = bundle.manifest
         self.max_cells = max_cells
         self.manifest = manifest
@@ -260,7 +263,7 @@ class Encoder(Passes[NDArray[Any]]):
             fitting = [s for s in (8, 4, 2, 1) if self.manifest.architecture.patch % s == 0]
             raise InputError(
                 f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
-                f"but this bundle has {kind}: use low_resolution_saliency=False (--saliency full), or export with "
+                f"but this bundle has {kind}: use saliency='full' (--saliency full), or export with "
                 f"--dynamic and stride {' or '.join(map(str, fitting))}"
             )
 

@@ -18,8 +18,8 @@ from facetrt.engine.evaluation.cosegmentation import (
 )
 from facetrt.engine.evaluation.davis import Davis, DavisOptions
 from facetrt.engine.evaluation.landmarks import CelebA, Cub, LandmarkOptions
-from facetrt.engine.evaluation.options import make_options
 from facetrt.engine.evaluation.protocol import Evaluation, Options
+from facetrt.engine.settings import read_options
 from facetrt.kernels.errors import InputError, reading
 
 
@@ -58,6 +58,6 @@ def open_evaluation(name: str, data: Path | str, options: Mapping[str, Any] | No
     if name not in EVALUATIONS:
         raise InputError(f"there is no evaluation {name!r}: expected one of {', '.join(EVALUATIONS)}")
     entry = EVALUATIONS[name]
-    chosen = make_options(entry.kind, options or {})
+    chosen = read_options(entry.kind, options or {})
     with reading(data, f"the data set of {name}"):
         return entry.make(Path(data), chosen)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,11 @@ from facetrt.engine.evaluation.protocol import (
 from facetrt.engine.evaluation.scores import distances, within
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.geometry import Geometry
-from facetrt.engine.images.loading import loaded_size
-from facetrt.kernels.errors import InputError
-from facetrt.kernels.log_bin import average_pool, bin_offsets, check_hierarchy, check_map, log_bin
+from facetrt.engine.images.loading import LoadSizeChoice, loaded_size
+from facetrt.engine.settings import Hierarchy, Setting
+from facetrt.engine.tasks.matching import MatchOptions
+from facetrt.engine.tasks.presets import PAPER_MATCH
+from facetrt.kernels.log_bin import average_pool, bin_offsets, check_map, log_bin
 from facetrt.kernels.products import inner_products
 
 Float = NDArray[np.float32]
@@ -88,28 +90,29 @@ class CorrespondenceOptions(Options):
     ``limit`` counts pairs per category.
     """
 
-    load_size: tuple[int, int] | int = (224, 224)
-    hierarchy: int = 2
-    alpha: float = 0.1
-    strict: bool = False
-    cell_rule: CellRule = CellRule.NEAREST
-    frame: CoordinateFrame = CoordinateFrame.LOADED
-    average: Average = Average.KEYPOINTS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_hierarchy(self.hierarchy)
-        if not self.alpha > 0:
-            raise InputError(f"alpha={self.alpha}: expected a positive share of the image, for example 0.1")
+    load_size: LoadSizeChoice = PAPER_MATCH["load_size"]
+    hierarchy: Hierarchy = MatchOptions.hierarchy
+    alpha: Annotated[
+        float,
+        Setting(
+            "Share of the image that a point may be off.",
+            above=0,
+            expected="a positive share of the image, for example 0.1",
+        ),
+    ] = 0.1
+    strict: Annotated[bool, Setting("A point that is off by just that share counts as wrong.")] = False
+    cell_rule: Annotated[CellRule, Setting("The cell that a keypoint belongs to.")] = CellRule.NEAREST
+    frame: Annotated[CoordinateFrame, Setting("In which pixels distances are measured.")] = CoordinateFrame.LOADED
+    average: Annotated[Average, Setting("What a category's PCK is the mean of.")] = Average.KEYPOINTS
 
 
 @dataclass(frozen=True)
 class SPairOptions(CorrespondenceOptions):
-    """SPair-71k: ``pairs_per_category`` pairs drawn with ``seed`` from ``split``; none takes all pairs."""
+    """SPair-71k: some pairs of each category, drawn at random."""
 
-    split: str = "test"
-    pairs_per_category: int | None = 20
-    seed: int = 0
+    split: Annotated[str, Setting("Of the data set.")] = "test"
+    pairs_per_category: Annotated[int | None, Setting("How many pairs are drawn; none takes all.", minimum=1)] = 20
+    seed: Annotated[int, Setting("Of the drawing.", minimum=0)] = 0
 
 
 def centre_offset(geometry: Geometry) -> float:

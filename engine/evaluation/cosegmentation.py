@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,10 @@ from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.files import write_png
 from facetrt.engine.images.finding import unique_stems
 from facetrt.engine.images.loading import LoadSize, loaded_size
-from facetrt.engine.tasks.cosegmentation import Masks
-from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_OUTLIER_THRESHOLD
-from facetrt.engine.tasks.refinement import Refinement, enlarge_mask
+from facetrt.engine.settings import Setting, values_of
+from facetrt.engine.tasks.cosegmentation import LOADING, VOTING, CosegmentOptions, Masks
+from facetrt.engine.tasks.presets import PAPER_COSEGMENT
+from facetrt.engine.tasks.refinement import enlarge_mask
 from facetrt.kernels.errors import InputError, OutputError
 
 METRICS = ["J", "P"]
@@ -49,29 +50,23 @@ BOX_MARGIN = 0.15  # of each side that the trivial box leaves free
 
 
 @dataclass(frozen=True)
-class CosegmentationOptions(Options):
+class CosegmentationOptions(CosegmentOptions, Options):
     """Options of co-segmentation; defaults are the paper's. ``limit`` counts images per set.
 
-    ``longest_side``: images that would load longer than this are loaded smaller, because attention takes memory with
-    the square of the cells (a panorama of 1052 × 320 pixels needs 21 GB); none for no limit, as in the paper.
+    ``longest_side``: attention takes memory with the square of the cells (a panorama of 1052 × 320 pixels needs 21 GB);
+    there is no such limit in the paper.
     """
 
-    load_size: int | tuple[int, int] | None = PAPER_COSEGMENT["load_size"]
-    longest_side: int | None = 800
-    elbow: float = PAPER_COSEGMENT["elbow"]
-    saliency_threshold: float = PAPER_COSEGMENT["saliency_threshold"]
-    votes_percentage: float = PAPER_COSEGMENT["votes_percentage"]
-    sample_interval: int = 100
-    saliency: SaliencyMode = SaliencyMode.LOW_RESOLUTION
-    remove_outliers: bool = False
-    outlier_threshold: float = PAPER_OUTLIER_THRESHOLD
-    refine: Refinement = Refinement.GRABCUT
-    baseline_threshold: float = 0.04
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.limit is not None and self.limit < 2:
-            raise InputError(f"limit={self.limit}: co-segmentation needs at least 2 images of a set")
+    load_size: LoadSize = PAPER_COSEGMENT["load_size"]
+    longest_side: Annotated[
+        int | None, Setting("Images that would load longer than this are loaded smaller; none for no limit.", minimum=1)
+    ] = 800
+    saliency: SaliencyMode = VOTING
+    limit: Annotated[
+        int | None,
+        Setting("At most this many images of a set.", minimum=2, expected="at least 2 images of a set, or none"),
+    ] = None
+    baseline_threshold: Annotated[float, Setting("Cells more salient than this are the saliency baseline.")] = 0.04
 
 
 @dataclass(frozen=True)
@@ -159,19 +154,8 @@ class Cosegmentation(Evaluation):
         }
 
     def _cosegment(self, engine: Engine, features: FeatureCollection, name: str) -> Masks:
-        options = self.options
         try:
-            return engine.cosegment(
-                features,
-                facet=self.facet,
-                elbow=options.elbow,
-                saliency_threshold=options.saliency_threshold,
-                votes_percentage=options.votes_percentage,
-                sample_interval=options.sample_interval,
-                remove_outliers=options.remove_outliers,
-                outlier_threshold=options.outlier_threshold,
-                refine=options.refine,
-            )
+            return engine.cosegment(features, **values_of(self.options, CosegmentOptions, without=LOADING))
         except InputError as error:
             raise InputError(f"set {name}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import cv2
 import numpy as np
@@ -32,7 +32,8 @@ from facetrt.engine.evaluation.scores import boundary_similarity, mean_of, regio
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.label_images import Labels
 from facetrt.engine.images.loading import Pixels, load_image
-from facetrt.engine.video.propagation import QUEUE, RADIUS, TEMPERATURE, TOPK, MaskPropagator
+from facetrt.engine.settings import Setting, values_of
+from facetrt.engine.video.propagation import MaskPropagator, PropagateOptions
 from facetrt.kernels.errors import InputError, OutputError
 
 METRICS = ["J&F", "J", "F"]
@@ -40,28 +41,19 @@ MULTIPLE = 64  # of pixels, that the longer side is truncated to
 
 
 @dataclass(frozen=True)
-class DavisOptions(Options):
-    """Options of label propagation; defaults are the DINO repository's. ``limit`` counts sequences.
+class DavisOptions(PropagateOptions, Options):
+    """Options of label propagation; defaults are the DINO repository's. ``limit`` counts sequences."""
 
-    ``load_size``: length of the shorter side; ``stride``: between cells, the patch size if None; ``queue``: previous
-    frames beside the first; ``radius``: in cells.
-    """
-
-    load_size: int = 480
-    stride: int | None = None
-    queue: int = QUEUE
-    radius: int = RADIUS
-    topk: int = TOPK
-    temperature: float = TEMPERATURE
-    split: str = "val"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.load_size < MULTIPLE or self.queue < 0:
-            raise InputError(
-                f"load_size={self.load_size}, queue={self.queue}: expected a shorter side of at least {MULTIPLE} "
-                "pixels and a queue of at least 0 frames"
-            )
+    load_size: Annotated[
+        int,
+        Setting(
+            "Length of the shorter side.",
+            minimum=MULTIPLE,
+            expected=f"a shorter side of at least {MULTIPLE} pixels",
+        ),
+    ] = 480
+    stride: Annotated[int | None, Setting("Pixels between cells; the patch size by default.", minimum=1)] = None
+    split: Annotated[str, Setting("Of the data set.")] = "val"
 
 
 class Davis(Evaluation):
@@ -164,9 +156,7 @@ class Davis(Evaluation):
 
 def propagate_video(engine: Engine, video: Video, first: Labels, facet: str, options: DavisOptions) -> Iterator[Labels]:
     """Labels of every frame at its own size, the first as given; one frame is held beside the context."""
-    propagator = MaskPropagator(
-        facet, queue=options.queue, radius=options.radius, topk=options.topk, temperature=options.temperature
-    )
+    propagator = MaskPropagator(facet, **values_of(options, PropagateOptions, without=["facet"]))
     for index, path in enumerate(video.frames):
         features = _encode_frame(engine, path, options)
         if index == 0:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from facetrt.engine.evaluation.datasets.reading import digest
 from facetrt.engine.evaluation.protocol import Choice, Evaluation, Options, Record, Row, Summary, Tick, mean_row
 from facetrt.engine.features.collection import FeatureCollection
 from facetrt.engine.features.features import SaliencyMode
-from facetrt.engine.tasks.presets import PAPER_COSEGMENT
-from facetrt.engine.tasks.refinement import Refinement
+from facetrt.engine.images.loading import DefaultSize
+from facetrt.engine.settings import Setting, values_of
+from facetrt.engine.tasks.cosegmentation import LOADING, VOTING
+from facetrt.engine.tasks.parts import PartsOptions
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import one_blas_thread
 
@@ -41,50 +43,30 @@ class BoxNorm(StrEnum):
 
 
 @dataclass(frozen=True)
-class LandmarkOptions(Options):
-    """Options of landmark regression. ``limit`` counts training images, and test images, of a set.
+class LandmarkOptions(PartsOptions, Options):
+    """Options of landmark regression. ``limit`` counts training images, and test images, of a set."""
 
-    ``side``: images and landmarks are scaled to side × side pixels. The options from ``elbow`` to ``refine`` are those
-    of ``Engine.segment_parts``.
-    """
-
-    num_parts: int = 4
-    side: int = 256
-    elbow: float = PAPER_COSEGMENT["elbow"]
-    saliency_threshold: float = PAPER_COSEGMENT["saliency_threshold"]
-    votes_percentage: float = PAPER_COSEGMENT["votes_percentage"]
-    sample_interval: int = 100
-    three_stages: bool = False
-    saliency: SaliencyMode = SaliencyMode.LOW_RESOLUTION
-    refine: Refinement = Refinement.CRF
-    box_norm: BoxNorm = BoxNorm.SQRT_AREA
+    side: Annotated[int, Setting("Images and landmarks are scaled to side × side pixels.", minimum=1)] = 256
+    saliency: SaliencyMode = VOTING
+    box_norm: Annotated[BoxNorm, Setting("What CUB's errors are divided by.")] = BoxNorm.SQRT_AREA
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_parts < 1 or self.side < 1:
-            raise InputError(f"num_parts={self.num_parts}, side={self.side}: expected at least 1 of each")
+        size = (self.side, self.side)
+        if not isinstance(self.load_size, DefaultSize) and self.load_size != size:
+            raise InputError(f"load_size={self.load_size}: landmarks are scaled to side × side pixels: use side")
+        object.__setattr__(self, "load_size", size)
 
 
 def parts_of_engine(engine: Engine, options: LandmarkOptions, facet: str, tick: Tick) -> PartsOf:
     """Part co-segmentation of all images of a set together, at side × side pixels; ``tick`` counts encoded images."""
 
     def parts_of(images: Sequence[Path]) -> Iterable[PartMap]:
-        size = (options.side, options.side)
         with FeatureCollection([facet]) as collection:
-            for item in engine.encode_iter(images, load_size=size, saliency=options.saliency):
+            for item in engine.encode_iter(images, load_size=options.load_size, saliency=options.saliency):
                 collection.append(item)
                 tick(1)
-            parts = engine.segment_parts(
-                collection,
-                facet=facet,
-                num_parts=options.num_parts,
-                elbow=options.elbow,
-                saliency_threshold=options.saliency_threshold,
-                votes_percentage=options.votes_percentage,
-                sample_interval=options.sample_interval,
-                three_stages=options.three_stages,
-                refine=options.refine,
-            )
+            parts = engine.segment_parts(collection, **values_of(options, PartsOptions, without=LOADING))
         return (part.loaded_labels for part in parts)
 
     return parts_of

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.kernels.errors import InputError
 
 Record = dict[str, Any]  # what one item came to; plain JSON
@@ -50,17 +51,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Options:
-    """Options that every evaluation has.
+    """Options that every evaluation has; all others are those of its task, or its protocol's own."""
 
-    ``facet``: the bundle's own choice for the task if None. ``limit``: at most this many items per category.
-    """
-
-    facet: str | None = None
-    limit: int | None = None
+    facet: FacetChoice = BUNDLES_CHOICE
+    limit: Annotated[int | None, Setting("At most this many items per category.", minimum=1)] = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}: expected at least 1")
+        check(self)
 
 
 class Evaluation(ABC):
@@ -106,7 +103,7 @@ class Evaluation(ABC):
     @property
     def facet(self) -> str:
         """The facet that was resolved by :meth:`resolve`."""
-        if self.options.facet is None:
+        if not self.options.facet:
             raise InputError(f"{self.name}: no facet has been chosen yet; call resolve(manifest) first")
         return self.options.facet
 

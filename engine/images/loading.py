@@ -17,13 +17,14 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Annotated, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from facetrt.engine.images.truncation import MOST_MISSING, complete
+from facetrt.engine.settings import Setting
 from facetrt.kernels.errors import InputError, MissingFileError
 
 
@@ -133,6 +134,15 @@ class DefaultSize(int):
 
 
 DEFAULT_SIZE = DefaultSize(224)  # the reference's shorter side
+
+LoadSizeChoice = Annotated[
+    LoadSize,
+    Setting(
+        "Shorter side (224), HEIGHTxWIDTH (224x336), or none.",
+        minimum=1,
+        expected="the shorter side, a pair (height, width), written HEIGHTxWIDTH, or None",
+    ),
+]
 
 
 def check_load_size(load_size: LoadSize) -> LoadSize:

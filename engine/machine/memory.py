@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from facetrt.kernels.errors import InputError
+from facetrt.engine.settings import Setting
 from facetrt.kernels.machine import usable_memory
 
 SHARE = 0.7  # of the memory that this process may use, that encoding one image may take
@@ -28,10 +28,11 @@ def bound_on_cells(max_cells: int, original: tuple[int, int], loaded: tuple[int,
     return max(1, max_cells // ENLARGED_SHARE) if enlarged else max_cells
 
 
-def check_max_cells(max_cells: int | None) -> None:
-    """Raise :class:`InputError` unless it is None or at least 1."""
-    if max_cells is not None and (isinstance(max_cells, bool) or not isinstance(max_cells, int) or max_cells < 1):
-        raise InputError(f"max_cells={max_cells!r}: expected a number of cells, at least 1, or None for no bound")
+MAX_CELLS_SETTING = Setting(
+    "An image of more is refused: time grows with their square.",
+    minimum=1,
+    expected="a number of cells, at least 1, or None for no bound",
+)
 
 
 def too_many(cells: int, bound: int, remedy: str, max_cells: int | None = None) -> str:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, overload
+from typing import Annotated, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.collection import records_of, select
-from facetrt.engine.features.features import Features, Float, ImageRecord
+from facetrt.engine.features.features import Features, Float, ImageRecord, SaliencyMode
 from facetrt.engine.images.geometry import Geometry
-from facetrt.engine.images.loading import Pixels
-from facetrt.engine.tasks.checks import check_finite, check_voting
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice, Pixels
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Setting, check
 from facetrt.engine.tasks.clustering import (
     MAX_CLUSTERS,
     Clustering,
@@ -40,7 +40,6 @@ from facetrt.engine.tasks.refinement import (
     refine_labels,
 )
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.log_bin import check_hierarchy
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.vote import Votes, vote
 
@@ -50,29 +49,37 @@ Sweep = TypeVar("Sweep")  # clusterings of them with k = 1, 2, …
 Ballot = TypeVar("Ballot")  # votes on the last of those
 
 
+VOTING = SaliencyMode.LOW_RESOLUTION  # what images vote with unless one asks for another, as in the reference
+LOADING = ("load_size", "saliency")  # options that say nothing where features are given
+
+Elbow = Annotated[float, Setting("Stop adding clusters at this error ratio.", above=0)]
+VoteThreshold = Annotated[float, Setting("An image votes for clusters of a mean saliency above this, of 0 to 1.")]
+VotesPercentage = Annotated[float, Setting("Share of the images that must vote for a cluster.", minimum=0, maximum=100)]
+SampleInterval = Annotated[int, Setting("Cluster every n-th descriptor of each image.", minimum=1)]
+VoteSaliency = Annotated[
+    SaliencyMode | None,
+    Setting("From the descriptors' own pass, or from one at half the size and stride 8.", shown=VOTING),
+]
+
+
 @dataclass(frozen=True)
 class CosegmentOptions:
     """Options of co-segmentation, with the reference's defaults; ``Engine.cosegment`` documents them."""
 
-    facet: str
-    elbow: float = 0.975
-    saliency_threshold: float = 0.065
-    votes_percentage: float = 75
-    sample_interval: int = 100
-    remove_outliers: bool = False
-    outlier_threshold: float = 0.7
-    refine: Refinement = Refinement.GRABCUT
-    hierarchy: int = 0
+    facet: FacetChoice = BUNDLES_CHOICE
+    elbow: Elbow = 0.975
+    saliency_threshold: VoteThreshold = 0.065
+    votes_percentage: VotesPercentage = 75
+    sample_interval: SampleInterval = 100
+    remove_outliers: Annotated[bool, Setting("Leave out images that are unlike the others.")] = False
+    outlier_threshold: Annotated[float, Setting("Cosine to the images' mean [CLS] that --remove-outliers asks.")] = 0.7
+    refine: Annotated[Refinement, Setting("How cells become pixels.")] = Refinement.GRABCUT
+    hierarchy: Hierarchy = 0
+    saliency: VoteSaliency = None
+    load_size: LoadSizeChoice = DEFAULT_SIZE
 
     def __post_init__(self) -> None:
-        check_voting(
-            elbow=self.elbow,
-            saliency_threshold=self.saliency_threshold,
-            votes_percentage=self.votes_percentage,
-            sample_interval=self.sample_interval,
-        )
-        check_hierarchy(self.hierarchy)
-        check_finite("outlier_threshold", self.outlier_threshold)
+        check(self)
         check_available(self.refine)
 
 

@@ -11,18 +11,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.features import Features, ImageRecord
 from facetrt.engine.images.geometry import Geometry
-from facetrt.engine.tasks.checks import check_finite
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Setting, check
 from facetrt.kernels.best_buddies import BestBuddies, best_buddies
-from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import diverse_clusters
-from facetrt.kernels.log_bin import check_hierarchy, log_bin
+from facetrt.kernels.log_bin import log_bin
 
 AWAY = 3  # cells: the surroundings of a best buddy, just beyond the patch it sees
 NEAR = 4  # cells that the surroundings' neighbours may be off: what a turn and a third of scale make
@@ -90,16 +90,14 @@ class Matches:
 class MatchOptions:
     """Options of matching, with the reference's defaults; ``Engine.match`` documents them."""
 
-    facet: str
-    num_pairs: int = 10
-    hierarchy: int = 2
-    saliency_threshold: float = 0.05
+    facet: FacetChoice = BUNDLES_CHOICE
+    num_pairs: Annotated[int, Setting("At most this many point pairs.", minimum=1, maximum=MAX_PAIRS)] = 10
+    hierarchy: Hierarchy = 2
+    saliency_threshold: Annotated[float, Setting("Points are cells more salient than this, of 0 to 1.")] = 0.05
+    load_size: LoadSizeChoice = DEFAULT_SIZE
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_pairs <= MAX_PAIRS:
-            raise InputError(f"num_pairs={self.num_pairs}: expected 1 to {MAX_PAIRS:,}")
-        check_finite("saliency_threshold", self.saliency_threshold)
-        check_hierarchy(self.hierarchy)
+        check(self)
 
 
 class Neighbours(Protocol):

@@ -38,6 +38,7 @@ from facetrt.kernels.log_bin import check_hierarchy
 Options = Mapping[str, float | int | bool]
 
 SCHEMA = 1
+NO_LEARNING = ("facet", "refine", "load_size", "saliency")  # options that are kept elsewhere, or apply to pictures
 MAX_CENTROIDS = 1024
 
 
@@ -258,15 +259,14 @@ def _parse(members: Mapping[str, bytes]) -> SegmentationModel | PartsModel:
 def _learned(features: Sequence[Features], options: CosegmentOptions | PartsOptions) -> dict[str, Any]:
     """The fields of :class:`Model`; images of a set are loaded alike, so the first tells how."""
     example = features[0]
-    named = {name: value for name, value in asdict(options).items() if name not in ("facet", "refine")}
-    kept = {name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
+    named = {name: value for name, value in asdict(options).items() if name not in NO_LEARNING}
     return {
         "facet": options.facet,
         "encoder": example.provenance.model,
         "encoder_sha256": example.provenance.encoder_sha256,
         "stride": example.stride,
         "load_size": check_load_size(example.load_size),
-        "options": kept,
+        "options": named,
         "images": len(features),
     }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import overload
+from typing import Annotated, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,21 @@ from numpy.typing import NDArray
 from facetrt.engine.features.collection import LazySequence, join, reasons_empty, select
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
-from facetrt.engine.tasks.checks import check_positive, check_voting
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Setting, check
 from facetrt.engine.tasks.clustering import Clustering, cluster_elbow, no_clusters
-from facetrt.engine.tasks.cosegmentation import contrast
+from facetrt.engine.tasks.cosegmentation import (
+    SampleInterval,
+    VoteSaliency,
+    VotesPercentage,
+    VoteThreshold,
+    contrast,
+)
 from facetrt.engine.tasks.descriptors import Rows, assign_rows, blocks, descriptors_of, only, unit_rows
 from facetrt.engine.tasks.refinement import Progress, Refinement, Refiner, check_available, refine_labels
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.kmeans import kmeans
-from facetrt.kernels.log_bin import check_hierarchy
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.products import TIE, first_smallest, squared_distances
 from facetrt.kernels.vote import Votes, vote
@@ -37,36 +43,35 @@ from facetrt.kernels.vote import Votes, vote
 Labels = NDArray[np.signedinteger]
 
 BACKGROUND = -1
+MAX_CROPS = 100  # of an image; each is encoded, and so is its mirror
 
 
 @dataclass(frozen=True)
 class PartsOptions:
     """Options of part co-segmentation, with the reference's defaults; ``Engine.segment_parts`` documents them."""
 
-    facet: str
-    num_parts: int = 4
-    elbow: float = 0.975
-    elbow_second_stage: float = 0.94
-    saliency_threshold: float = 0.065
-    votes_percentage: float = 75
-    sample_interval: int = 100
-    three_stages: bool = False
-    refine: Refinement = Refinement.CRF
-    hierarchy: int = 0
+    facet: FacetChoice = BUNDLES_CHOICE
+    num_parts: Annotated[int, Setting("Number of part labels.", minimum=1, maximum=64)] = 4
+    elbow: Annotated[float, Setting("Of the foreground stage.", above=0)] = 0.975
+    elbow_second_stage: Annotated[float, Setting("With --three-stages.", above=0)] = 0.94
+    saliency_threshold: VoteThreshold = 0.065
+    votes_percentage: VotesPercentage = 75
+    sample_interval: SampleInterval = 100
+    num_crop_augmentations: Annotated[
+        int, Setting("Random crops of each image and its mirror.", minimum=0, maximum=MAX_CROPS)
+    ] = 0
+    flip_augmentation: Annotated[bool, Setting("Mirrors join as well.")] = False
+    three_stages: Annotated[bool, Setting("Drop parts that some image lacks.")] = False
+    refine: Annotated[Refinement, Setting("crf, pydensecrf or none.")] = Refinement.CRF
+    hierarchy: Hierarchy = 0
+    seed: Annotated[int, Setting("Of the random crops.", minimum=0)] = 0
+    saliency: VoteSaliency = None
+    load_size: LoadSizeChoice = DEFAULT_SIZE
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_parts <= 64:
-            raise InputError(f"num_parts={self.num_parts}: expected 1 to 64")
-        check_voting(
-            elbow=self.elbow,
-            saliency_threshold=self.saliency_threshold,
-            votes_percentage=self.votes_percentage,
-            sample_interval=self.sample_interval,
-        )
-        check_hierarchy(self.hierarchy)
+        check(self)
         if self.refine is Refinement.GRABCUT:
             raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
-        check_positive("elbow_second_stage", self.elbow_second_stage)
         check_available(self.refine)
 
 

@@ -41,14 +41,6 @@ class Refinement(StrEnum):
         """How many images to refine side by side; None for as many as there are processors."""
         return 1 if self is Refinement.PYDENSECRF else None  # that library lets no other thread run
 
-    @staticmethod
-    def parse(text: str) -> Refinement:
-        """The choice of a name; raises :class:`InputError`, which lists all names, for others."""
-        try:
-            return Refinement(text)
-        except ValueError as error:
-            raise InputError(f"refine {text!r}: expected one of {', '.join(Refinement)}") from error
-
 
 def enlarge_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     """Nearest neighbour to ``(height, width)`` by Pillow's rule, as the reference executes it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from facetrt.engine.features.features import Features, Float, Provenance
 from facetrt.engine.images.geometry import Geometry
-from facetrt.engine.tasks.checks import check_positive
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.propagate import propagate
 
@@ -27,7 +27,19 @@ MAX_OBJECTS = 255  # as many as a palette image can have
 CONSTANT = 4 * float(np.finfo(np.float32).eps)  # relative range of a channel that is 1 everywhere but for rounding
 MAX_LABEL = (1 << 24) - 1  # as many as three bytes can tell
 
-QUEUE, RADIUS, TOPK, TEMPERATURE = 7, 12, 5, 0.1  # the protocol's
+
+@dataclass(frozen=True)
+class PropagateOptions:
+    """Options of propagation, with the protocol's defaults; :class:`MaskPropagator` documents them."""
+
+    facet: FacetChoice = BUNDLES_CHOICE
+    queue: Annotated[int, Setting("Previous frames that give labels, beside the first.", minimum=0)] = 7
+    radius: Annotated[int, Setting("Rows and columns, in cells, that an object may move.", minimum=0)] = 12
+    topk: Annotated[int, Setting("How many cells a cell listens to.", minimum=1)] = 5
+    temperature: Annotated[float, Setting("Divides the cosine in the exponent.", above=0)] = 0.1
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -71,20 +83,15 @@ class MaskPropagator:
         self,
         facet: str,
         *,
-        queue: int = QUEUE,
-        radius: int = RADIUS,
-        topk: int = TOPK,
-        temperature: float = TEMPERATURE,
+        queue: int = PropagateOptions.queue,
+        radius: int = PropagateOptions.radius,
+        topk: int = PropagateOptions.topk,
+        temperature: float = PropagateOptions.temperature,
     ) -> None:
-        if queue < 0 or radius < 0 or topk < 1:
-            raise InputError(
-                f"queue={queue}, radius={radius}, topk={topk}: expected a queue of at least 0 frames, a radius of at "
-                "least 0 cells and a topk of at least 1"
-            )
-        check_positive("temperature", temperature)
+        options = PropagateOptions(facet, queue, radius, topk, temperature)
         self.facet = facet
         self._options: dict[str, Any] = {"radius": radius, "topk": topk, "temperature": temperature}
-        self._queue: deque[_Seen] = deque(maxlen=queue)
+        self._queue: deque[_Seen] = deque(maxlen=options.queue)
         self._first: _First | None = None
 
     @property

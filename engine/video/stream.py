@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.loading import LoadedImage
+from facetrt.engine.settings import Setting, check
 from facetrt.engine.video.sources import Frame, Source, as_frame, open_source
 from facetrt.kernels.errors import InputError, SourceError
 
@@ -43,14 +44,6 @@ class Policy(StrEnum):
     AUTO = "auto"
     BLOCK = "block"
     LATEST = "latest"
-
-    @classmethod
-    def parse(cls, value: str) -> Policy:
-        """The policy of that name; :class:`InputError` if there is none."""
-        try:
-            return cls(value)
-        except ValueError as error:
-            raise InputError(f"policy {value!r}: expected {', '.join(cls)}") from error
 
     def resolve(self, *, live: bool) -> Policy:
         """Without ``auto``."""
@@ -107,14 +100,16 @@ class StreamOptions:
     """How frames are taken and encoded; ``Engine.stream`` documents the fields."""
 
     encoding: EncodeOptions
-    policy: Policy = Policy.AUTO
-    latency_budget: float | None = None
-    stall_timeout: float = 10.0
+    policy: Annotated[Policy, Setting("For frames that come too fast.")] = Policy.AUTO
+    latency_budget: Annotated[
+        float | None, Setting("Seconds; frames over it are counted as late.", above=0, maximum=threading.TIMEOUT_MAX)
+    ] = None
+    stall_timeout: Annotated[
+        float, Setting("Seconds without a frame after which it fails.", above=0, maximum=threading.TIMEOUT_MAX)
+    ] = 10.0
 
     def __post_init__(self) -> None:
-        for name, value in (("latency_budget", self.latency_budget), ("stall_timeout", self.stall_timeout)):
-            if value is not None and not 0 < value <= threading.TIMEOUT_MAX:
-                raise InputError(f"{name}={value}: expected more than 0 seconds, and not for ever")
+        check(self)
 
 
 class Stream:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -34,14 +35,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.engine.video.alignment import Alignment, DescriptorMap, Positions, Shapes, align, peaks
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
 
 Cells = NDArray[np.int64]
 
-SEARCH_RADIUS = 8.0  # cells that a point may move in each direction between frames and still be found nearby
-MIN_CONFIDENCE = 0.6
 FIND_CONFIDENCE = 0.6  # of points that come back: a whole frame offers more look-alikes than a neighbourhood
 MUTUAL_DISTANCE = 1.0  # cells
 # Measured on turned clips, 0.6 and 0.8 are alike and 0.9 costs 1 to 2 % of the points; where scenes change, 0.8 keeps
@@ -52,6 +52,21 @@ CORNER_SIGMA = 2.0  # cells over which descriptors' changes count, about the win
 BORDER = 4  # cells: nearer to the border, windows are cut off
 SPACING = 0.4  # of the spacing that would spread the points evenly
 FLOOR = 0.02  # of the best score: below it descriptors do not change
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """Options of tracking; :class:`Tracker` documents them."""
+
+    facet: FacetChoice = BUNDLES_CHOICE
+    search_radius: Annotated[
+        float,
+        Setting("Cells that a point may move in each direction between frames and still be found nearby.", minimum=1),
+    ] = 8.0
+    min_confidence: Annotated[float, Setting("Below it a point counts as not visible.", minimum=0, maximum=1)] = 0.6
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -171,14 +186,15 @@ class Tracker:
     """
 
     def __init__(
-        self, facet: str, *, search_radius: float = SEARCH_RADIUS, min_confidence: float = MIN_CONFIDENCE
+        self,
+        facet: str,
+        *,
+        search_radius: float = TrackOptions.search_radius,
+        min_confidence: float = TrackOptions.min_confidence,
     ) -> None:
-        if not search_radius >= 1:
-            raise InputError(f"search_radius={search_radius:g}: expected at least 1 cell")
-        if not 0 <= min_confidence <= 1:
-            raise InputError(f"min_confidence={min_confidence:g}: expected a number between 0 and 1")
+        options = TrackOptions(facet, search_radius, min_confidence)
         self.facet = facet
-        self._radius, self._min_confidence = search_radius, min_confidence
+        self._radius, self._min_confidence = options.search_radius, options.min_confidence
         self._state: _State | None = None
 
     def start(self, features: Features, points_xy: ArrayLike) -> Tracks:

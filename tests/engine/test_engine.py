@@ -232,7 +232,7 @@ def test_too_many_cells_are_refused_with_the_largest_load_size_that_passes(
 
 def test_the_bound_on_cells_passes_what_is_reasonable_and_can_be_lifted(tiny_engine: Engine, tiny_bundle: Path) -> None:
     check = tiny_engine._encoder.check_size
-    options = EncodeOptions()
+    options = EncodeOptions(None)
     for shape, stride in (((480, 854), 4), ((1080, 1920), 8)):
         check("image", shape, shape, None, replace(options, stride=stride))
     for shape in ((3024, 4032), (50, 20000), (1080, 1920)):
@@ -268,7 +268,7 @@ def test_the_bound_holds_in_tasks_streams_and_for_features_of_another_engine(
             lambda: engine.match(*images, load_size=64),
             lambda: engine.match(*features),
             lambda: engine.cosegment(images, load_size=64),
-            lambda: engine.cosegment(features, low_resolution_saliency=False),
+            lambda: engine.cosegment(features, saliency="full"),
             lambda: engine.segment_parts(images, load_size=64),
             lambda: engine.collect(images, load_size=64),
             lambda: list(engine.stream(images, load_size=64)),
@@ -305,7 +305,7 @@ def test_throughput_gives_the_same_features_in_order(tiny_bundle: Path, tiny_eng
 
 
 def test_opening_options(tiny_bundle: Path) -> None:
-    with pytest.raises(InputError, match="backend 'tpu' is not available"):
+    with pytest.raises(InputError, match="backend 'tpu': expected one of"):
         Engine.open(tiny_bundle, backend="tpu")
     with pytest.raises(InputError, match="device 'npu' is not available"):
         Engine.open(tiny_bundle, device="npu")

@@ -63,10 +63,10 @@ def test_backend(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tpu"}, "backend 'tpu' is not available in this version: expected one of auto, onnxruntime"),
-        ({"device": "tpu"}, "device 'tpu' is not available in this version: expected one of auto, cpu, cuda"),
-        ({"precision": "int8"}, "precision 'int8' is not available"),
-        ({"hint": "speed"}, "expected one of latency, throughput"),
+        ({"backend": "tpu"}, "backend 'tpu': expected one of auto, onnxruntime"),
+        ({"device": "tpu"}, "device 'tpu': expected one of auto, cpu, cuda"),
+        ({"precision": "int8"}, "precision 'int8': expected one of"),
+        ({"hint": "speed"}, "expected latency or throughput"),
         ({"threads": 0}, "threads=0: expected 1 to"),
         ({"threads": 100_000}, "threads=100000: expected 1 to"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "runs a bundle in its own precision, fp32, and bf16"),

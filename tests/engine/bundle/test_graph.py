@@ -213,7 +213,7 @@ def test_outputs_of_another_shape_than_promised(bundle: Bundle) -> None:
     with pytest.raises(
         BundleError, match=r"gives key@1 as float32 \(1, 1, 48\), the manifest means float32 \(1, 226, 48\)"
     ):
-        next(Encoder(bundle, backend).encode([photo(64, 64)], EncodeOptions()))
+        next(Encoder(bundle, backend).encode([photo(64, 64)], EncodeOptions(None)))
     backend.close()
 
 

@@ -51,7 +51,7 @@ def test_cosegment_on_two_streams_gives_the_cpus_masks(
     monkeypatch.setattr(kmeans, "kmeans_each", partial(kmeans.kmeans_each, restarts=1, iterations=3))
     images = [photo(24, 28, seed=i) for i in range(3)] + [photo(26, 24, seed=5)]
     options = {"facet": "key@1", "load_size": 24, "sample_interval": 5, "refine": "none"}
-    options |= {"low_resolution_saliency": False}
+    options |= {"saliency": "full"}
     expected = tiny_engine.cosegment(images, **options)
     with Engine.open(bundle, device="cuda", backend="tensorrt", streams=2) as engine:
         masks = engine.cosegment(images, **options)

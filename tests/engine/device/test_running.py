@@ -152,7 +152,7 @@ def test_cosegment_gives_the_hosts_masks(tiny_engine: Engine, runner: DeviceRunn
         facet="key@1",
         sample_interval=5,
         refine="none",
-        low_resolution_saliency=mode is SaliencyMode.LOW_RESOLUTION,
+        saliency=mode,
     )
     found = cosegment(runner, images, EncodeOptions(32, mode), OPTIONS)
     assert found.clustering.tried_k == expected.clustering.tried_k
@@ -234,9 +234,7 @@ def test_features_are_read_one_at_a_time(tiny_engine: Engine, runner: DeviceRunn
 def test_masks_are_refined_as_on_the_host(tiny_engine: Engine, runner: DeviceRunner, how: Refinement) -> None:
     images = [photo(64, 80, seed=i) for i in range(2)]
     options = CosegmentOptions("key@1", **FEW_VOTES, refine=how)
-    expected = tiny_engine.cosegment(
-        images, load_size=32, facet="key@1", low_resolution_saliency=False, refine=how, **FEW_VOTES
-    )
+    expected = tiny_engine.cosegment(images, load_size=32, facet="key@1", saliency="full", refine=how, **FEW_VOTES)
     found = cosegment(runner, images, EncodeOptions(32), options)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.refinement == theirs.refinement == how
@@ -277,7 +275,7 @@ def test_parts_are_refined_on_the_device(
     tiny_engine: Engine, runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [photo(64, 80, seed=i) for i in range(2)]
-    options = {"load_size": 32, "facet": "key@1", "num_parts": 2, "low_resolution_saliency": False, **FEW_VOTES}
+    options = {"load_size": 32, "facet": "key@1", "num_parts": 2, "saliency": "full", **FEW_VOTES}
     expected = tiny_engine.segment_parts(images, **options)
     monkeypatch.setattr(tiny_engine, "_runner", runner)
     for mine, theirs in zip(tiny_engine.segment_parts(images, **options), expected, strict=True):

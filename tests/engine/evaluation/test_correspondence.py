@@ -177,7 +177,7 @@ def test_options_out_of_range_or_unknown(willow):
         ({"strict": "maybe"}, "yes or no"),
         ({"limit": "0"}, "at least 1"),
         ({"radius": "3"}, "no option 'radius' here: expected one of facet="),
-        ({"load_size": "big"}, "HEIGHTxWIDTH or a whole number"),
+        ({"load_size": "big"}, "HEIGHTxWIDTH"),
     ):
         with pytest.raises(InputError, match=message):
             open_evaluation("pf-willow", willow, options)

@@ -125,7 +125,13 @@ def test_the_real_sequence_is_read(shared_eval):
     assert "is absent" in evaluation.facts()["sequences_from"]
 
 
-@pytest.mark.parametrize("options", [{"load_size": "32"}, {"queue": "-1"}])
-def test_options_out_of_range(davis, options):
-    with pytest.raises(InputError, match="expected a shorter side"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"load_size": "32"}, "load_size=32: expected a shorter side"),
+        ({"queue": "-1"}, "queue=-1: expected at least 0"),
+    ],
+)
+def test_options_out_of_range(davis, options, message):
+    with pytest.raises(InputError, match=message):
         open_evaluation("davis2017", davis, options)

@@ -108,7 +108,7 @@ def test_tasks_take_a_store(tiny_engine: Engine, path: Path, task: str) -> None:
         for a, b in zip(run(given, **options), expected, strict=True):
             np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
     with pytest.raises(InputError, match="low_resolution saliency and full was asked"):
-        run(stored, low_resolution_saliency=False)
+        run(stored, saliency="full")
 
 
 class Stop(BaseException):

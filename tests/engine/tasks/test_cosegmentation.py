@@ -103,7 +103,7 @@ def test_an_error_while_refining_reaches_the_caller(
 def test_too_few_descriptors(tiny_engine: Engine) -> None:
     tiny = [photo(16, 16, seed) for seed in range(2)]
     with pytest.raises(InputError, match="the images give 2 sampled descriptors, too few for 3 clusters"):
-        tiny_engine.cosegment(tiny, load_size=8, low_resolution_saliency=False, elbow=10.0 - 9.9999)
+        tiny_engine.cosegment(tiny, load_size=8, saliency="full", elbow=10.0 - 9.9999)
 
 
 def test_outliers_are_left_out_and_results_stay_in_place(tiny_engine: Engine, features: list[Features]) -> None:
@@ -148,7 +148,7 @@ def test_saliency_modes(tiny_engine: Engine) -> None:
     images = [photo(64, 72, seed) for seed in range(2)]
     encoded = tiny_engine.encode(images, load_size=None)
     with pytest.raises(InputError, match="have full saliency and low_resolution was asked"):
-        tiny_engine.cosegment(encoded, low_resolution_saliency=True, sample_interval=5)
+        tiny_engine.cosegment(encoded, saliency="low_resolution", sample_interval=5)
     low = tiny_engine.encode(images, load_size=None, saliency="low_resolution")
     by_images = tiny_engine.cosegment(images, load_size=None, sample_interval=5)
     by_features = tiny_engine.cosegment(low, sample_interval=5)
