@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facetrt.engine.cli.app import ForceOption, OutOption, console, errors
+from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.files import atomic_folder, check_replaceable, scratch_folder
+from facetrt.engine.settings import Setting, check
 from facetrt.export.models import import_export_libraries
 from facetrt.kernels.errors import InputError
 
@@ -29,9 +31,11 @@ class Suite(StrEnum):
     VIDEO = "video"
 
 
-def bench(
-    out: OutOption,
-    suite: Annotated[Suite, typer.Option("--suite", help="What to measure.")] = Suite.CPU,
+@dataclass(frozen=True)
+class Request:
+    """What is measured, apart from where the report goes."""
+
+    suite: Annotated[Suite, Setting("What to measure.")] = Suite.CPU
     bundle: Annotated[
         str | None,
         typer.Option(
@@ -39,20 +43,26 @@ def bench(
             "-b",
             help="Bundle folder; by default an untrained ViT-S/8, or for video the built-in model.",
         ),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="The checkpoint that --bundle was made of, for the baselines.")
-    ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="At most so many; fewer where time runs out.")] = 5,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small images and few of them: shows that all runs, not how fast.")
-    ] = False,
+    ] = None
+    weights: Annotated[Path | None, Setting("The checkpoint that --bundle was made of, for the baselines.")] = None
+    rounds: Annotated[int, Setting("At most so many; fewer where time runs out.", minimum=1)] = 5
+    quick: Annotated[bool, Setting("Small images and few of them: shows that all runs, not how fast.")] = False
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="Checkout of the original research code to time as well. Runs code from there!"),
-    ] = None,
-    force: ForceOption = False,
-) -> None:
+        Setting("Checkout of the original research code to time as well. Runs code from there!"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether no weights were given, of the model or of its checkpoint."""
+        return self.bundle is None and self.weights is None
+
+
+@expanded
+def bench(request: Request, out: OutOption, force: ForceOption = False) -> None:
     """Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes.
 
     The GPU suite needs an NVIDIA GPU and takes longer: torch compiles its baseline first. The video suite runs the
@@ -61,7 +71,7 @@ def bench(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     check_replaceable(out, force=force)
     run = {Suite.CPU: _run_cpu, Suite.GPU: _run_gpu, Suite.VIDEO: _run_video}
-    report = run[suite](_Request(bundle, weights, rounds, quick, against))
+    report = run[request.suite](request)
     with atomic_folder(out, force=force) as target:
         from facetrt.benchmarks.plots import draw
         from facetrt.benchmarks.report import bar_table, write_report
@@ -74,22 +84,7 @@ def bench(
     console.print(f"{len(report.rows)} rows in {report.facts['seconds']:.0f} s: {out}")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What was asked, apart from where it goes."""
-
-    bundle: str | None
-    weights: Path | None
-    rounds: int
-    quick: bool
-    against: Path | None
-
-    @property
-    def untrained(self) -> bool:
-        return self.bundle is None and self.weights is None
-
-
-def _run_cpu(asked: _Request) -> Report:
+def _run_cpu(asked: Request) -> Report:
     with errors.status("importing libraries") as status:
         _import_all()
         from facetrt.benchmarks.cpu.against import check_checkout
@@ -113,7 +108,7 @@ def _run_cpu(asked: _Request) -> Report:
                 return run_cpu(workbench, against=asked.against, notes=[UNTRAINED] if asked.untrained else [])
 
 
-def _run_gpu(asked: _Request) -> Report:
+def _run_gpu(asked: Request) -> Report:
     from facetrt.benchmarks.gpu.facts import find_gpu
 
     if asked.against is not None:
@@ -139,7 +134,7 @@ def _run_gpu(asked: _Request) -> Report:
                 return run_gpu(workbench, gpu, notes=[UNTRAINED] if asked.untrained else [])
 
 
-def _run_video(asked: _Request) -> Report:
+def _run_video(asked: Request) -> Report:
     if asked.against is not None or asked.weights is not None:
         raise InputError("--against and --weights are for baselines that the video suite does not have: leave them out")
     with errors.status("importing libraries") as status:

@@ -26,7 +26,7 @@ from facetrt.kernels.errors import InputError
 Choice = TypeVar("Choice", bound=StrEnum)
 Options = TypeVar("Options")
 
-NONE = types.NoneType
+NONE: Any = types.NoneType
 NONE_WORDS = frozenset({"none", "all"})
 TRUE, FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 
@@ -42,6 +42,7 @@ class Setting:
         expected: which values are taken, in words, where the bounds do not say it well.
         shown: how that help calls the default, where the field's own does not tell.
         panel: the group of options that it belongs to in that help.
+        flag: its name on the command line, where that is another than the field's.
         read: how a text becomes the value, where the type alone does not say it; raises :class:`InputError`.
     """
 
@@ -52,6 +53,7 @@ class Setting:
     expected: str | None = None
     shown: str | None = None
     panel: str | None = None
+    flag: str | None = None
     read: Callable[[str], Any] | None = None
 
     def holds(self, value: float) -> bool:
@@ -99,6 +101,11 @@ class Option:
     default: Any
 
     @property
+    def flag(self) -> str:
+        """What it is called on the command line."""
+        return f"--{(self.setting.flag or self.name).replace('_', '-')}"
+
+    @property
     def expected(self) -> str:
         """Which values are taken, in words."""
         if self.setting.expected is not None:
@@ -144,11 +151,11 @@ class Option:
 
 
 @cache
-def options_of(kind: type) -> dict[str, Option]:
+def options_of(kind: Any) -> dict[str, Option]:
     """The options of a dataclass by name: those of its fields that have a setting, of their own or of a base's."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         setting = _setting(kind, field.name, hints[field.name])
         if setting is not None:
             found[field.name] = Option(field.name, _kinds(hints[field.name]), setting, field.default)

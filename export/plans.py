@@ -32,52 +32,12 @@ from facetrt.kernels.errors import (
 )
 
 Report = Callable[[str], None]
+BATCH = 16
 
 SCRATCH_SHARE = 0.5  # of a GPU's memory, that one lane's scratch may take: weights, images and results lie beside it
 LARGEST_RTX = 96 << 30  # bytes, of the largest card that TensorRT for RTX runs on: no GPU is there to be asked
 FOUND = {"parity", "layers", "attention", "fused_attention", "scratch_bytes"}  # fields of a record that a build fills
 HALF = (Precision.FP16, Precision.BF16)
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a plan is built for. A single image has a profile of its own; sizes matter to bundles of any size."""
-
-    opt_batch: Annotated[int, Setting("Batch size to tune for.", panel=GPU)] = 16
-    max_batch: Annotated[int, Setting("Most images in one run.", panel=GPU)] = 16
-    min_size: Annotated[Size, Setting("HEIGHTxWIDTH, of a dynamic bundle.", panel=GPU)] = (64, 64)
-    opt_size: Annotated[Size, Setting("HEIGHTxWIDTH to tune for.", panel=GPU)] = (224, 224)
-    max_size: Annotated[Size, Setting("HEIGHTxWIDTH.", panel=GPU)] = (448, 448)
-    timing_cache: Annotated[Path | None, Setting("File of measurements, kept for the next build.", panel=GPU)] = None
-    version_compatible: Annotated[bool, Setting("Also for newer versions of this TensorRT major.", panel=GPU)] = False
-    hardware_compatible: Annotated[bool, Setting("Also for other GPUs from sm_80 on; slower.", panel=GPU)] = False
-    architectures: tuple[str, ...] | None = None
-    allow_unfused: bool = False
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not 1 <= self.opt_batch <= self.max_batch:
-            raise InputError(f"opt batch {self.opt_batch}, max batch {self.max_batch}: expected 1 ≤ opt ≤ max")
-        for side in (0, 1):
-            low, likely, high = (size[side] for size in (self.min_size, self.opt_size, self.max_size))
-            if not 1 <= low <= likely <= high:
-                sizes = ", ".join(f"{h}x{w}" for h, w in (self.min_size, self.opt_size, self.max_size))
-                raise InputError(f"min, opt and max size are {sizes}: expected them to ascend in height and width")
-
-    @property
-    def flags(self) -> list[str]:
-        chosen = {HARDWARE_COMPATIBLE: self.hardware_compatible, VERSION_COMPATIBLE: self.version_compatible}
-        return [name for name, on in sorted(chosen.items()) if on]
-
-    @property
-    def batches(self) -> tuple[int, int, int]:
-        """Smallest, most likely and largest."""
-        return 1, self.opt_batch, self.max_batch
-
-    @property
-    def sizes(self) -> tuple[Size, Size, Size]:
-        """Smallest, most likely and largest."""
-        return self.min_size, self.opt_size, self.max_size
 
 
 def parse_plan_architectures(text: str) -> tuple[str, ...] | None:
@@ -99,6 +59,54 @@ def parse_plan_architectures(text: str) -> tuple[str, ...] | None:
             f"{','.join(known)}; for other GPUs build with --target tensorrt, there"
         )
     return names
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is built for. A single image has a profile of its own; sizes matter to bundles of any size."""
+
+    opt_batch: Annotated[int | None, Setting("Batch size to tune for.", panel=GPU, shown="16")] = None
+    max_batch: Annotated[int | None, Setting("Most images in one run.", panel=GPU, shown="16")] = None
+    min_size: Annotated[Size, Setting("HEIGHTxWIDTH, of a dynamic bundle.", panel=GPU)] = (64, 64)
+    opt_size: Annotated[Size, Setting("HEIGHTxWIDTH to tune for.", panel=GPU)] = (224, 224)
+    max_size: Annotated[Size, Setting("HEIGHTxWIDTH.", panel=GPU)] = (448, 448)
+    timing_cache: Annotated[Path | None, Setting("File of measurements, kept for the next build.", panel=GPU)] = None
+    version_compatible: Annotated[bool, Setting("Also for newer versions of this TensorRT major.", panel=GPU)] = False
+    hardware_compatible: Annotated[bool, Setting("Also for other GPUs from sm_80 on; slower.", panel=GPU)] = False
+    architectures: Annotated[
+        tuple[str, ...] | None,
+        Setting(
+            "Of tensorrt-rtx: like sm75,sm89; all by default.", panel=GPU, shown="all", read=parse_plan_architectures
+        ),
+    ] = None
+    allow_unfused: Annotated[bool, Setting("Build although attention holds its t × t matrix.", panel=GPU)] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        _, likely, most = self.batches
+        if not 1 <= likely <= most:
+            raise InputError(f"opt batch {likely}, max batch {most}: expected 1 ≤ opt ≤ max")
+        for side in (0, 1):
+            low, likely, high = (size[side] for size in (self.min_size, self.opt_size, self.max_size))
+            if not 1 <= low <= likely <= high:
+                sizes = ", ".join(f"{h}x{w}" for h, w in (self.min_size, self.opt_size, self.max_size))
+                raise InputError(f"min, opt and max size are {sizes}: expected them to ascend in height and width")
+
+    @property
+    def flags(self) -> list[str]:
+        chosen = {HARDWARE_COMPATIBLE: self.hardware_compatible, VERSION_COMPATIBLE: self.version_compatible}
+        return [name for name, on in sorted(chosen.items()) if on]
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, most likely and largest."""
+        given = [batch for batch in (self.opt_batch, self.max_batch) if batch is not None] or [BATCH]
+        return 1, given[0], given[-1]
+
+    @property
+    def sizes(self) -> tuple[Size, Size, Size]:
+        """Smallest, most likely and largest."""
+        return self.min_size, self.opt_size, self.max_size
 
 
 def check_target(flavour: Flavour = TENSORRT) -> None:

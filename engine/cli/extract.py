@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.cli.app import (
-    BundleOption,
-    ImagesArgument,
-    LoadSizeOption,
     console,
     errors,
     interruption,
     note,
     parse_facets,
-    parse_size,
     progress_bar,
 )
-from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.opening import Job, open_engine
+from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.cli.records import describe, saliency_picture
+from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.encoding.extraction import is_empty_folder, sole_writer
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.collection import FeatureCollection
@@ -33,13 +33,13 @@ from facetrt.engine.files import (
     RESULTS,
     atomic_file,
     atomic_folder,
-    check_replaceable,
     is_store,
     write_png,
     write_results,
 )
-from facetrt.engine.images.finding import find_images, unique_stems
+from facetrt.engine.images.finding import unique_stems
 from facetrt.engine.images.loading import ImageLike, LoadSize
+from facetrt.engine.settings import values_of
 from facetrt.kernels.errors import FacetrtError, InputError, OutputError
 
 LISTED = 10  # skipped images that are printed; the results list all
@@ -142,42 +142,53 @@ def _stored_facets(store: Path, facet: str) -> list[str]:
     return facets if facet in facets else [facet]
 
 
-@engine_options
+@dataclass(frozen=True)
+class Extraction(Job):
+    """What is read, and the folder that a store is made in or continued."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to continue after an interruption.")]
+    force: Annotated[bool, typer.Option("--force", help="Start anew instead of continuing.")] = False
+
+
+@expanded
 def extract(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to continue after an interruption.")],
-    load_size: LoadSizeOption = "224",
+    job: Extraction,
+    encoding: EncodeOptions,
+    running: RunOptions,
     facets: Annotated[
         str | None, typer.Option("--facets", help="Comma-separated; all of the bundle's by default.")
     ] = None,
-    saliency: Annotated[SaliencyMode, typer.Option("--saliency", help="Which pass it comes from.")] = SaliencyMode.FULL,
     skip_broken: SkipOption = False,
-    force: Annotated[bool, typer.Option("--force", help="Start anew instead of continuing.")] = False,
-    *,
-    opening: Opening,
 ) -> None:
     """Write descriptors and saliency of images into a Zarr store, with pictures; continues an interrupted run."""
-    size, paths, store, skipped = parse_size(load_size), find_images(images), out / FEATURES, Skipped(skip_broken)
-    if force or not (is_store(store) or is_empty_folder(out)):
-        check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
+    store, skipped = job.out / FEATURES, Skipped(skip_broken)
+    if job.force or not (is_store(store) or is_empty_folder(job.out)):
+        job.check_place()
+    with skipped.reported(len(job.paths)), open_engine(job.bundle, running) as engine:
         chosen = parse_facets(facets, engine.manifest)
-        _make(out, force=force)
+        _make(job.out, force=job.force)
         there = len(stored_numbers(store)) if is_store(store) else 0
-        with interruptible(store, len(paths), force=force):
-            with progress_bar("extracting", len(paths)) as update:
-
-                def advance(done: int, total: int | None) -> None:
-                    if done > there + len(skipped.items):  # an image was added
-                        (out / RESULTS).unlink(missing_ok=True)  # until it is whole again
-                    update(done, total)
-
-                options: dict[str, Any] = {"load_size": size, "saliency": saliency, "on_broken": skipped}
-                features = engine.extract(paths, store, facets=chosen, progress=advance, **options)
-            write_report(out, paths, features, skipped)
+        with interruptible(store, len(job.paths), force=job.force):
+            features = _fill(store, engine, job.paths, chosen, encoding, skipped)
+            write_report(job.out, job.paths, features, encoding, skipped)
     state = " (complete already)" if there == len(features) else f" ({there} were there already)" if there else ""
     console.print(f"descriptors of {len(features)} images{state}: {store}")
+
+
+def _fill(
+    store: Path, engine: Engine, paths: Sequence[Path], facets: list[str], encoding: EncodeOptions, skipped: Skipped
+) -> FeatureStore:
+    """Encode what is missing. Once an image was added, the report beside the store waits until all is whole again."""
+    there = len(stored_numbers(store)) if is_store(store) else 0
+    with progress_bar("extracting", len(paths)) as update:
+
+        def advance(done: int, total: int | None) -> None:
+            if done > there + len(skipped.items):
+                (store.parent / RESULTS).unlink(missing_ok=True)
+            update(done, total)
+
+        asked = values_of(encoding)
+        return engine.extract(paths, store, facets=facets, progress=advance, on_broken=skipped, **asked)
 
 
 def _make(out: Path, *, force: bool) -> None:
@@ -193,7 +204,9 @@ def _make(out: Path, *, force: bool) -> None:
         raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def write_report(out: Path, paths: Sequence[Path], features: FeatureStore, skipped: Skipped) -> None:
+def write_report(
+    out: Path, paths: Sequence[Path], features: FeatureStore, encoding: EncodeOptions, skipped: Skipped
+) -> None:
     """``saliency/*.png`` that are missing, and ``results.json``: with it the extraction is finished."""
     stems, records = unique_stems(paths), []
     try:
@@ -207,8 +220,9 @@ def write_report(out: Path, paths: Sequence[Path], features: FeatureStore, skipp
                 group = f"{FEATURES}/{IMAGES}/{image_key(number)}"
                 records.append(describe(item) | {"group": group, "saliency": picture})
                 update(done, len(features))
-        record = {"command": "extract", "store": FEATURES, "facets": features.facets, "images": records}
-        write_results(out, record | {"skipped": skipped.items})
+        record: dict[str, Any] = {"command": "extract", "store": FEATURES, "facets": features.facets}
+        record |= {"options": values_of(encoding), "images": records, "skipped": skipped.items}
+        write_results(out, record)
     except OSError as error:
         if isinstance(error, FacetrtError):
             raise

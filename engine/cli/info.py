@@ -14,11 +14,12 @@ from rich.table import Table
 
 from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.parity import Metrics, check, compare, worst
-from facetrt.engine.backends.run_options import BackendName, Precision
+from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Manifest, PlanRecord
 from facetrt.engine.cli.app import console, progress_bar
-from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.opening import open_engine
+from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.samples import sample_paths
@@ -29,7 +30,7 @@ PLAN_COLUMNS = ["GPUs", "built by", "images", "attention", "scratch memory of a 
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
 
 
-@engine_options
+@expanded
 def info(
     bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")],
     measure: Annotated[
@@ -37,10 +38,10 @@ def info(
         typer.Option("--measure", help="Also compare what --backend and --precision run here with fp32 ONNX Runtime."),
     ] = False,
     *,
-    opening: Opening,
+    running: RunOptions,
 ) -> None:
     """Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine."""
-    if not measure and opening != Opening():
+    if not measure and running != RunOptions():
         raise InputError("options of the encoder choose what --measure compares: add --measure")
     opened = Bundle.open(bundle)
     manifest = opened.manifest
@@ -58,7 +59,7 @@ def info(
         columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
         console.print(_table("precisions", columns, _precisions(manifest)))
     if measure:
-        _measure(bundle, replace(opening, allow_inexact=True))
+        _measure(bundle, replace(running, allow_inexact=True))
 
 
 def _files(bundle: Bundle) -> list[list[str]]:
@@ -107,9 +108,9 @@ def _precisions(manifest: Manifest) -> list[list[str]]:
     ]
 
 
-def _measure(bundle: str, opening: Opening) -> None:
+def _measure(bundle: str, running: RunOptions) -> None:
     """Compare on the sample photographs; missing the contract is an error after the table."""
-    with opening.engine(bundle) as engine:
+    with open_engine(bundle, running) as engine:
         if engine.backend == BackendName.ONNXRUNTIME:
             raise InputError(
                 "nothing to compare: onnxruntime is what others are compared with; add --backend openvino or "

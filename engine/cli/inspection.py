@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,31 +12,23 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.manifest import Manifest
-from facetrt.engine.cli.app import (
-    BundleOption,
-    ForceOption,
-    HierarchyOption,
-    ImagesArgument,
-    LoadSizeOption,
-    OutOption,
-    console,
-    parse_facets,
-    parse_size,
-    progress_bar,
-)
-from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.app import console, parse_facets, progress_bar
+from facetrt.engine.cli.opening import Job, encode_pair, open_engine
+from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.cli.records import describe
 from facetrt.engine.drawing import inspection as draw_inspection
 from facetrt.engine.drawing.inspection import FacetRow
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.collection import MEMORY_LIMIT
 from facetrt.engine.features.features import Features, Float
-from facetrt.engine.files import atomic_folder, check_replaceable, write_png, write_results
-from facetrt.engine.images.finding import find_images, unique_stems
-from facetrt.engine.images.loading import LoadSize, Pixels
-from facetrt.engine.tasks.pca import Pca, fit_pca
-from facetrt.engine.tasks.similarity import SimilarityMap, similarity_map
+from facetrt.engine.files import write_png, write_results
+from facetrt.engine.images.finding import unique_stems
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice, Pixels
+from facetrt.engine.settings import Hierarchy, Setting, values_of
+from facetrt.engine.tasks.pca import Pca, PcaOptions, fit_pca
+from facetrt.engine.tasks.similarity import SimilarityMap, SimilarityOptions, parse_point, similarity_map
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import bin_offsets
 
@@ -42,67 +36,60 @@ OVERVIEW_IMAGES = 24  # at most so many rows in the overview of a PCA
 AUTOMATIC_POINTS = 3
 FIGURE_COMPONENTS = 4
 
-FacetOption = Annotated[
-    str | None, typer.Option("--facet", help="KIND@LAYER; the deepest exported keys by default, as the reference.")
-]
 
-
-@engine_options
+@expanded
 def pca(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    components: Annotated[
-        int, typer.Option("--components", min=1, help="How many; the last three also make a colour picture.")
-    ] = 4,
-    facet: FacetOption = None,
-    hierarchy: HierarchyOption = 0,
+    job: Job,
+    options: PcaOptions,
+    running: RunOptions,
     per_image: Annotated[bool, typer.Option("--per-image", help="Components of each image by itself.")] = False,
-    load_size: LoadSizeOption = "224",
-    force: ForceOption = False,
-    *,
-    opening: Opening,
 ) -> None:
     """Principal components of descriptors as pictures, over all images together or per image.
 
     The joint fit is exact, on all descriptors of all images, and each image is encoded once: past 1 GB descriptors wait
     in a temporary folder, so memory stays bounded for any number of images.
     """
-    size, paths = parse_size(load_size), find_images(images)
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with opening.engine(bundle) as engine:
-        chosen = _choose_facet(engine.manifest, facet)
-        channels = engine.manifest.architecture.dim * len(bin_offsets(hierarchy))
-        if components > channels:
-            raise InputError(f"--components {components}: {chosen} has {channels} channels, so at most that many exist")
-        fitted = (_fit_each if per_image else _fit_jointly)(engine, paths, size, chosen, components, hierarchy)
-        options = {"components": components, "per_image": per_image, "hierarchy": hierarchy}
-        with atomic_folder(out, force=force) as folder:
-            ratio = write_pca(folder, unique_stems(paths), fitted, {"facet": chosen, "options": options})
+    job.check_place()
+    with open_engine(job.bundle, running) as engine:
+        chosen = replace(options, facet=_choose_facet(engine.manifest, options.facet))
+        _check_width(engine.manifest, chosen)
+        fitted = (_fit_each if per_image else _fit_jointly)(engine, job.paths, chosen)
+        record = {"facet": chosen.facet, "options": values_of(chosen) | {"per_image": per_image}}
+        with job.folder() as folder:
+            ratio = write_pca(folder, unique_stems(job.paths), fitted, record)
     explained = "" if per_image else f" explain {ratio.sum():.0%} of the variance"
-    console.print(f"{components} components of {chosen}{explained}, {len(paths)} images: {out}")
+    console.print(f"{chosen.components} components of {chosen.facet}{explained}, {len(job.paths)} images: {job.out}")
 
 
-def _fit_each(
-    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int, hierarchy: int
-) -> Iterator[tuple[Features, Pca]]:
+def _check_width(manifest: Manifest, options: PcaOptions) -> None:
+    channels = manifest.architecture.dim * len(bin_offsets(options.hierarchy))
+    if options.components > channels:
+        raise InputError(
+            f"--components {options.components}: {options.facet} has {channels} channels, so at most that many exist"
+        )
+
+
+def _fit_each(engine: Engine, paths: Sequence[Path], options: PcaOptions) -> Iterator[tuple[Features, Pca]]:
     with progress_bar("projecting", len(paths)) as update:
-        for item in engine.encode_iter(paths, load_size=size, progress=update):
-            yield item, fit_pca([item], facet, components, hierarchy=hierarchy)
+        for item in engine.encode_iter(paths, load_size=options.load_size, progress=update):
+            yield item, _fit([item], options)
 
 
-def _fit_jointly(
-    engine: Engine, paths: Sequence[Path], size: LoadSize, facet: str, components: int, hierarchy: int
-) -> Iterator[tuple[Features, Pca]]:
+def _fit_jointly(engine: Engine, paths: Sequence[Path], options: PcaOptions) -> Iterator[tuple[Features, Pca]]:
     """Encode once, fit on everything, then read again."""
+    keep: dict[str, Any] = {"facets": [options.facet], "load_size": options.load_size, "memory_limit": MEMORY_LIMIT}
     with progress_bar("encoding", len(paths)) as update:
-        collected = engine.collect(paths, facets=[facet], load_size=size, memory_limit=MEMORY_LIMIT, progress=update)
+        collected = engine.collect(paths, progress=update, **keep)
     with collected:
         with progress_bar("fitting", len(paths)) as update:
-            fitted = fit_pca(_counted(collected, update), facet, components, hierarchy=hierarchy)
+            fitted = _fit(_counted(collected, update), options)
         with progress_bar("projecting", len(paths)) as update:
             for item in _counted(collected, update):
                 yield item, fitted
+
+
+def _fit(features: Iterable[Features], options: PcaOptions) -> Pca:
+    return fit_pca(features, **values_of(options, without=["load_size"]))
 
 
 def _counted(items: Sequence[Features], update: Callable[[int, int | None], None]) -> Iterator[Features]:
@@ -125,8 +112,8 @@ def write_pca(
     records: list[dict[str, Any]] = []
     for stem, (item, fit) in zip(stems, fitted, strict=True):
         projected = fit.project(item)
-        arrays = {"projected": projected, "grid": item.grid, "image_size": item.image_size}
-        np.savez(folder / "maps" / f"{stem}.npz", **arrays, **({} if joint else _fit_arrays(fit)))  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {"projected": projected, "grid": item.grid, "image_size": item.image_size}
+        np.savez(folder / "maps" / f"{stem}.npz", **arrays, **({} if joint else _fit_arrays(fit)))
         _write_components(folder, stem, item, projected)
         if len(sheet) < OVERVIEW_IMAGES:
             sheet.append(draw_inspection.pca_row(item, projected))
@@ -158,40 +145,29 @@ def _fit_record(fit: Pca) -> dict[str, Any]:
     return {"explained_variance_ratio": fit.explained_variance_ratio.round(6), "descriptors_fitted": fit.count}
 
 
-@engine_options
-def similarity(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    at: Annotated[
-        str | None, typer.Option("--at", help="X,Y in pixels of the first image's original size.", show_default=False)
-    ] = None,
-    cls: Annotated[bool, typer.Option("--cls", help="Compare the first image's [CLS] instead of a point.")] = False,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Mark so many of the most similar cells.")] = 5,
-    hierarchy: HierarchyOption = 0,
-    facet: FacetOption = None,
-    load_size: LoadSizeOption = "224",
-    force: ForceOption = False,
-    *,
-    opening: Opening,
-) -> None:
+@dataclass(frozen=True)
+class Marking(SimilarityOptions):
+    """The picture marks a few cells, not one."""
+
+    top_k: int = 5
+
+
+@expanded
+def similarity(job: Job, options: Marking, running: RunOptions) -> None:
     """How similar a point of the first image is to every cell of the second."""
-    paths, point = _two_images(images, "similarity"), None if at is None else parse_point(at)
-    if (point is None) != cls:
+    paths = job.pair("similarity")
+    if (options.point_xy is None) != options.cls:
         raise InputError("choose what to compare: either --at X,Y or --cls")
-    size = parse_size(load_size)
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with opening.engine(bundle) as engine:
-        chosen = _choose_facet(engine.manifest, facet)
-        a, b = _encode_two(engine, paths, size)
-    found = similarity_map(a, b, facet=chosen, point_xy=point, cls=cls, hierarchy=hierarchy, top_k=top_k)
-    options = {"at": point, "cls": cls, "top_k": top_k, "hierarchy": hierarchy}
-    with atomic_folder(out, force=force) as folder:
-        write_similarity(folder, a, b, found, options)
+    job.check_place()
+    with open_engine(job.bundle, running) as engine:
+        chosen = replace(options, facet=_choose_facet(engine.manifest, options.facet))
+        a, b = encode_pair(engine, paths, options.load_size)
+    found = similarity_map(a, b, **values_of(chosen, without=["load_size"]))
+    with job.folder() as folder:
+        write_similarity(folder, a, b, found, values_of(chosen))
     x, y = found.points_xy[0]
-    console.print(
-        f"most similar ({chosen}, cosine {found.similarity[0]:.3f}): ({x:.1f}, {y:.1f}) of {paths[1].name}: {out}"
-    )
+    best = f"cosine {found.similarity[0]:.3f}): ({x:.1f}, {y:.1f}) of {paths[1].name}"
+    console.print(f"most similar ({found.facet}, {best}: {job.out}")
 
 
 def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMap, options: dict[str, Any]) -> None:
@@ -215,43 +191,47 @@ def write_similarity(folder: Path, a: Features, b: Features, found: SimilarityMa
     write_results(folder, record)
 
 
-@engine_options
-def facets_command(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
+@dataclass(frozen=True)
+class Comparison:
+    """Which facets are compared, and at which points of the first image."""
+
     facets: Annotated[
-        str | None,
-        typer.Option("--facets", help="KIND@LAYER, comma-separated; all of the bundle's by default."),
-    ] = None,
+        str | None, typer.Option("--facets", help="KIND@LAYER, comma-separated; all of the bundle's by default.")
+    ] = None
     at: Annotated[
         list[str] | None,
         typer.Option("--at", help="X,Y in pixels of the first image's original size; may be repeated."),
-    ] = None,
+    ] = None
     points: Annotated[
         int | None,
-        typer.Option("--points", min=1, max=12, help="Without --at: so many points found as 'match' finds them (3)."),
-    ] = None,
-    hierarchy: HierarchyOption = 0,
-    load_size: LoadSizeOption = "224",
-    force: ForceOption = False,
-    *,
-    opening: Opening,
-) -> None:
+        Setting("Without --at: so many points found as 'match' finds them (3).", minimum=1, maximum=12),
+    ] = None
+    hierarchy: Hierarchy = 0
+    load_size: LoadSizeChoice = DEFAULT_SIZE
+
+    @cached_property
+    def points_xy(self) -> list[tuple[float, float]]:
+        """The points that were given."""
+        given = [parse_point(text) for text in self.at or []]
+        if given and self.points is not None:
+            raise InputError("--at names the points and --points finds some: give one of them")
+        return given
+
+
+@expanded
+def facets_command(job: Job, options: Comparison, running: RunOptions) -> None:
     """Compare facets and layers on two images in one figure: joint PCA, and similarity to points of the first."""
-    paths, given = _two_images(images, "facets"), [parse_point(text) for text in at or []]
-    if given and points is not None:
-        raise InputError("--at names the points and --points finds some: give one of them")
-    size = parse_size(load_size)
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with opening.engine(bundle) as engine:
-        chosen = by_layer(parse_facets(facets, engine.manifest))
-        a, b = _encode_two(engine, paths, size)
-        points_xy = given or _find_points(engine, a, b, points or AUTOMATIC_POINTS)
-    rows = [compare_facet(a, b, facet, points_xy, hierarchy) for facet in chosen]
-    with atomic_folder(out, force=force) as folder:
-        write_facets(folder, a, b, rows, {"at": given, "points": len(points_xy), "hierarchy": hierarchy})
-    console.print(f"{len(rows)} facets, {len(points_xy)} points: {out / 'facets.png'}")
+    paths, given = job.pair("facets"), options.points_xy
+    job.check_place()
+    with open_engine(job.bundle, running) as engine:
+        chosen = by_layer(parse_facets(options.facets, engine.manifest))
+        a, b = encode_pair(engine, paths, options.load_size)
+        points_xy = given or _find_points(engine, a, b, options.points or AUTOMATIC_POINTS)
+    rows = [compare_facet(a, b, facet, points_xy, options.hierarchy) for facet in chosen]
+    record = values_of(options) | {"at": given, "points": len(points_xy)}
+    with job.folder() as folder:
+        write_facets(folder, a, b, rows, record)
+    console.print(f"{len(rows)} facets, {len(points_xy)} points: {job.out / 'facets.png'}")
 
 
 def by_layer(names: Sequence[str]) -> list[str]:
@@ -318,29 +298,7 @@ def _find_points(engine: Engine, a: Features, b: Features, count: int) -> list[t
     return [(float(x), float(y)) for x, y in found]
 
 
-def parse_point(text: str) -> tuple[float, float]:
-    """``X,Y`` in pixels."""
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--at {text!r}: expected X,Y in pixels, like 120,85") from error
-    return x, y
-
-
-def _two_images(images: Sequence[Path], command: str) -> list[Path]:
-    paths = find_images(images)
-    if len(paths) != 2:
-        raise InputError(f"{len(paths)} images were given: {command} needs exactly 2")
-    return paths
-
-
-def _encode_two(engine: Engine, paths: Sequence[Path], size: LoadSize) -> tuple[Features, Features]:
-    with progress_bar("encoding", len(paths)) as update:
-        a, b = engine.encode(paths, load_size=size, progress=update)
-    return a, b
-
-
-def _choose_facet(manifest: Manifest, facet: str | None) -> str:
-    """``facet`` if it was exported; by default the deepest keys (layer 11 for DINO), as in the reference."""
+def _choose_facet(manifest: Manifest, facet: str) -> str:
+    """``facet`` if it was exported; if none was chosen, the deepest keys (layer 11 for DINO), as in the reference."""
     keys = [name for name in by_layer(manifest.facets) if name.startswith("key@")]
-    return parse_facets((keys or manifest.facets)[-1] if facet is None else facet, manifest)[0]
+    return parse_facets(facet or (keys or manifest.facets)[-1], manifest)[0]

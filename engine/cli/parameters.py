@@ -1,4 +1,13 @@
-"""From options to the command line: dataclasses in a command's signature become the options that users see."""
+"""From options to the command line: dataclasses in a command's signature become the options that users see.
+
+A command names a dataclass once and gets its instance::
+
+    @expanded
+    def match(job: Job, options: Annotated[MatchOptions, Presets(PAPER_MATCH)]) -> None: ...
+
+A field with a :class:`facetrt.engine.settings.Setting` becomes an option with its name, help, bounds, default and
+panel; one that carries typer's own annotation, a positional argument for example, is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +23,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from facetrt.engine.settings import Option, options_of
-from facetrt.kernels.errors import InputError
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
@@ -26,29 +34,21 @@ class Preset(StrEnum):
     PAPER = "paper"
 
 
-PRESET = typer.Option(help="Defaults: of the published code, or those quoted in the paper.")
+PRESET = typer.Option("--preset", help="Defaults: of the published code, or those quoted in the paper.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Presets:
-    """Beside a dataclass in a command's signature: ``paper`` has what ``--preset paper`` changes in its defaults."""
+    """Beside a dataclass in a command's signature: what ``--preset paper`` changes in its defaults."""
 
     paper: Mapping[str, Any]
-
-
-class Without:
-    """Beside a dataclass in a command's signature: fields that are no options of this command."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
     """A parameter of a command that stands for the options of a dataclass."""
 
-    kind: type
-    names: list[str]
+    kind: Any
     presets: Presets | None
 
     @staticmethod
@@ -57,19 +57,19 @@ class _Group:
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             return None
-        left_out = [name for extra in extras if isinstance(extra, Without) for name in extra.names]
-        names = [field.name for field in dataclasses.fields(kind) if field.name not in left_out]
-        return _Group(kind, names, next((extra for extra in extras if isinstance(extra, Presets)), None))
+        return _Group(kind, next((extra for extra in extras if isinstance(extra, Presets)), None))
 
     def parameters(self) -> list[inspect.Parameter]:
-        """One for each option. Fields may also carry typer's own annotations instead of a setting."""
+        """One for each option."""
         hints, options = get_type_hints(self.kind, include_extras=True), options_of(self.kind)
         made = []
         for field in dataclasses.fields(self.kind):
-            if field.name in self.names:
-                hint = typed(options[field.name]) if field.name in options else hints[field.name]
-                default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-                made.append(inspect.Parameter(field.name, KEYWORD, default=default, annotation=hint))
+            hint, default = hints[field.name], field.default
+            if field.name in options:
+                option = options[field.name]
+                hint, default = typed(option), written(default) if is_text(option) else default
+            default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+            made.append(inspect.Parameter(field.name, KEYWORD, default=default, annotation=hint))
         if self.presets is not None:
             hint = Annotated[Preset, PRESET]
             made.append(inspect.Parameter("preset", KEYWORD, default=Preset.REFERENCE, annotation=hint))
@@ -77,24 +77,35 @@ class _Group:
 
     def build(self, arguments: dict[str, Any], given: set[str]) -> Any:
         """The dataclass's instance; what it takes is removed from ``arguments``."""
-        chosen = {name: arguments.pop(name) for name in self.names}
+        options, chosen = options_of(self.kind), {}
+        for field in dataclasses.fields(self.kind):
+            name, value = field.name, arguments.pop(field.name)
+            if name not in options or not is_text(options[name]):
+                chosen[name] = value
+            elif name in given:
+                chosen[name] = options[name].read(value)
         if self.presets is not None and arguments.pop("preset") is Preset.PAPER:
             chosen |= {name: value for name, value in self.presets.paper.items() if name not in given}
         return self.kind(**chosen)
 
 
+def is_text(option: Option) -> bool:
+    """Whether we read an option's text ourselves, because its type or its bounds are beyond typer."""
+    kinds = [kind for kind in option.kinds if kind is not NoneType]
+    native = kinds[0] in (int, float, str, bool, Path) or (isinstance(kinds[0], type) and issubclass(kinds[0], StrEnum))
+    return len(kinds) > 1 or not native or option.setting.read is not None or option.setting.above is not None
+
+
 def typed(option: Option) -> Any:
-    """The annotation that makes typer offer an option: its type, help, bounds and panel from the setting."""
-    setting, name = option.setting, flag(option.name)
-    kinds = tuple(kind for kind in option.kinds if kind is not NoneType)
+    """The annotation that makes typer offer an option."""
+    setting, name = option.setting, option.flag
+    kinds = [kind for kind in option.kinds if kind is not NoneType]
     more: dict[str, Any] = {"help": setting.help, "rich_help_panel": setting.panel}
     if setting.shown is not None:
         more["show_default"] = setting.shown or False
-    elif isinstance(option.default, tuple):
-        more["show_default"] = "x".join(map(str, option.default))
-    if len(kinds) > 1 or not _native(kinds[0]) or setting.read is not None or setting.above is not None:
-        more |= {"parser": functools.partial(_parsed, option), "metavar": "FLOAT" if float in kinds else "TEXT"}
-        return Annotated[Any, typer.Option(name, **more)]
+    if is_text(option):
+        more |= {"metavar": "FLOAT" if kinds == [float] else None}
+        return Annotated[str | None, typer.Option(name, **more)]
     if kinds[0] in (int, float):
         more |= {"min": setting.minimum, "max": setting.maximum}
     name = f"{name}/--no-{name[2:]}" if option.default is True else name
@@ -102,31 +113,16 @@ def typed(option: Option) -> Any:
     return Annotated[kind, typer.Option(name, **more)]
 
 
-def flag(name: str) -> str:
-    """What an option is called on the command line."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _native(kind: Any) -> bool:
-    """Whether typer reads a type as we do."""
-    return kind in (int, float, str, bool, Path) or (isinstance(kind, type) and issubclass(kind, StrEnum))
-
-
-def _parsed(option: Option, given: Any) -> Any:
-    """What a text on the command line means; defaults pass as they are."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return option.read(given)
-    except InputError as error:
-        raise typer.BadParameter(str(error)) from error
+def written(default: Any) -> str | None:
+    """A default as a text that :meth:`facetrt.engine.settings.Option.read` takes."""
+    return "x".join(map(str, default)) if isinstance(default, tuple) else None if default is None else str(default)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of the dataclasses in its signature; it gets their instances.
 
     Raises:
-        TypeError: two parameters share the name of an option.
+        ValueError: two of them share the name of an option.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, _Group] = {}
@@ -136,19 +132,19 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         if group is not None:
             groups[name] = group
             parameters += group.parameters()
-        elif hints[name] is not typer.Context:
+        elif name != "context":
             parameters.append(parameter.replace(annotation=hints[name], kind=KEYWORD))
-    signature = inspect.Signature(parameters)  # refuses a name that is there twice
 
     def wrapper(context: typer.Context, **arguments: Any) -> None:
         made = {name: group.build(arguments, given(context)) for name, group in groups.items()}
-        own = {name: context for name, hint in hints.items() if hint is typer.Context}
-        command(**arguments, **made, **own)
+        if "context" in hints:
+            made["context"] = context
+        command(**arguments, **made)
 
     functools.update_wrapper(wrapper, command)
     vars(wrapper).pop("__wrapped__")
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    vars(wrapper)["__signature__"] = signature
+    vars(wrapper)["__signature__"] = inspect.Signature(parameters)
     return wrapper
 
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import typer
 
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import BUILTIN
 from facetrt.engine.cli.app import (
     BUNDLE_HELP,
     BUNDLE_VARIABLE,
-    FACET_HELP,
-    BundleOption,
     ForceOption,
-    HierarchyOption,
-    ImagesArgument,
     IntermediateOption,
-    LoadSizeOption,
     OutOption,
     console,
-    parse_size,
     progress_bar,
 )
 from facetrt.engine.cli.extract import (
@@ -35,107 +30,66 @@ from facetrt.engine.cli.extract import (
     collected,
     without_descriptors,
 )
-from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.cli.opening import Job, encode_pair, open_engine
+from facetrt.engine.cli.parameters import Presets, expanded
 from facetrt.engine.cli.records import describe, saliency_picture
 from facetrt.engine.drawing import results as draw
 from facetrt.engine.engine import Engine
-from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.collection import FeatureCollection
+from facetrt.engine.features.features import Features
+from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.files import atomic_folder, check_replaceable, write_png, write_results
-from facetrt.engine.images.finding import find_images, unique_stems
+from facetrt.engine.images.finding import unique_stems
 from facetrt.engine.images.loading import Pixels, load_image
 from facetrt.engine.samples import sample_paths, second_view
+from facetrt.engine.settings import values_of
 from facetrt.engine.tasks.clustering import Clustering
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask, Masks
-from facetrt.engine.tasks.matching import Matches
+from facetrt.engine.tasks.cosegmentation import LOADING, VOTING, CosegmentOptions, Mask, Masks
+from facetrt.engine.tasks.matching import Matches, MatchOptions
 from facetrt.engine.tasks.model_files import check_model_path
 from facetrt.engine.tasks.models import Model, parts_model, segmentation_model
 from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions
 from facetrt.engine.tasks.presets import PAPER_COSEGMENT, PAPER_MATCH
-from facetrt.engine.tasks.refinement import Refinement
 from facetrt.kernels.errors import InputError, OutputError
 from facetrt.kernels.vote import Votes
 
-
-class Preset(StrEnum):
-    """Which defaults a task starts from."""
-
-    REFERENCE = "reference"
-    PAPER = "paper"
-
-
-PresetOption = Annotated[
-    Preset, typer.Option("--preset", help="Defaults: of the published code, or those quoted in the paper.")
-]
-PresetSizeOption = Annotated[
-    str | None, typer.Option("--load-size", help="Shorter side (224, or the preset's), HEIGHTxWIDTH, or none.")
-]
-FacetOption = Annotated[str | None, typer.Option("--facet", help=FACET_HELP)]
-VoteThresholdOption = Annotated[
-    float,
-    typer.Option("--saliency-threshold", help="An image votes for clusters of a mean saliency above this, of 0 to 1."),
-]
-VotesOption = Annotated[
-    float,
-    typer.Option("--votes-percentage", min=0, max=100, help="Share of the images that must vote for a cluster."),
-]
-SampleOption = Annotated[
-    int, typer.Option("--sample-interval", min=1, help="Cluster every n-th descriptor of each image.")
-]
-SaliencyOption = Annotated[
-    SaliencyMode,
-    typer.Option("--saliency", help="From the descriptors' own pass, or from one at half the size and stride 8."),
-]
 DOUBTFUL = 0.33  # confidence of a match: pictures of noise stay below, two views of a thing above
 DOUBTFUL_MASK = 0.5  # of a mask: in pictures of noise up to 0.45, of photographs 0.7 to 1
 
-SaveModelOption = Annotated[
-    Path | None, typer.Option("--save-model", help="File for what was learned, to be applied to further images.")
-]
+Options = TypeVar("Options", CosegmentOptions, PartsOptions)
 
 
-@engine_options
+@expanded
 def match(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    num_pairs: Annotated[int, typer.Option("--num-pairs", min=1, help="At most this many point pairs.")] = 10,
-    load_size: PresetSizeOption = None,
-    saliency_threshold: Annotated[
-        float, typer.Option("--saliency-threshold", help="Points are cells more salient than this, of 0 to 1.")
-    ] = 0.05,
-    hierarchy: HierarchyOption = 2,
-    facet: FacetOption = None,
-    preset: PresetOption = Preset.REFERENCE,
+    job: Job,
+    options: Annotated[MatchOptions, Presets(PAPER_MATCH)],
+    running: RunOptions,
     save_intermediate: IntermediateOption = False,
-    force: ForceOption = False,
-    *,
-    opening: Opening,
 ) -> None:
     """Find corresponding points of two images and draw them side by side."""
-    paths = find_images(images)
-    if len(paths) != 2:
-        raise InputError(f"{len(paths)} images were given: match needs exactly 2")
-    size = parse_size(load_size) if load_size else PAPER_MATCH["load_size"] if preset is Preset.PAPER else 224
-    check_replaceable(out, force=force, inputs=[*paths, bundle])
-    with opening.engine(bundle) as engine:
-        with progress_bar("encoding", 2) as update:
-            a, b = engine.encode(paths, load_size=size, progress=update)
-        options = {"num_pairs": num_pairs, "hierarchy": hierarchy, "saliency_threshold": saliency_threshold}
-        matches = engine.match(
-            a, b, num_pairs=num_pairs, facet=facet, hierarchy=hierarchy, saliency_threshold=saliency_threshold
-        )
+    paths = job.pair("match")
+    job.check_place()
+    with open_engine(job.bundle, running) as engine:
+        a, b = encode_pair(engine, paths, options.load_size)
+        matches = engine.match(a, b, **values_of(options, without=["load_size"]))
     pictures = [draw.capped(load_image(path).pixels) for path in paths]
-    with atomic_folder(out, force=force) as folder:
-        write_matches(folder, (a, b), pictures, matches, options, intermediate=save_intermediate)
+    record = values_of(replace(options, facet=matches.facet))
+    with job.folder() as folder:
+        write_matches(folder, (a, b), pictures, matches, record, intermediate=save_intermediate)
     console.print(
         f"{len(matches)} point pairs from {len(matches.cells_a)} salient best buddies, confidence "
-        f"{matches.confidence:.2f}: {out}"
+        f"{matches.confidence:.2f}: {job.out}"
     )
+    say_advice(matches, options, dynamic=engine.manifest.dynamic)
+
+
+def say_advice(matches: Matches, options: MatchOptions, *, dynamic: bool) -> None:
+    """Print why there are no matches and what could be tried, or that they are doubtful."""
     if matches.why_empty is not None:
         console.print(f"nothing to match: {matches.why_empty}", soft_wrap=True)
     elif not len(matches):
-        lower = ["a lower --saliency-threshold"] if saliency_threshold > 0 else []
-        larger = ["a larger --load-size"] if engine.manifest.dynamic else []
+        lower = ["a lower --saliency-threshold"] if options.saliency_threshold > 0 else []
+        larger = ["a larger --load-size"] if dynamic else []
         advice = f": try {' or '.join(lower + larger)}" if lower + larger else ""
         console.print(f"nothing corresponds{advice}")
     elif matches.confidence < DOUBTFUL:
@@ -180,70 +134,82 @@ def write_matches(
     if intermediate:
         for side, item in (("a", a), ("b", b)):
             write_png(folder / f"saliency_{side}.png", saliency_picture(item))
-        everything = dataclasses.replace(matches, selected=np.arange(len(matches.cells_a)))
+        everything = replace(matches, selected=np.arange(len(matches.cells_a)))
         write_png(folder / "best_buddies.png", draw.draw_matches(pictures, everything))
 
 
-@engine_options
+@dataclass(frozen=True)
+class Learning:
+    """Where features are kept, what may be left out, and where the model goes."""
+
+    features: FeaturesOption = None
+    skip_broken: SkipOption = False
+    save_model: Annotated[
+        Path | None, typer.Option("--save-model", help="File for what was learned, to be applied to further images.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Encoded(Generic[Options]):
+    """Features of a collection, and the options with everything in them that was left to facetrt."""
+
+    engine: Engine
+    features: FeatureCollection | FeatureStore
+    options: Options
+    skipped: Skipped
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options as the engine takes them with features."""
+        return values_of(self.options, without=LOADING)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For the results."""
+        return {"options": values_of(self.options), "skipped": self.skipped.items}
+
+
+@contextmanager
+def encoded(job: Job, options: Options, learning: Learning, running: RunOptions) -> Iterator[Encoded[Options]]:
+    """What is clustered; before that, everything is found out that could stop the command later."""
+    skipped = Skipped(learning.skip_broken)
+    job.check_place(learning.features)
+    check_apart(job.out, learning.features)
+    check_model_place(learning.save_model, job.out, job.bundle, force=job.force)
+    with skipped.reported(len(job.paths)), open_engine(job.bundle, running) as engine:
+        facet, saliency = options.facet or engine.manifest.default_facet("cosegment"), options.saliency or VOTING
+        keep: dict[str, Any] = {"load_size": options.load_size, "saliency": saliency, "store": learning.features}
+        with collected(engine, job.paths, facet, skipped=skipped, **keep) as features:
+            yield Encoded(engine, features, replace(options, facet=facet, saliency=saliency), skipped)
+
+
+@expanded
 def cosegment(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    load_size: PresetSizeOption = None,
-    elbow: Annotated[float, typer.Option("--elbow", help="Stop adding clusters at this error ratio.")] = 0.975,
-    saliency_threshold: VoteThresholdOption = 0.065,
-    votes_percentage: VotesOption = 75,
-    sample_interval: SampleOption = 100,
-    saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
-    hierarchy: HierarchyOption = 0,
-    remove_outliers: Annotated[
-        bool, typer.Option("--remove-outliers", help="Leave out images that are unlike the others.")
-    ] = False,
-    outlier_threshold: Annotated[
-        float, typer.Option("--outlier-threshold", help="Cosine to the images' mean [CLS] that --remove-outliers asks.")
-    ] = 0.7,
-    refine: Annotated[Refinement, typer.Option("--refine", help="How cells become pixels.")] = Refinement.GRABCUT,
-    facet: FacetOption = None,
-    preset: PresetOption = Preset.REFERENCE,
-    features: FeaturesOption = None,
-    skip_broken: SkipOption = False,
-    save_model: SaveModelOption = None,
+    job: Job,
+    options: Annotated[CosegmentOptions, Presets(PAPER_COSEGMENT)],
+    learning: Learning,
+    running: RunOptions,
     save_intermediate: IntermediateOption = False,
-    force: ForceOption = False,
-    *,
-    opening: Opening,
 ) -> None:
     """Segment the objects that the images share; masks at the original size, overlays, data."""
-    paths = find_images(images)
-    default_size = PAPER_COSEGMENT["load_size"] if preset is Preset.PAPER else 224
-    size = parse_size(load_size) if load_size else default_size
-    options = {
-        "elbow": elbow,
-        "saliency_threshold": saliency_threshold,
-        "votes_percentage": votes_percentage,
-        "sample_interval": sample_interval,
-        "remove_outliers": remove_outliers,
-        "outlier_threshold": outlier_threshold,
-        "refine": refine,
-        "hierarchy": hierarchy,
-    }
-    skipped, keep = Skipped(skip_broken), {"load_size": size, "saliency": saliency, "store": features}
-    check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
-    check_apart(out, features)
-    check_model_place(save_model, out, bundle, force=force)
-    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
-        if len(paths) < 2:
-            raise InputError(f"{len(paths)} image was given: co-segmentation needs at least 2 that share an object")
-        chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
-        with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
-            with progress_bar("clustering and refining", len(encoded)) as update:
-                masks = engine.cosegment(encoded, facet=chosen, progress=update, **options)  # type: ignore[arg-type]
-            record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
-            with atomic_folder(out, force=force) as folder:
-                write_masks(folder, without_descriptors(encoded), masks, record, intermediate=save_intermediate)
-                if save_model is not None and masks.votes.salient_labels.size:
-                    model = segmentation_model(masks, encoded, CosegmentOptions(chosen, **options))  # type: ignore[arg-type]
-                    keep_model(model, save_model, out, folder, force=force)
+    if len(job.paths) < 2:
+        raise InputError(f"{len(job.paths)} image was given: co-segmentation needs at least 2 that share an object")
+    with encoded(job, options, learning, running) as given:
+        with progress_bar("clustering and refining", len(given.features)) as update:
+            masks = given.engine.cosegment(given.features, progress=update, **given.asked)
+        learned = bool(masks.votes.salient_labels.size)
+        with job.folder() as folder:
+            shown = without_descriptors(given.features)
+            write_masks(folder, shown, masks, given.record, intermediate=save_intermediate)
+            if learning.save_model is not None and learned:
+                model = segmentation_model(masks, given.features, given.options)
+                keep_model(model, learning.save_model, job.out, folder, force=job.force)
+    say_masks(masks, job.out)
+    report_model(learning.save_model, "cosegment", learned=learned)
+
+
+def say_masks(masks: Masks, out: Path) -> None:
+    """Print what was found, and what to try where nothing was."""
     found = sum(bool(mask.cells.any()) for mask in masks)
     console.print(
         f"masks of {len(masks)} images ({found} with foreground), {len(masks.clustering.centroids)} clusters: {out}"
@@ -253,7 +219,6 @@ def cosegment(
         console.print("fewer than two images show anything, so they share nothing")
     elif not found:
         console.print("no cluster was salient in enough images: try a lower --saliency-threshold or --votes-percentage")
-    report_model(save_model, "cosegment", learned=bool(masks.votes.salient_labels.size))
 
 
 def write_masks(
@@ -319,74 +284,23 @@ def _clustering(clustering: Clustering, votes: Votes) -> dict[str, Any]:
     }
 
 
-@engine_options
-def parts(
-    images: ImagesArgument,
-    bundle: BundleOption,
-    out: OutOption,
-    num_parts: Annotated[int, typer.Option("--num-parts", min=1, max=64, help="Number of part labels.")] = 4,
-    load_size: LoadSizeOption = "224",
-    sample_interval: SampleOption = 100,
-    saliency_threshold: VoteThresholdOption = 0.065,
-    votes_percentage: VotesOption = 75,
-    elbow: Annotated[float, typer.Option("--elbow", help="Of the foreground stage.")] = 0.975,
-    elbow_second_stage: Annotated[float, typer.Option("--elbow-second-stage", help="With --three-stages.")] = 0.94,
-    num_crop_augmentations: Annotated[
-        int, typer.Option("--num-crop-augmentations", min=0, help="Random crops of each image and its mirror.")
-    ] = 0,
-    flip_augmentation: Annotated[bool, typer.Option("--flip-augmentation", help="Mirrors join as well.")] = False,
-    three_stages: Annotated[bool, typer.Option("--three-stages", help="Drop parts that some image lacks.")] = False,
-    saliency: SaliencyOption = SaliencyMode.LOW_RESOLUTION,
-    hierarchy: HierarchyOption = 0,
-    refine: Annotated[Refinement, typer.Option("--refine", help="crf, pydensecrf or none.")] = Refinement.CRF,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops.")] = 0,
-    facet: FacetOption = None,
-    features: FeaturesOption = None,
-    skip_broken: SkipOption = False,
-    save_model: SaveModelOption = None,
-    force: ForceOption = False,
-    *,
-    opening: Opening,
-) -> None:
+@expanded
+def parts(job: Job, options: PartsOptions, learning: Learning, running: RunOptions) -> None:
     """Segment the parts that the images' common objects share; part colours mean the same in all images."""
-    paths = find_images(images)
-    options = {
-        "num_parts": num_parts,
-        "sample_interval": sample_interval,
-        "saliency_threshold": saliency_threshold,
-        "votes_percentage": votes_percentage,
-        "elbow": elbow,
-        "elbow_second_stage": elbow_second_stage,
-        "num_crop_augmentations": num_crop_augmentations,
-        "flip_augmentation": flip_augmentation,
-        "three_stages": three_stages,
-        "refine": refine,
-        "hierarchy": hierarchy,
-        "seed": seed,
-    }
-    keep = {"load_size": parse_size(load_size), "saliency": saliency, "store": features}
-    skipped = Skipped(skip_broken)
-    check_replaceable(out, force=force, inputs=[*paths, bundle, *([features] if features else [])])
-    check_apart(out, features)
-    check_model_place(save_model, out, bundle, force=force)
-    with skipped.reported(len(paths)), opening.engine(bundle) as engine:
-        chosen = engine.manifest.default_facet("cosegment") if facet is None else facet
-        with collected(engine, paths, chosen, skipped=skipped, **keep) as encoded:  # type: ignore[arg-type]
-            with progress_bar("clustering and refining", len(encoded)) as update:
-                found = engine.segment_parts(encoded, facet=chosen, progress=update, **options)  # type: ignore[arg-type]
-            record = {"options": options | {"saliency": saliency}, "skipped": skipped.items}
-            with atomic_folder(out, force=force) as folder:
-                write_parts(folder, without_descriptors(encoded), found, record)
-                if save_model is not None and found.num_parts:
-                    known = {f.name: options[f.name] for f in dataclasses.fields(PartsOptions) if f.name in options}
-                    model = parts_model(found, encoded, PartsOptions(chosen, **known))  # type: ignore[arg-type]
-                    keep_model(model, save_model, out, folder, force=force)
-    console.print(f"{found.num_parts} parts in {len(found)} images, refined by {refine}: {out}")
+    with encoded(job, options, learning, running) as given:
+        with progress_bar("clustering and refining", len(given.features)) as update:
+            found = given.engine.segment_parts(given.features, progress=update, **given.asked)
+        with job.folder() as folder:
+            write_parts(folder, without_descriptors(given.features), found, given.record)
+            if learning.save_model is not None and found.num_parts:
+                model = parts_model(found, given.features, given.options)
+                keep_model(model, learning.save_model, job.out, folder, force=job.force)
+    console.print(f"{found.num_parts} parts in {len(found)} images, refined by {options.refine}: {job.out}")
     say_doubts(found)
     if not found.num_parts and found.foreground.tried_k:
         cause = "no part is in all images" if found.common_parts is not None else "no cluster was salient enough"
         console.print(f"{cause}, so everything is background: try a lower --saliency-threshold or --votes-percentage")
-    report_model(save_model, "parts", learned=bool(found.num_parts))
+    report_model(learning.save_model, "parts", learned=bool(found.num_parts))
 
 
 def write_parts(folder: Path, features: Sequence[Features], found: Parts, record: dict[str, Any]) -> None:
@@ -456,18 +370,18 @@ def report_model(path: Path | None, task: str, *, learned: bool) -> None:
     console.print(f"  engine.apply(load_model({str(path)!r}), image)", soft_wrap=True)
 
 
-@engine_options
+@expanded
 def demo(
     out: OutOption = Path("facetrt-demo"),
     bundle: Annotated[str, typer.Option("--bundle", "-b", help=BUNDLE_HELP, envvar=BUNDLE_VARIABLE)] = BUILTIN,
     force: ForceOption = False,
     *,
-    opening: Opening,
+    running: RunOptions,
 ) -> None:
     """Co-segment and match the photographs that ship with facetrt; no download, no torch."""
     check_replaceable(out, force=force, inputs=[bundle])
     samples = sample_paths()
-    with opening.engine(bundle) as engine:
+    with open_engine(bundle, running) as engine:
         console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
         with atomic_folder(out, force=force) as folder:
             _demo_cosegment(engine, folder / "cosegment", [samples[name] for name in DEMO_SET])
@@ -485,7 +399,7 @@ DEMO_VIEWS = ("astronaut", "coffee")
 def _demo_cosegment(engine: Engine, folder: Path, paths: list[Path]) -> None:
     folder.mkdir()
     with progress_bar(f"co-segmenting {len(paths)} photographs", len(paths)) as update:
-        features = engine.encode(paths, saliency=SaliencyMode.LOW_RESOLUTION, progress=update)
+        features = engine.encode(paths, saliency=VOTING, progress=update)
     write_masks(folder, features, engine.cosegment(features), {}, intermediate=True)
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +17,10 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facetrt.engine.cli.app import BundleOption, ForceOption, console, errors, interruption, note, parse_size
-from facetrt.engine.cli.opening import Opening, engine_options
+from facetrt.engine.backends.run_options import RunOptions
+from facetrt.engine.cli.app import BundleOption, ForceOption, console, errors, interruption, note
+from facetrt.engine.cli.opening import open_engine
+from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.cli.records import describe
 from facetrt.engine.cli.viewers import (
     LOAD_SIZE,
@@ -41,10 +43,11 @@ from facetrt.engine.files import (
     write_results,
 )
 from facetrt.engine.images.first_mask import read_first_mask
-from facetrt.engine.images.loading import LoadSize, Pixels
+from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, DefaultSize, LoadSize, Pixels
+from facetrt.engine.settings import Setting, check, values_of
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
-from facetrt.engine.video.stream import Policy, Stream
+from facetrt.engine.video.stream import Policy, PolicyChoice, Stream
 from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix, find_encoder
 from facetrt.kernels.errors import BackendError, InputError, OutputError
 
@@ -55,23 +58,51 @@ STOP_KEYS = (27, ord("q"))  # 27 is Esc
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked. ``source`` is a path, an address or the number of a camera."""
+    """What was asked."""
 
-    task: VideoTask
-    source: str | int
-    bundle: str
-    out: Path
-    load_size: str | None
-    points: int | None
-    point: tuple[str, ...]
-    first_mask: Path | None
-    model: Path | None
-    limit: int | None
-    policy: Policy
-    latency_budget: float | None
-    preview: bool
-    data: bool
-    force: bool
+    bundle: BundleOption
+    task: Annotated[VideoTask, Setting("What to show.")]
+    out: Annotated[Path, typer.Option("--out", "-o", help="Video to write: .mp4, .mkv or .avi.")]
+    video: Annotated[
+        str | None, typer.Argument(metavar="IN", help="Video file, folder of images or rtsp:// address.")
+    ] = None
+    camera: Annotated[int | None, Setting("Number of a camera, instead of IN.", minimum=0)] = None
+    load_size: Annotated[
+        LoadSize, replace(LOAD_SIZE_SETTING, help="Shorter side (224, or the model's), HEIGHTxWIDTH, none.", shown="")
+    ] = DEFAULT_SIZE
+    points: Annotated[int | None, Setting("track: how many to choose (20).", minimum=1)] = None
+    point: Annotated[
+        list[str] | None,
+        typer.Option("--point", help="track: X,Y in pixels of the first frame that can be read; repeat for more."),
+    ] = None
+    first_mask: Annotated[
+        Path | None,
+        Setting("mask: of the first frame that can be read: labels, colours or alpha; 0 is background."),
+    ] = None
+    model: Annotated[
+        Path | None, Setting("cosegment, parts: from --save-model; learned from the video without it.")
+    ] = None
+    limit: Annotated[int | None, Setting("Stop after so many frames.", minimum=1)] = None
+    policy: PolicyChoice = Policy.AUTO
+    latency_budget: Annotated[
+        float | None,
+        Setting("Milliseconds; frames over it are counted as late.", above=0, expected="more than 0 milliseconds"),
+    ] = None
+    preview: Annotated[bool, Setting("Show it in a window; q ends.")] = False
+    data: Annotated[bool, Setting("Write OUT.frames: an NPZ file for each frame.")] = True
+    force: ForceOption = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.video is None) == (self.camera is None):
+            raise InputError(
+                "expected a video to read: either IN (a file, folder or rtsp:// address) or --camera NUMBER"
+            )
+
+    @property
+    def source(self) -> str | int:
+        """A path, an address or the number of a camera."""
+        return self.video if self.video is not None else int(self.camera or 0)
 
     @property
     def live(self) -> bool:
@@ -97,74 +128,19 @@ class Request:
 
     def options(self) -> dict[str, Any]:
         """The options, for the record."""
-        left_out = ("task", "source", "bundle", "out", "preview", "data", "force")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        given = None if isinstance(self.load_size, DefaultSize) else self.load_size
+        named = values_of(self, without=("task", "camera", "preview", "data"))
+        return named | {"load_size": given, "point": self.point or []}
 
 
-@engine_options
-def video(
-    bundle: BundleOption,
-    task: Annotated[VideoTask, typer.Option("--task", help="What to show.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Video to write: .mp4, .mkv or .avi.")],
-    source: Annotated[
-        str | None, typer.Argument(metavar="IN", help="Video file, folder of images or rtsp:// address.")
-    ] = None,
-    camera: Annotated[int | None, typer.Option("--camera", min=0, help="Number of a camera, instead of IN.")] = None,
-    load_size: Annotated[
-        str | None,
-        typer.Option("--load-size", help="Shorter side (224, or the model's), HEIGHTxWIDTH, none."),
-    ] = None,
-    points: Annotated[int | None, typer.Option("--points", min=1, help="track: how many to choose (20).")] = None,
-    point: Annotated[
-        list[str] | None,
-        typer.Option("--point", help="track: X,Y in pixels of the first frame that can be read; repeat for more."),
-    ] = None,
-    first_mask: Annotated[
-        Path | None,
-        typer.Option(
-            "--first-mask", help="mask: of the first frame that can be read: labels, colours or alpha; 0 is background."
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="cosegment, parts: from --save-model; learned from the video without it."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Stop after so many frames.")] = None,
-    policy: Annotated[Policy, typer.Option("--policy", help="For frames that come too fast.")] = Policy.AUTO,
-    latency_budget: Annotated[
-        float | None, typer.Option("--latency-budget", help="Milliseconds; frames over it are counted as late.")
-    ] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Show it in a window; q ends.")] = False,
-    data: Annotated[
-        bool, typer.Option("--data/--no-data", help="Write OUT.frames: an NPZ file for each frame.")
-    ] = True,
-    force: ForceOption = False,
-    *,
-    opening: Opening,
-) -> None:
+@expanded
+def video(request: Request, running: RunOptions) -> None:
     """Follow points or masks through a video, segment it, or show its descriptors; an overlay video and a record.
 
     Ctrl-C ends the video where it is, playable. OUT.json beside it tells how it was made.
     """
-    request = Request(
-        task=task,
-        source=_source(source, camera),
-        bundle=bundle,
-        out=out,
-        load_size=load_size,
-        points=points,
-        point=tuple(point or ()),
-        first_mask=first_mask,
-        model=model,
-        limit=limit,
-        policy=policy,
-        latency_budget=latency_budget,
-        preview=preview,
-        data=data,
-        force=force,
-    )
     check_request(request)
-    with opening.engine(bundle) as engine:
+    with open_engine(request.bundle, running) as engine:
         record = run_video(engine, request)
     if lost := record["result"].get("lost"):
         note(f"objects {', '.join(map(str, lost))} are too small to be followed: use a larger --load-size")
@@ -172,15 +148,9 @@ def video(
     console.print(
         f"{record['video']['frames']} frames, {report['fps']:.1f} a second, latency {1e3 * report['latency_p50']:.0f} "
         f"ms (99 %: {1e3 * report['latency_p99']:.0f}), {report['dropped']} dropped, {report['skipped']} skipped, "
-        f"{report['late']} late: {out}",
+        f"{report['late']} late: {request.out}",
         soft_wrap=True,
     )
-
-
-def _source(source: str | None, camera: int | None) -> str | int:
-    if (source is None) == (camera is None):
-        raise InputError("expected a video to read: either IN (a file, folder or rtsp:// address) or --camera NUMBER")
-    return source if source is not None else int(camera or 0)
 
 
 def check_request(request: Request) -> None:
@@ -208,8 +178,6 @@ def check_request(request: Request) -> None:
             f"--task {task} on a live source needs --model: learn one from a few images with facetrt {task} "
             "--save-model FILE"
         )
-    if request.latency_budget is not None and not request.latency_budget > 0:
-        raise InputError(f"--latency-budget {request.latency_budget:g}: expected more than 0 milliseconds")
     find_encoder()
     _check_places(request)
     if request.preview:
@@ -295,7 +263,7 @@ def _said(stopped: BaseException | None) -> str | None:
 
 def _prepare(engine: Engine, request: Request) -> tuple[Viewer, LoadSize, int | None]:
     """The task's viewer, and the load size and stride that it wants."""
-    asked = LOAD_SIZE if request.load_size is None else parse_size(request.load_size)
+    asked = LOAD_SIZE if isinstance(request.load_size, DefaultSize) else request.load_size
     if request.first_mask is not None:
         return MaskViewer(engine, read_first_mask(request.first_mask)), asked, None
     if request.task is VideoTask.TRACK:
@@ -303,7 +271,8 @@ def _prepare(engine: Engine, request: Request) -> tuple[Viewer, LoadSize, int | 
     if request.task is VideoTask.PCA:
         return PcaViewer(engine), asked, None
     model = _model(engine, request, asked)
-    return ModelViewer(engine, model), model.load_size if request.load_size is None else asked, model.stride
+    size = model.load_size if isinstance(request.load_size, DefaultSize) else asked
+    return ModelViewer(engine, model), size, model.stride
 
 
 def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:

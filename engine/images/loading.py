@@ -135,14 +135,12 @@ class DefaultSize(int):
 
 DEFAULT_SIZE = DefaultSize(224)  # the reference's shorter side
 
-LoadSizeChoice = Annotated[
-    LoadSize,
-    Setting(
-        "Shorter side (224), HEIGHTxWIDTH (224x336), or none.",
-        minimum=1,
-        expected="the shorter side, a pair (height, width), written HEIGHTxWIDTH, or None",
-    ),
-]
+LOAD_SIZE_SETTING = Setting(
+    "Shorter side (224), HEIGHTxWIDTH (224x336), or none.",
+    minimum=1,
+    expected="the shorter side, a pair (height, width), written HEIGHTxWIDTH, or None",
+)
+LoadSizeChoice = Annotated[LoadSize, LOAD_SIZE_SETTING]
 
 
 def check_load_size(load_size: LoadSize) -> LoadSize:

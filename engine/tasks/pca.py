@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.features import Features, Float
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.machine.memory import fits
+from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.log_bin import bin_offsets, check_hierarchy, log_bin
+from facetrt.kernels.log_bin import bin_offsets, log_bin
 from facetrt.kernels.parallel import one_blas_thread
 from facetrt.kernels.products import gram_matrix, inner_products
 
@@ -68,7 +71,28 @@ class Pca:
         return projected.reshape(*features.grid, -1)
 
 
-def fit_pca(features: Iterable[Features], facet: str, components: int = 4, *, hierarchy: int = 0) -> Pca:
+@dataclass(frozen=True)
+class PcaOptions:
+    """Options of :func:`fit_pca`, which documents them."""
+
+    facet: Annotated[str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="")] = (
+        BUNDLES_CHOICE
+    )
+    components: Annotated[int, Setting("How many; the last three also make a colour picture.", minimum=1)] = 4
+    hierarchy: Hierarchy = 0
+    load_size: LoadSizeChoice = DEFAULT_SIZE
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def fit_pca(
+    features: Iterable[Features],
+    facet: str,
+    components: int = PcaOptions.components,
+    *,
+    hierarchy: int = PcaOptions.hierarchy,
+) -> Pca:
     """Principal components of all cells of all images together ([CLS] left out).
 
     Args:
@@ -82,9 +106,7 @@ def fit_pca(features: Iterable[Features], facet: str, components: int = 4, *, hi
         InputError: no image, too few descriptors or channels, a facet that was not exported, NaN or infinite values,
             a scatter matrix that does not fit into memory.
     """
-    check_hierarchy(hierarchy)
-    if components < 1:
-        raise InputError(f"components={components}: expected at least 1")
+    PcaOptions(facet, components, hierarchy)
     moments = None
     for item in features:
         rows = _checked_rows(item, facet, components, hierarchy)

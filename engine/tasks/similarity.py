@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
+from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import average_pool, bin_offsets, log_bin
@@ -61,15 +64,49 @@ class SimilarityMap:
         return None if self.cell_a is None else self.geometry_a.points_xy(np.array([self.cell_a]))[0]
 
 
+def parse_point(text: str) -> tuple[float, float]:
+    """``X,Y`` in pixels."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--at {text!r}: expected X,Y in pixels, like 120,85") from error
+    return x, y
+
+
+@dataclass(frozen=True)
+class SimilarityOptions:
+    """Options of :func:`similarity_map`, which documents them."""
+
+    facet: Annotated[str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="")] = (
+        BUNDLES_CHOICE
+    )
+    point_xy: Annotated[
+        tuple[float, float] | None,
+        Setting(
+            "X,Y in pixels of the first image's original size.",
+            flag="at",
+            expected="finite pixel coordinates",
+            read=parse_point,
+        ),
+    ] = None
+    cls: Annotated[bool, Setting("Compare the first image's [CLS] instead of a point.")] = False
+    hierarchy: Hierarchy = 0
+    top_k: Annotated[int, Setting("Mark so many of the most similar cells.", minimum=1)] = 1
+    load_size: LoadSizeChoice = DEFAULT_SIZE
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def similarity_map(
     a: Features,
     b: Features,
     *,
     facet: str,
-    point_xy: tuple[float, float] | None = None,
-    cls: bool = False,
-    hierarchy: int = 0,
-    top_k: int = 1,
+    point_xy: tuple[float, float] | None = SimilarityOptions.point_xy,
+    cls: bool = SimilarityOptions.cls,
+    hierarchy: int = SimilarityOptions.hierarchy,
+    top_k: int = SimilarityOptions.top_k,
 ) -> SimilarityMap:
     """Cosine similarity of a point of image A, or of its [CLS], to all cells of image B.
 
@@ -83,8 +120,7 @@ def similarity_map(
         InputError: both or neither of ``point_xy`` and ``cls``, a point outside the image, [CLS] with binning, a facet
             that was not exported or differs in width.
     """
-    if top_k < 1:
-        raise InputError(f"top_k={top_k}: expected at least 1")
+    SimilarityOptions(facet, None if point_xy is None else (point_xy[0], point_xy[1]), cls, hierarchy, top_k)
     if (point_xy is None) != cls:
         raise InputError("expected either a point of the first image or its [CLS], and not both")
     if cls and hierarchy:

@@ -52,6 +52,9 @@ class Policy(StrEnum):
         return Policy.LATEST if live else Policy.BLOCK
 
 
+PolicyChoice = Annotated[Policy, Setting("For frames that come too fast.")]
+
+
 @dataclass(frozen=True)
 class StreamResult:
     """One frame and its features.
@@ -100,7 +103,7 @@ class StreamOptions:
     """How frames are taken and encoded; ``Engine.stream`` documents the fields."""
 
     encoding: EncodeOptions
-    policy: Annotated[Policy, Setting("For frames that come too fast.")] = Policy.AUTO
+    policy: PolicyChoice = Policy.AUTO
     latency_budget: Annotated[
         float | None, Setting("Seconds; frames over it are counted as late.", above=0, maximum=threading.TIMEOUT_MAX)
     ] = None

@@ -106,7 +106,7 @@ def test_bad_input(pair: tuple[Features, Features]) -> None:
             similarity_map(a, b, facet=FACET, **both)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top_k=0"):
         similarity_map(a, b, facet=FACET, cls=True, top_k=0)
-    with pytest.raises(InputError, match="hierarchy 7 is out of range"):
+    with pytest.raises(InputError, match=r"hierarchy=7: expected 0 \(no binning\) to 6"):
         similarity_map(a, b, facet=FACET, point_xy=(1, 1), hierarchy=7)
     with pytest.raises(InputError, match="value@9 was not exported"):
         similarity_map(a, b, facet="value@9", cls=True)
