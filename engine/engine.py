@@ -434,7 +434,7 @@ class Engine:
         Raises:
             InputError: it was not exported.
         """
-        chosen = facet or self.manifest.default_facet(task)
+        chosen = self.manifest.default_facet(task) if facet is None else facet
         if chosen not in self.manifest.facets:
             raise InputError(self.manifest.missing_facet(chosen))
         return chosen

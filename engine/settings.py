@@ -73,9 +73,21 @@ class Setting:
         return None if high is None else f"at most {high}"
 
 
+def read_facet(text: str) -> str:
+    """A facet's name as it was typed; an empty one would stand for no choice."""
+    if not text:
+        raise InputError("the facet '' was not exported: expected KIND@LAYER, one of those that 'facetrt info' lists")
+    return text
+
+
 BUNDLES_CHOICE = ""  # a facet that nobody chose: the bundle names one for each task
 FacetChoice = Annotated[
-    str, Setting("KIND@LAYER, one of those that 'facetrt info' lists; the bundle's own choice by default.", shown="")
+    str,
+    Setting(
+        "KIND@LAYER, one of those that 'facetrt info' lists; the bundle's own choice by default.",
+        shown="",
+        read=read_facet,
+    ),
 ]
 Hierarchy = Annotated[
     int,
@@ -162,9 +174,10 @@ def options_of(kind: Any) -> dict[str, Option]:
     return found
 
 
-def values_of(options: Any, kind: type | None = None, *, without: Iterable[str] = ()) -> dict[str, Any]:
+def values_of(options: Any, kind: Any = None, *, without: Iterable[str] = ()) -> dict[str, Any]:
     """An instance's options by name: all of them, or those that another dataclass ``kind`` has as well."""
-    return {name: getattr(options, name) for name in options_of(kind or type(options)) if name not in without}
+    names: Any = type(options) if kind is None else kind
+    return {name: getattr(options, name) for name in options_of(names) if name not in without}
 
 
 def check(options: Any) -> None:
@@ -175,7 +188,8 @@ def check(options: Any) -> None:
     Raises:
         InputError: ``num_pairs=0: expected at least 1``.
     """
-    for name, option in options_of(type(options)).items():
+    kind: Any = type(options)
+    for name, option in options_of(kind).items():
         object.__setattr__(options, name, option.checked(getattr(options, name)))
 
 
@@ -197,7 +211,8 @@ def read_options(kind: type[Options], changes: Mapping[str, Any]) -> Options:
     Raises:
         InputError: an unknown name, or a value that does not fit; the message lists what there is.
     """
-    known = options_of(kind)
+    any_kind: Any = kind  # mypy does not take a type variable's type for hashable
+    known = options_of(any_kind)
     if unknown := [name for name in changes if name not in known]:
         listed = ", ".join(f"{option.name}={option.default}" for option in known.values())
         raise InputError(f"there is no option {unknown[0]!r} here: expected one of {listed}")

@@ -14,7 +14,7 @@ PACKAGES = ("kernels", "engine", "export", "benchmarks")
 
 FLOORS: tuple[tuple[str, ...], ...] = (  # lowest first; a file may import from its own floor and from those below
     ("kernels",),
-    ("engine.images", "engine.machine", "engine.samples", "engine.version"),
+    ("engine.images", "engine.machine", "engine.samples", "engine.settings", "engine.version"),
     ("engine.bundle",),
     ("engine.files", "engine.backends"),
     ("engine.features", "engine.doctor"),

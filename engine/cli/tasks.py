@@ -71,7 +71,8 @@ def match(
     job.check_place()
     with open_engine(job.bundle, running) as engine:
         a, b = encode_pair(engine, paths, options.load_size)
-        matches = engine.match(a, b, **values_of(options, without=["load_size"]))
+        asked = values_of(options, without=["facet", "load_size"])
+        matches = engine.match(a, b, facet=options.facet or None, **asked)
     pictures = [draw.capped(load_image(path).pixels) for path in paths]
     record = values_of(replace(options, facet=matches.facet))
     with job.folder() as folder:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.machine.memory import fits
-from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check
+from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check, read_facet
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import bin_offsets, log_bin
 from facetrt.kernels.parallel import one_blas_thread
@@ -75,9 +75,9 @@ class Pca:
 class PcaOptions:
     """Options of :func:`fit_pca`, which documents them."""
 
-    facet: Annotated[str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="")] = (
-        BUNDLES_CHOICE
-    )
+    facet: Annotated[
+        str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="", read=read_facet)
+    ] = BUNDLES_CHOICE
     components: Annotated[int, Setting("How many; the last three also make a colour picture.", minimum=1)] = 4
     hierarchy: Hierarchy = 0
     load_size: LoadSizeChoice = DEFAULT_SIZE

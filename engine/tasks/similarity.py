@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
-from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check
+from facetrt.engine.settings import BUNDLES_CHOICE, Hierarchy, Setting, check, read_facet
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import average_pool, bin_offsets, log_bin
@@ -77,9 +77,9 @@ def parse_point(text: str) -> tuple[float, float]:
 class SimilarityOptions:
     """Options of :func:`similarity_map`, which documents them."""
 
-    facet: Annotated[str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="")] = (
-        BUNDLES_CHOICE
-    )
+    facet: Annotated[
+        str, Setting("KIND@LAYER; the deepest exported keys by default, as the reference.", shown="", read=read_facet)
+    ] = BUNDLES_CHOICE
     point_xy: Annotated[
         tuple[float, float] | None,
         Setting(
