@@ -60,7 +60,9 @@ def test_bad_input_leaves_no_folder(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere is missing"):
         _run("msrc", tmp_path / "nowhere", "--out", tmp_path / "out", "--baseline", catch=False)
     assert not (tmp_path / "out").exists()
-    assert _run("mscoco", tmp_path, "--out", tmp_path / "out", "--baseline").exit_code == 2
+    with pytest.raises(InputError, match="no evaluation 'mscoco': expected one of pf-willow") as caught:
+        _run("mscoco", tmp_path, "--out", tmp_path / "out", "--baseline", catch=False)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
