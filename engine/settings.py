@@ -117,13 +117,17 @@ class Option:
         """What it is called on the command line."""
         return f"--{(self.setting.flag or self.name).replace('_', '-')}"
 
-    @property
-    def expected(self) -> str:
-        """Which values are taken, in words."""
+    def expected(self, *, number: bool) -> str:
+        """Which values are taken, in words. Where a ``number`` was given, its bounds say it."""
         if self.setting.expected is not None:
             return self.setting.expected
-        kinds = [self.setting.bounds if kind in (int, float) else None for kind in self.kinds]
-        return " or ".join(bounds or _describe(kind) for bounds, kind in zip(kinds, self.kinds, strict=True))
+        return " or ".join(self._expected_of(kind, number=number) for kind in self.kinds)
+
+    def _expected_of(self, kind: Any, *, number: bool) -> str:
+        bounds = self.setting.bounds if kind in (int, float) else None
+        if bounds is None:
+            return _describe(kind)
+        return bounds if number else f"{_describe(kind)}, {bounds}"
 
     def checked(self, value: Any) -> Any:
         """``value`` as the field holds it.
@@ -136,12 +140,11 @@ class Option:
         choices = [kind for kind in self.kinds if _is_choice(kind)]
         if isinstance(value, str) and choices:
             return parse(choices[0], value, self.name)
-        for kind in self.kinds:
-            if _fits(value, kind):
-                bounded = kind not in (int, float) or self.setting.holds(value)
-                if bounded:
-                    return kind(value) if kind in (bool, Path) else value
-        raise InputError(f"{self.name}={value!r}: expected {self.expected}")
+        fitting = [kind for kind in self.kinds if _fits(value, kind)]
+        for kind in fitting:
+            if kind not in (int, float) or self.setting.holds(value):
+                return kind(value) if kind in (bool, Path) else value
+        raise InputError(f"{self.name}={value!r}: expected {self.expected(number=bool(fitting))}")
 
     def read(self, text: str) -> Any:
         """The value that a text means, checked.
@@ -159,7 +162,7 @@ class Option:
             except ValueError:
                 continue
             return self.checked(value)
-        raise InputError(f"{self.name}={text!r}: expected {self.expected}")
+        raise InputError(f"{self.name}={text!r}: expected {self.expected(number=False)}")
 
 
 @cache

@@ -47,12 +47,12 @@ class Full(Base):
     [
         ({"count": 0}, "count=0: expected 1 to 10,000"),
         ({"count": 10_001}, "count=10001: expected 1 to 10,000"),
-        ({"count": 2.5}, "count=2.5: expected 1 to 10,000"),
+        ({"count": 2.5}, "count=2.5: expected a whole number, 1 to 10,000"),
         ({"count": True}, "count=True: expected"),
         ({"count": None}, "count=None: expected"),
         ({"count": "3"}, "count='3': expected"),
         ({"share": 0}, "share=0: expected more than 0"),
-        ({"share": float("nan")}, "share=nan: expected more than 0"),
+        ({"share": float("nan")}, "share=nan: expected a finite number, more than 0"),
         ({"level": float("inf")}, "level=inf: expected a finite number"),
         ({"most": 1}, "most=1: expected at least 2 or none"),
         ({"colour": "pink"}, "colour 'pink': expected one of red, green, blue"),
@@ -95,9 +95,9 @@ def test_texts() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("count=many", "count='many': expected 1 to 10,000"),
+        ("count=many", "count='many': expected a whole number, 1 to 10,000"),
         ("count=0", "count=0: expected 1 to 10,000"),
-        ("share=inf", "share=inf: expected more than 0"),
+        ("share=inf", "share=inf: expected a finite number, more than 0"),
         ("size=1x2x3", "size='1x2x3': expected a size"),
         ("loud=maybe", "loud='maybe': expected yes or no"),
         ("colour=pink", "colour 'pink': expected one of"),
