@@ -47,9 +47,8 @@ def check_reference(manifest: Manifest, record: PlanRecord) -> None:
     _, height, width, _ = record.profile["images"][2]
     shape = manifest.architecture
     grid_h, grid_w = grid_size((height, width), shape.patch, manifest.stride)
-    needed = encoding_bytes(
-        dim=shape.dim, heads=shape.heads, cells=grid_h * grid_w, fused=manifest.precision == Precision.FP32
-    )
+    mixed = bool(manifest.fp32_parts(manifest.precision).blocks)  # whose attention is written out
+    needed = encoding_bytes(dim=shape.dim, heads=shape.heads, cells=grid_h * grid_w, fused=not mixed)
     if not fits(needed):
         raise InputError(
             f"the largest image, {height}x{width}, makes {too_much(needed, grid_h * grid_w, manifest.stride)} to "
