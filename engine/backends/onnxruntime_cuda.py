@@ -164,19 +164,14 @@ class _Bound:
     def enqueue(self) -> dict[str, DeviceArray]:
         """Run on the bound arrays; without memory, once more after our pools have given back what they hold."""
         try:
-            _with_memory(self._device, self._run, self._run_plainly)
+            # After a run without memory the next one must not be recorded, as nothing can be allocated then.
+            _with_memory(self._device, lambda: self._run(self._options), lambda: self._run(self._plain))
         except Exception as error:
             raise self._translated(error) from error
         return self._outputs
 
-    def _run(self) -> None:
-        self._session.run_with_iobinding(self._binding, self._options)
-
-    def _run_plainly(self) -> None:
-        """After a run without memory: ONNX Runtime would record a second one, in which nothing can be allocated."""
-        options, self._options = self._options, self._plain
-        self._run()
-        self._options = options  # what this run has allocated stays with the session
+    def _run(self, options: Any) -> None:
+        self._session.run_with_iobinding(self._binding, options)
 
     def _translated(self, error: Exception) -> BackendError:
         if _lacks_memory(error):
