@@ -111,15 +111,12 @@ ELBOW = Program(
     "kmeans:elbow",
     (("objectives", "*fp64"), ("factor", "*fp64"), ("chosen", "*i32"), ("sets", "i32"), ("cells", "i64")),
 )
-TAKE_SET = {
-    kind: Program(
-        f"kmeans_take_set_{kind}",
-        "kmeans:take_set",
-        (("values", f"*{kind}"), ("chosen", "*i32"), ("taken", f"*{kind}"), ("size", "i64")),
-        {"BLOCK": BLOCK},
-    )
-    for kind in ("u8", "fp32")
-}
+TAKE_SET = Program(
+    "kmeans_take_set_u8",
+    "kmeans:take_set",
+    (("values", "*u8"), ("chosen", "*i32"), ("taken", "*u8"), ("size", "i64")),
+    {"BLOCK": BLOCK},
+)
 MEAN_ROW = Program(
     "kmeans_mean_row",
     "kmeans:mean_row",
@@ -203,7 +200,7 @@ PROGRAMS = (
     CHOOSE_RUN,
     ADD_UP,
     ELBOW,
-    *TAKE_SET.values(),
+    TAKE_SET,
     MEAN_ROW,
     GRAM,
     NEXT_SEED,
@@ -405,24 +402,9 @@ def elbow(device: Device, objectives: DeviceArray, cells: int, factor: float) ->
 
 def select_labels(device: Device, labels: DeviceArray, chosen: DeviceArray) -> DeviceArray:
     """``labels[chosen]``, ``(n,)``, of ``labels (sets, n)`` uint8 and ``chosen (1,)`` int32."""
-    return _take_set(device, labels, chosen, TAKE_SET["u8"])
-
-
-def select_centroids(device: Device, centroid_sets: Sequence[DeviceArray], chosen: DeviceArray) -> DeviceArray:
-    """The chosen set, ``(most k, C)`` float32, with rows of zeros behind its last centroid.
-
-    Args:
-        centroid_sets: ``(k, C)`` float32 each; ``chosen (1,)`` int32.
-    """
-    most = max(len(centroids) for centroids in centroid_sets)
-    stacked = _pack(device, centroid_sets, most).reshape(len(centroid_sets), most, -1)
-    return _take_set(device, stacked, chosen, TAKE_SET["fp32"])
-
-
-def _take_set(device: Device, values: DeviceArray, chosen: DeviceArray, program: Program) -> DeviceArray:
-    taken = device.empty(values.shape[1:], values.dtype)
+    taken = device.empty(labels.shape[1:], labels.dtype)
     if taken.size:
-        device.launch(program, (-(-taken.size // BLOCK),), values, chosen, taken, taken.size)
+        device.launch(TAKE_SET, (-(-taken.size // BLOCK),), labels, chosen, taken, taken.size)
     return taken
 
 

@@ -33,14 +33,7 @@ _BEST_LABEL = Program(
     (("scores", "*fp32"), ("out", "*i32"), ("sign", "fp32"), ("num_labels", "i32"), ("num_pixels", "i32")),
     {"BLOCK": BLOCK},
 )
-_LOOK_UP = Program(
-    "refine_look_up",
-    "refine:look_up",
-    (("labels", "*i32"), ("table", "*u8"), ("out", "*u8"), ("count", "i32")),
-    {"BLOCK": BLOCK},
-)
-
-PROGRAMS = (*_ENLARGE.values(), _BEST_LABEL, _LOOK_UP)
+PROGRAMS = (*_ENLARGE.values(), _BEST_LABEL)
 
 
 def enlarge_labels(device: Device, values: DeviceArray, size: tuple[int, int]) -> DeviceArray:
@@ -63,15 +56,6 @@ def best_label(device: Device, scores: DeviceArray, *, smallest: bool = False) -
     found = device.empty(shape, np.int32)
     device.launch(_BEST_LABEL, (_blocks(found.size),), scores, found, -1.0 if smallest else 1.0, labels, found.size)
     return found
-
-
-def label_mask(device: Device, labels: DeviceArray, chosen: DeviceArray) -> DeviceArray:
-    """uint8, of the shape of ``labels`` int32: ``chosen[label]``, which is one uint8 for each label that occurs."""
-    if not labels.size:
-        raise InputError(f"labels have shape {labels.shape}: expected at least one")
-    mask = device.empty(labels.shape, np.uint8)
-    device.launch(_LOOK_UP, (_blocks(labels.size),), labels, chosen, mask, labels.size)
-    return mask
 
 
 def refine_labels(device: Device, pixels: NDArray[np.uint8], energy: DeviceArray) -> DeviceArray:

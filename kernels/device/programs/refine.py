@@ -30,12 +30,3 @@ def best_label(scores, out, sign, num_labels, num_pixels, BLOCK: tl.constexpr):
         best = tl.where(score > largest, label, best)
         largest = tl.maximum(score, largest)
     tl.store(out + pixel, best, mask=inside)
-
-
-@triton.jit
-def look_up(labels, table, out, count, BLOCK: tl.constexpr):
-    """``out[i] = table[labels[i]]``."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    label = tl.load(labels + place, mask=inside, other=0)
-    tl.store(out + place, tl.load(table + label, mask=inside), mask=inside)

@@ -130,11 +130,6 @@ class _Functions:
         self._loaded: dict[str, tuple[Any, tuple[int, int, int], int, tuple[int, ...]]] = {}
         self._lock = threading.Lock()
 
-    def use(self, kernels: KernelSet) -> None:
-        with self._lock, self._context:
-            self._kernels = kernels
-            self._loaded.clear()
-
     def find(self, program: Program) -> tuple[Any, tuple[int, int, int], int, tuple[int, ...]]:
         """Prepared function, block, bytes of shared memory and values of the hidden parameters."""
         found = self._loaded.get(program.name)
@@ -213,10 +208,6 @@ class CudaDevice(SharingDevice):
     def lane(self) -> CudaDevice:
         """A further stream of the same GPU, which launches the same kernels."""
         return CudaDevice(self.context, self._functions)
-
-    def use_kernels(self, kernels: KernelSet) -> None:
-        """Launch these kernels from now on, here and in all lanes that share kernels with this one."""
-        self._functions.use(kernels)
 
     @property
     def closed(self) -> bool:

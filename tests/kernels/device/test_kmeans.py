@@ -175,11 +175,7 @@ def test_the_chosen_set(device: TritonDevice, number: int) -> None:
     labels = np.random.default_rng(0).integers(0, 9, (3, 1501)).astype(np.uint8)
     found = kmeans.select_labels(device, device.upload(labels), chosen)
     np.testing.assert_array_equal(device.download(found), labels[number])
-    sets = [rows(size, seed=size) for size in (1, 2, 3)]
-    centroids = kmeans.select_centroids(device, [device.upload(one) for one in sets], chosen)
-    expected = np.concatenate([sets[number], np.zeros((3 - len(sets[number]), 16))])
-    np.testing.assert_array_equal(device.download(centroids), expected)
-    device.check_canaries(found, centroids)
+    device.check_canaries(found)
 
 
 def diverse(device: TritonDevice, samples: np.ndarray, count: int, clusters: int, restarts: int = 3) -> np.ndarray:

@@ -13,7 +13,6 @@ from facetrt.kernels.device.refine import (
     best_label,
     enlarge_labels,
     enlarge_mask,
-    label_mask,
     refine_labels,
 )
 from facetrt.kernels.device.runtime.triton_device import TritonDevice
@@ -64,13 +63,6 @@ def test_the_first_of_equal_scores_wins(device: TritonDevice, shape: tuple[int, 
     np.testing.assert_array_equal(device.download(found), expected)
     assert found.dtype == np.int32
     device.check_canaries(found)
-
-
-def test_masks_are_the_chosen_labels(device: TritonDevice) -> None:
-    labels = np.random.default_rng(0).integers(0, 4, (259, 255)).astype(np.int32)
-    mask = label_mask(device, device.upload(labels), device.upload(np.uint8([0, 1, 0, 1])))
-    np.testing.assert_array_equal(device.download(mask), labels % 2)
-    device.check_canaries(mask)
 
 
 def test_refined_labels_are_the_engines(device: TritonDevice) -> None:

@@ -166,16 +166,21 @@ def test_out_of_memory_takes_what_other_lanes_hold_back(gpu: Gpu) -> None:
 
 
 def test_kernels_that_are_missing_are_named(gpu: Gpu) -> None:
-    with CudaDevice.open() as device:
-        with pytest.raises(BackendError, match=r"convert_to_half: the bundle has no compiled kernels.*--kernels sm_90"):
-            _to_half(device)
-        device.use_kernels(gpu.kernels(log_bin.PROGRAMS))
-        with pytest.raises(BackendError, match="kernels for sm_90 lack convert_to_half"):
-            _to_half(device)
-        lane = device.lane()
-        device.use_kernels(gpu.kernels(PROGRAMS))
+    none = r"convert_to_half: the bundle has no compiled kernels.*--kernels sm_90"
+    with CudaDevice.open() as device, pytest.raises(BackendError, match=none):
         _to_half(device)
-        _to_half(lane)  # lanes share kernels
+    with (
+        CudaDevice.open(kernels=gpu.kernels(log_bin.PROGRAMS)) as device,
+        pytest.raises(BackendError, match="kernels for sm_90 lack convert_to_half"),
+    ):
+        _to_half(device)
+
+
+def test_lanes_share_kernels(gpu: Gpu) -> None:
+    with CudaDevice.open(kernels=gpu.kernels(PROGRAMS)) as device:
+        lane = device.lane()
+        _to_half(device)
+        _to_half(lane)
         lane.close()
 
 
@@ -531,12 +536,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CudaDevice]:
         pytest.skip("no CUDA device")
     pytest.importorskip("pycuda.driver", reason="pycuda is not installed")
     folder = tmp_path_factory.mktemp("kernels")
-    device = CudaDevice.open()
-    architecture = "sm_{}{}".format(*device.compute_capability)
+    with CudaDevice.open() as first:
+        architecture = "sm_{}{}".format(*first.compute_capability)
     compile_kernels(folder, [architecture], {program.name: program for program in PROGRAMS})
     found = folder / "kernels" / architecture
-    device.use_kernels(KernelSet.read((found / INDEX).read_bytes(), lambda name: (found / name).read_bytes()))
-    with device:
+    kernels = KernelSet.read((found / INDEX).read_bytes(), lambda name: (found / name).read_bytes())
+    with CudaDevice.open(kernels=kernels) as device:
         yield device
 
 
