@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from facetrt.engine.bundle.bundle import BUILTIN, Bundle, read_manifest
 from facetrt.engine.bundle.manifest import KERNELS, FileEntry
-from facetrt.engine.bundle.mending import file_entry, without_damaged, write_manifest
-from facetrt.engine.files import temporary_sibling
+from facetrt.export.mending import file_entry, staging, without_damaged, write_manifest
 from facetrt.kernels.errors import InputError, OutputError
 
 Report = Callable[[str], None]
@@ -29,23 +27,6 @@ def compile_into(folder: Path, architectures: Sequence[str], report: Report) -> 
     compile_kernels(folder, architectures, report=report)
     files = sorted(path for path in (folder / KERNELS).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
-
-
-@contextmanager
-def staging(place: Path) -> Iterator[Path]:
-    """A temporary folder in a bundle's folder of plans or kernels, where a killed build's remains are no foreign files.
-
-    Remains of earlier builds go first; and ``place`` goes at the end if nothing is in it.
-
-    Raises:
-        OutputError: the bundle cannot be written.
-    """
-    try:
-        with temporary_sibling(place / "build") as made:
-            yield made
-    finally:
-        with suppress(OSError):  # something is in it
-            place.rmdir()
 
 
 def add_kernels(folder: Path | str, architectures: Sequence[str], report: Report = lambda stage: None) -> list[str]:

@@ -37,7 +37,6 @@ from facetrt.engine.bundle.manifest import (
     PrecisionRecord,
     Ranges,
 )
-from facetrt.engine.bundle.mending import file_entry
 from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.files import Content, atomic_folder
@@ -50,6 +49,7 @@ from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.encoder import Arithmetic, FacetEncoder
 from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
+from facetrt.export.mending import file_entry
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.precision import (
     EMULATED,

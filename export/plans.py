@@ -15,11 +15,10 @@ from facetrt.engine.backends.run_options import BackendName, DeviceName, Precisi
 from facetrt.engine.backends.tensorrt import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, TensorRtBackend
 from facetrt.engine.bundle.bundle import BUILTIN, Bundle, read_manifest
 from facetrt.engine.bundle.manifest import ENCODER, PLANS, Manifest, ParityReport, PlanRecord
-from facetrt.engine.bundle.mending import drop_damaged, file_entry, without_damaged, write_manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.settings import Setting, check
-from facetrt.export.additions import staging
 from facetrt.export.export_options import GPU
+from facetrt.export.mending import drop_damaged, file_entry, staging, without_damaged, write_manifest
 from facetrt.export.plan_builder import Built, PlanBuilder, Settings
 from facetrt.export.plan_graph import PreparedGraph, Size, prepare_graph, profile_shapes, profiles
 from facetrt.kernels.device.runtime.cuda import CudaDevice

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from facetrt.engine.bundle.manifest import Checkpoint
+from facetrt.engine.files import atomic_file
 from facetrt.export import builtin
 from facetrt.export.backbone import find_backbone, listed
 from facetrt.export.checkpoints import MAX_CHECKPOINT_BYTES, read_checkpoint
@@ -132,19 +133,16 @@ def fetch_checkpoint(spec: ModelSpec, progress: DownloadProgress | None = None) 
         _check_published(spec, target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        _download(url, partial, progress)
-        _check_published(spec, partial)
-        partial.replace(target)
+        with atomic_file(target) as partial:
+            _download(url, partial, progress)
+            _check_published(spec, partial)
     except (urllib.error.URLError, OSError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
         raise MissingFileError(
             f"the checkpoint of {spec.name} could not be downloaded ({reason}). It is published at {url}: fetch it "
             f"elsewhere and put it at {target}, or pass it with --weights"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

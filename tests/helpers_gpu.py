@@ -17,7 +17,7 @@ from facetrt.engine.backends import onnxruntime_cuda
 from facetrt.engine.backends.flavours import RTX, TENSORRT, Flavour
 from facetrt.engine.bundle.bundle import read_manifest
 from facetrt.engine.bundle.manifest import KERNELS
-from facetrt.engine.bundle.mending import file_entry, write_manifest
+from facetrt.export.mending import file_entry, write_manifest
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.device.catalogue import programs
 

@@ -21,7 +21,7 @@ from facetrt.engine.backends.openvino import runs_bf16
 from facetrt.engine.backends.parity import CONTRACTS, compare
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Hint, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.mending import file_entry
+from facetrt.export.mending import file_entry
 from facetrt.kernels.errors import BackendError, BundleError
 
 OPTIONS = {

@@ -17,7 +17,7 @@ from facetrt.engine.backends.choice import check_exact
 from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Manifest
-from facetrt.engine.bundle.mending import write_manifest
+from facetrt.export.mending import write_manifest
 
 ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6}
 

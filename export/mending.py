@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from facetrt.engine.bundle.bundle import check_present, read_later, read_manifest
 from facetrt.engine.bundle.manifest import KERNELS, MANIFEST, PLANS, FileEntry, Manifest
+from facetrt.engine.files import temporary_sibling
 from facetrt.kernels.errors import BundleError
+
+
+@contextmanager
+def staging(place: Path) -> Iterator[Path]:
+    """A temporary folder in a bundle's folder of plans or kernels, where a killed build's remains are no foreign files.
+
+    Remains of earlier builds go first; and ``place`` goes at the end if nothing is in it.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+    """
+    try:
+        with temporary_sibling(place / "build") as made:
+            yield made
+    finally:
+        with suppress(OSError):  # something is in it
+            place.rmdir()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest of a bundle that may be in use: whoever opens it sees the old one or the new one."""
     places = [folder / name for name in (PLANS, KERNELS)]  # where a killed run's remains are no foreign files
     place = next((place for place in places if place.is_dir()), folder / PLANS)
-    temporary = place / f".{MANIFEST}.{os.getpid()}"
-    place.mkdir(exist_ok=True)
-    try:
-        temporary.write_text(manifest.to_json(), encoding="utf-8")
-        temporary.replace(folder / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staging(place) as made:
+        (made / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (made / MANIFEST).replace(folder / MANIFEST)
 
 
 def drop_damaged(folder: Path, report: Callable[[str], None]) -> None:
