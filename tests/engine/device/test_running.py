@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,9 @@ from helpers import photo
 
 from facetrt.engine import Engine
 from facetrt.engine.backends.run_options import Precision
+from facetrt.engine.device import running
+from facetrt.engine.device.cosegmentation import DeviceImages
+from facetrt.engine.device.encoding import DeviceEncoder
 from facetrt.engine.device.running import DeviceRunner
 from facetrt.engine.encoding.encoder import EncodeOptions, OnBroken, Progress
 from facetrt.engine.features.features import Features, SaliencyMode
@@ -136,6 +139,23 @@ def test_match_takes_features_and_images_alike(tiny_engine: Engine, runner: Devi
     np.testing.assert_array_equal(mixed.points_b_xy, plain.points_b_xy)
 
 
+def test_match_waits_once(
+    tiny_engine: Engine, runner: DeviceRunner, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes down does so after everything has been launched."""
+    features, events = tiny_engine.encode([photo(60, 60), photo(60, 64, seed=1)], load_size=24), []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(device, name)
+        return lambda *arguments: events.append(name) or real(*arguments)
+
+    with runner.pair(*features, MATCH, EncodeOptions(24), None) as pair:
+        for name in ("launch", "download"):
+            monkeypatch.setattr(device, name, noted(name))
+        match_pair(pair, MatchOptions(MATCH, 2))
+    assert "launch" in events and "launch" not in events[events.index("download") :]
+
+
 def test_nothing_salient_gives_no_pairs(runner: DeviceRunner) -> None:
     found = match(
         runner, photo(60, 60), photo(60, 64), EncodeOptions(24), MatchOptions(MATCH, 3, saliency_threshold=1.5)
@@ -176,6 +196,37 @@ def test_cosegment_on_two_streams_equals_one(tiny_engine: Engine, device: Device
     )
     for first, second in zip(one, two, strict=True):
         np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_features_stay_the_callers(runner: DeviceRunner, device: Device) -> None:
+    features = runner.encode_on_device([photo(24, 28, seed=i) for i in range(2)], MATCH, EncodeOptions(24), None)
+    before = list(features)
+    cosegment_images(DeviceImages(device, features, (), MATCH), OPTIONS)
+    assert all(now is then for now, then in zip(features, before, strict=True))
+
+
+def test_nothing_to_share_is_the_hosts_answer(tiny_engine: Engine, runner: DeviceRunner) -> None:
+    images = [np.zeros((48, 48, 3), np.uint8)] * 2
+    expected = tiny_engine.cosegment(images, load_size=24, facet=MATCH, refine="none")
+    found = cosegment(runner, images, EncodeOptions(24), OPTIONS)
+    assert found.clustering.tried_k == expected.clustering.tried_k == []
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.confidence, mine.why_empty, mine.inlier) == (theirs.confidence, theirs.why_empty, theirs.inlier)
+        np.testing.assert_array_equal(mine.loaded_mask, theirs.loaded_mask)
+
+
+def test_a_lane_keeps_its_encoder(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tables that it has on the device: one built anew for each call would upload them again."""
+    built: list[object] = []
+
+    def build(*arguments: Any) -> DeviceEncoder:
+        built.append(arguments)
+        return DeviceEncoder(*arguments)
+
+    monkeypatch.setattr(running, "DeviceEncoder", build)
+    for _ in range(2):
+        runner.encode_on_device([photo(24, 28)], MATCH, EncodeOptions(24), None)
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize(("most", "batches"), [(None, [3]), (2, [2, 1])])
