@@ -98,6 +98,7 @@ def fit_pca(
     Args:
         features: of any number of images, for example from ``Engine.encode_iter`` or ``Engine.collect``;
             read once, none is kept.
+        facet: which descriptors.
         components: how many, at most the width of the descriptors and their number.
         hierarchy: levels of log-binning; 0 for none. The scatter matrix of binned descriptors is as wide as they are:
             0.3 GB for two levels of 384 channels, and minutes to decompose.

@@ -111,6 +111,7 @@ def similarity_map(
     """Cosine similarity of a point of image A, or of its [CLS], to all cells of image B.
 
     Args:
+        facet: which descriptors are compared.
         point_xy: (x, y) in original pixels of A; the cell whose centre is nearest is compared.
         cls: compare A's [CLS] instead of a point.
         hierarchy: levels of log-binning; 0 for none, which is all that [CLS] allows.
