@@ -27,6 +27,7 @@ from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, 
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.engine.settings import parse
 from facetrt.engine.tasks.augmentation import augment
+from facetrt.engine.tasks.clustering import ClusteringMethod
 from facetrt.engine.tasks.cosegmentation import VOTING, CosegmentOptions, Mask, Masks, cosegment_images
 from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
@@ -312,6 +313,7 @@ class Engine:
         saliency: str | None = None,
         remove_outliers: bool = False,
         outlier_threshold: float = 0.7,
+        clustering: str = ClusteringMethod.FACETRT,
         refine: str = Refinement.GRABCUT,
         hierarchy: int = 0,
         progress: Progress | None = None,
@@ -330,6 +332,8 @@ class Engine:
                 and stride 8. None: low resolution for images, and features as they were encoded.
             remove_outliers: leave out images whose [CLS] descriptor is less similar to the mean than
                 ``outlier_threshold``; their masks are empty.
+            clustering: ``facetrt``, or ``faiss``: clusters are trained by FAISS on a GPU, for very many samples (extra
+                ``gpu``).
             refine: ``grabcut``, ``crf``, ``pydensecrf`` or ``none``; see :class:`Refinement`.
             hierarchy: levels of log-binning of the descriptors that are clustered; 0 for none, as in the reference
                 without ``bin``. Kernels on a GPU have none.
@@ -348,6 +352,7 @@ class Engine:
             sample_interval=sample_interval,
             remove_outliers=remove_outliers,
             outlier_threshold=outlier_threshold,
+            clustering=parse(ClusteringMethod, clustering, "clustering"),
             refine=parse(Refinement, refine, "refine"),
             hierarchy=hierarchy,
             saliency=None if saliency is None else parse(SaliencyMode, saliency, "saliency"),
@@ -381,6 +386,7 @@ class Engine:
         num_crop_augmentations: int = 0,
         flip_augmentation: bool = False,
         three_stages: bool = False,
+        clustering: str = ClusteringMethod.FACETRT,
         refine: str = Refinement.CRF,
         hierarchy: int = 0,
         seed: int = 0,
@@ -413,6 +419,7 @@ class Engine:
             num_crop_augmentations=num_crop_augmentations,
             flip_augmentation=flip_augmentation,
             three_stages=three_stages,
+            clustering=parse(ClusteringMethod, clustering, "clustering"),
             refine=parse(Refinement, refine, "refine"),
             hierarchy=hierarchy,
             seed=seed,

@@ -46,7 +46,7 @@ def kmeans_gpu(
     rows = check_samples(samples, num_clusters)
     if iterations < 1 or restarts < 1:
         raise InputError(f"iterations={iterations}, restarts={restarts}: expected at least 1")
-    faiss = _import_faiss_with_gpu(gpu)
+    faiss = import_faiss_with_gpu(gpu)
     try:
         return _train(faiss, rows, num_clusters, iterations, restarts, gpu, stream)
     except RuntimeError as error:
@@ -85,7 +85,8 @@ def _train(
     return KMeans(np.asarray(centroids, np.float32), float(stats.at(stats.size() - 1).obj))
 
 
-def _import_faiss_with_gpu(gpu: int) -> ModuleType | Any:
+def import_faiss_with_gpu(gpu: int = 0) -> ModuleType | Any:
+    """The faiss module, or an error that says why it cannot cluster on this GPU; see :func:`kmeans_gpu`."""
     try:
         import faiss
     except ImportError as error:

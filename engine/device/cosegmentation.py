@@ -14,7 +14,7 @@ from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.features.features import Features, Float, ImageRecord
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import Pixels
-from facetrt.engine.tasks.clustering import Clustering
+from facetrt.engine.tasks.clustering import Clustering, ClusteringMethod
 from facetrt.engine.tasks.cosegmentation import HostPicture, Images, Picture
 from facetrt.engine.tasks.descriptors import distances_to, normalise
 from facetrt.kernels.device import kmeans, select
@@ -35,9 +35,9 @@ class _Gathered:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Every k's clusters, what assigning all rows gave, which k was chosen ``(1,)``, and its labels ``(n,)``."""
+    """Every k's centroids, what assigning all rows gave, which k was chosen ``(1,)``, and its labels ``(n,)``."""
 
-    fits: list[kmeans.DeviceKMeans]
+    centroids: list[DeviceArray]
     assigned: kmeans.DeviceAssignment
     chosen: DeviceArray
     labels: DeviceArray
@@ -117,14 +117,24 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
         numbers = np.concatenate([np.arange(low, high, interval, dtype=np.int32) for low, high in bounds])
         return select.gather_rows(self._device, gathered.rows, self._device.upload(numbers))
 
-    def sweep(self, gathered: _Gathered, samples: DeviceArray, elbow: float, max_clusters: int) -> _Sweep:
+    def sweep(
+        self, gathered: _Gathered, samples: DeviceArray, elbow: float, max_clusters: int, method: ClusteringMethod
+    ) -> _Sweep:
         """Every k is tried, and the device chooses: waiting to stop early costs more."""
         device, rows = self._device, gathered.rows
-        fits = kmeans.kmeans_each(device, samples, range(1, min(max_clusters, len(samples)) + 1))
-        assigned = kmeans.assign_each(device, rows, [fit.centroids for fit in fits])
+        centroids = self._train(samples, range(1, min(max_clusters, len(samples)) + 1), method)
+        assigned = kmeans.assign_each(device, rows, centroids)
         chosen = kmeans.elbow(device, assigned.objectives, len(rows), elbow)
         labels = kmeans.select_labels(device, assigned.labels, chosen)
-        return _Sweep(fits, assigned, chosen, labels, gathered.bounds)
+        return _Sweep(centroids, assigned, chosen, labels, gathered.bounds)
+
+    def _train(self, samples: DeviceArray, counts: Sequence[int], method: ClusteringMethod) -> list[DeviceArray]:
+        """FAISS takes rows of the host."""
+        device = self._device
+        if method is ClusteringMethod.FACETRT:
+            return [fit.centroids for fit in kmeans.kmeans_each(device, samples, counts)]
+        found = method.train(device.download(samples), counts, gpu=device.ordinal)
+        return [device.upload(centroids) for centroids in found]
 
     def vote(self, gathered: _Gathered, sweep: _Sweep, threshold: float, percentage: float) -> DeviceVotes:
         """Vote on as many clusters as there may be; those beyond the chosen k are empty."""
@@ -133,7 +143,7 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
             sweep.labels,
             gathered.saliency,
             gathered.bounds,
-            len(sweep.fits),
+            len(sweep.centroids),
             threshold=threshold,
             percentage=percentage,
         )
@@ -142,7 +152,7 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
         device = self._device
         number = int(device.download(sweep.chosen)[0])  # the wait; the rest has been computed by now
         objectives = device.download(sweep.assigned.objectives)[: number + 1] / sweep.bounds[-1]
-        centroids = [fit.centroids for fit in sweep.fits[: number + 1]]
+        centroids = sweep.centroids[: number + 1]
         labels = device.download(sweep.labels).astype(np.int64)
         return Clustering(
             tried_k=[len(each) for each in centroids],

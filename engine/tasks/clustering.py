@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,32 @@ from facetrt.engine.features.collection import LazySequence
 from facetrt.engine.features.features import Float
 from facetrt.engine.tasks.descriptors import Rows, assign_rows
 from facetrt.kernels.errors import InputError
+from facetrt.kernels.faiss_gpu import import_faiss_with_gpu, kmeans_gpu
 from facetrt.kernels.kmeans import kmeans_each
 
 MAX_CLUSTERS = 14
 AHEAD = 4  # how many k share one reading of descriptors in memory; lazy ones are read once for all k
+
+
+class ClusteringMethod(StrEnum):
+    """Who trains the clusters: facetrt's own k-means where the descriptors live, or FAISS on a GPU.
+
+    Both have the same starts and rounds; FAISS is for very many samples. Centroids agree up to rounding.
+    """
+
+    FACETRT = "facetrt"
+    FAISS = "faiss"
+
+    def check_available(self) -> None:
+        """Raise an error, which says what to install, if FAISS is asked for and cannot use a GPU."""
+        if self is ClusteringMethod.FAISS:
+            import_faiss_with_gpu()
+
+    def train(self, samples: Float, counts: Sequence[int], gpu: int = 0) -> list[Float]:
+        """Centroids ``(k, C)`` for each k of ``counts``, of ``samples (n, C)`` on the host; FAISS works on ``gpu``."""
+        if self is ClusteringMethod.FAISS:
+            return [kmeans_gpu(samples, count, gpu=gpu).centroids for count in counts]
+        return [found.centroids for found in kmeans_each(samples, counts)]
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,7 @@ def cluster_elbow(
     elbow: float = 0.975,
     sample_interval: int = 100,
     max_clusters: int = MAX_CLUSTERS,
+    method: ClusteringMethod = ClusteringMethod.FACETRT,
 ) -> Clustering:
     """Cluster with k = 1, 2, … until one more cluster no longer helps.
 
@@ -55,7 +80,7 @@ def cluster_elbow(
         InputError: fewer sampled descriptors than clusters before the elbow was reached.
     """
     samples = sample_rows(descriptors, sample_interval)
-    clustering = sweep_to_elbow(descriptors, samples, elbow, max_clusters)
+    clustering = sweep_to_elbow(descriptors, samples, elbow, max_clusters, method)
     check_reached(clustering, elbow, len(samples), sample_interval, max_clusters)
     return clustering
 
@@ -65,12 +90,18 @@ def sample_rows(descriptors: Sequence[Rows], interval: int) -> Float:
     return np.concatenate([rows[::interval].copy() for rows in descriptors])  # a view would keep all rows
 
 
-def sweep_to_elbow(descriptors: Sequence[Rows], samples: Float, elbow: float, max_clusters: int) -> Clustering:
+def sweep_to_elbow(
+    descriptors: Sequence[Rows],
+    samples: Float,
+    elbow: float,
+    max_clusters: int,
+    method: ClusteringMethod = ClusteringMethod.FACETRT,
+) -> Clustering:
     """The sweep of :func:`cluster_elbow`, whether it reaches the elbow or not."""
     tried: list[int] = []
     objectives: list[float] = []
     last = _Fit(samples[:0], 0.0, [])  # of no samples
-    for last in _sweep(descriptors, samples, max_clusters):
+    for last in _sweep(descriptors, samples, max_clusters, partial(method.train, samples)):
         tried.append(len(last.centroids))
         objectives.append(last.objective)
         if past_elbow(objectives, elbow):
@@ -102,7 +133,10 @@ class _Fit:
     labels: list[NDArray[np.unsignedinteger]]
 
 
-def _sweep(descriptors: Sequence[Rows], samples: Float, max_clusters: int) -> Iterator[_Fit]:
+Train = Callable[[Sequence[int]], list[Float]]
+
+
+def _sweep(descriptors: Sequence[Rows], samples: Float, max_clusters: int, train: Train) -> Iterator[_Fit]:
     """k = 1, 2, … up to ``max_clusters`` or the number of samples.
 
     Several k share one reading of all descriptors. What was done beyond the last k that the caller takes is in vain:
@@ -111,12 +145,12 @@ def _sweep(descriptors: Sequence[Rows], samples: Float, max_clusters: int) -> It
     ahead = max_clusters if isinstance(descriptors, LazySequence) else AHEAD
     most = min(max_clusters, len(samples))
     for first in range(1, most + 1, ahead):
-        yield from _fits(descriptors, samples, range(first, min(first + ahead, most + 1)))
+        yield from _fits(descriptors, train, range(first, min(first + ahead, most + 1)))
 
 
-def _fits(descriptors: Sequence[Rows], samples: Float, counts: Sequence[int]) -> list[_Fit]:
+def _fits(descriptors: Sequence[Rows], train: Train, counts: Sequence[int]) -> list[_Fit]:
     """Clusterings of the samples, one for each of ``counts``, assigned to all descriptors in one reading."""
-    centroids = [found.centroids for found in kmeans_each(samples, counts)]
+    centroids = train(counts)
     labels: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in counts]
     sums, cells = np.zeros(len(counts)), 0
     for rows in descriptors:

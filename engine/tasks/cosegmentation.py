@@ -24,6 +24,7 @@ from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Sett
 from facetrt.engine.tasks.clustering import (
     MAX_CLUSTERS,
     Clustering,
+    ClusteringMethod,
     check_reached,
     no_clusters,
     sample_rows,
@@ -56,6 +57,7 @@ Elbow = Annotated[float, Setting("Stop adding clusters at this error ratio.", ab
 VoteThreshold = Annotated[float, Setting("An image votes for clusters of a mean saliency above this, of 0 to 1.")]
 VotesPercentage = Annotated[float, Setting("Share of the images that must vote for a cluster.", minimum=0, maximum=100)]
 SampleInterval = Annotated[int, Setting("Cluster every n-th descriptor of each image.", minimum=1)]
+Trainer = Annotated[ClusteringMethod, Setting("Who trains the clusters; faiss, on a GPU, for very many samples.")]
 VoteSaliency = Annotated[
     SaliencyMode | None,
     Setting("From the descriptors' own pass, or from one at half the size and stride 8.", shown=VOTING),
@@ -73,6 +75,7 @@ class CosegmentOptions:
     sample_interval: SampleInterval = 100
     remove_outliers: Annotated[bool, Setting("Leave out images that are unlike the others.")] = False
     outlier_threshold: Annotated[float, Setting("Cosine to the images' mean [CLS] that --remove-outliers asks.")] = 0.7
+    clustering: Trainer = ClusteringMethod.FACETRT
     refine: Annotated[Refinement, Setting("How cells become pixels.")] = Refinement.GRABCUT
     hierarchy: Hierarchy = 0
     saliency: VoteSaliency = None
@@ -80,6 +83,7 @@ class CosegmentOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        self.clustering.check_available()
         check_available(self.refine)
 
 
@@ -179,7 +183,9 @@ class Images(ABC, Generic[Gathered, Samples, Sweep, Ballot]):
         """Every ``interval``-th descriptor of each image."""
 
     @abstractmethod
-    def sweep(self, gathered: Gathered, samples: Samples, elbow: float, max_clusters: int) -> Sweep:
+    def sweep(
+        self, gathered: Gathered, samples: Samples, elbow: float, max_clusters: int, method: ClusteringMethod
+    ) -> Sweep:
         """Clusters of the samples, to which all descriptors are assigned, until one more no longer helps.
 
         The last k is the first one :func:`~facetrt.engine.tasks.clustering.past_elbow`, or else the largest there is.
@@ -233,7 +239,7 @@ def _cluster(
     """Clusters of the images that take part, and the votes on them."""
     gathered = images.gather(numbers)
     samples = images.sample(gathered, options.sample_interval)
-    sweep = images.sweep(gathered, samples, options.elbow, MAX_CLUSTERS)
+    sweep = images.sweep(gathered, samples, options.elbow, MAX_CLUSTERS, options.clustering)
     ballot = images.vote(gathered, sweep, options.saliency_threshold, options.votes_percentage)
     clustering = images.clustering(sweep)
     check_reached(clustering, options.elbow, len(samples), options.sample_interval, MAX_CLUSTERS)
@@ -295,8 +301,10 @@ class HostImages(Images[_Chosen, Float, Clustering, Votes]):
     def sample(self, gathered: _Chosen, interval: int) -> Float:
         return sample_rows(gathered.rows, interval)
 
-    def sweep(self, gathered: _Chosen, samples: Float, elbow: float, max_clusters: int) -> Clustering:
-        return sweep_to_elbow(gathered.rows, samples, elbow, max_clusters)
+    def sweep(
+        self, gathered: _Chosen, samples: Float, elbow: float, max_clusters: int, method: ClusteringMethod
+    ) -> Clustering:
+        return sweep_to_elbow(gathered.rows, samples, elbow, max_clusters, method)
 
     def vote(self, gathered: _Chosen, sweep: Clustering, threshold: float, percentage: float) -> Votes:
         saliency = [item.saliency.ravel() for item in gathered.features]

@@ -24,9 +24,10 @@ from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Setting, check
-from facetrt.engine.tasks.clustering import Clustering, cluster_elbow, no_clusters
+from facetrt.engine.tasks.clustering import Clustering, ClusteringMethod, cluster_elbow, no_clusters
 from facetrt.engine.tasks.cosegmentation import (
     SampleInterval,
+    Trainer,
     VoteSaliency,
     VotesPercentage,
     VoteThreshold,
@@ -35,7 +36,6 @@ from facetrt.engine.tasks.cosegmentation import (
 from facetrt.engine.tasks.descriptors import Rows, assign_rows, blocks, descriptors_of, only, unit_rows
 from facetrt.engine.tasks.refinement import Progress, Refinement, Refiner, check_available, refine_labels
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.kmeans import kmeans
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.products import TIE, first_smallest, squared_distances
 from facetrt.kernels.vote import Votes, vote
@@ -62,6 +62,7 @@ class PartsOptions:
     ] = 0
     flip_augmentation: Annotated[bool, Setting("Mirrors join as well.")] = False
     three_stages: Annotated[bool, Setting("Drop parts that some image lacks.")] = False
+    clustering: Trainer = ClusteringMethod.FACETRT
     refine: Annotated[Refinement, Setting("crf, pydensecrf or none.")] = Refinement.CRF
     hierarchy: Hierarchy = 0
     seed: Annotated[int, Setting("Of the random crops.", minimum=0)] = 0
@@ -72,6 +73,7 @@ class PartsOptions:
         check(self)
         if self.refine is Refinement.GRABCUT:
             raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
+        self.clustering.check_available()
         check_available(self.refine)
 
 
@@ -170,7 +172,8 @@ def segment_parts_features(
     augmented = select(augmented, [number for number, why in enumerate(empty_views) if why is None])
     everything = join(features, augmented)
     rows = descriptors_of(everything, options.facet, options.hierarchy)
-    foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=options.sample_interval)
+    trainer, interval = options.clustering, options.sample_interval
+    foreground = cluster_elbow(rows, elbow=options.elbow, sample_interval=interval, method=trainer)
     votes = _vote(features, foreground, options)
     masks = [np.isin(labels, votes.salient_labels) for labels in foreground.labels]
     background = np.delete(foreground.centroids, votes.salient_labels, axis=0)
@@ -185,7 +188,7 @@ def segment_parts_features(
         background = np.concatenate([background, np.delete(centroids, common, axis=0)])
         if not common.size:
             return Parts(_all_background(features), foreground, votes, centroids[:0], background, second, common)
-        centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
+        (centroids,) = trainer.train(_samples(rows, masks, options), [options.num_parts])
     maps = _refine(features, centroids, background, options, progress, refiner)
     return Parts(maps, foreground, votes, centroids, background, second, common)
 
@@ -210,8 +213,9 @@ def _vote(features: Sequence[Features], foreground: Clustering, options: PartsOp
 def _second_stage(rows: Sequence[Rows], masks: Sequence[NDArray[np.bool_]], options: PartsOptions) -> Clustering:
     chosen = LazySequence(len(masks), lambda i: only(rows[i], masks[i]))
     if options.three_stages:
-        return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=options.sample_interval)
-    centroids = kmeans(_samples(rows, masks, options), options.num_parts).centroids
+        trainer, interval = options.clustering, options.sample_interval
+        return cluster_elbow(chosen, elbow=options.elbow_second_stage, sample_interval=interval, method=trainer)
+    (centroids,) = options.clustering.train(_samples(rows, masks, options), [options.num_parts])
     found = [assign_rows(image_rows, [centroids])[0] for image_rows in chosen]
     error = sum(float(f.squared_distances.sum(dtype=np.float64)) for f in found) / sum(len(f.labels) for f in found)
     return Clustering([options.num_parts], [error], centroids, [f.labels for f in found])

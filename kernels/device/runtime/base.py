@@ -81,6 +81,11 @@ class DeviceArray:
 class Device(ABC):
     """One stream of one device. Calls return at once, except :meth:`download` and :meth:`synchronize`."""
 
+    @property
+    def ordinal(self) -> int:
+        """Number of the GPU, as CUDA counts them; 0 where there is none."""
+        return 0
+
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """Memory with arbitrary content.
