@@ -1,4 +1,4 @@
-"""From options to the command line: dataclasses in a command's signature become the options that users see.
+"""Turning options into the command line: dataclasses in a command's signature become the options that users see.
 
 A command names a dataclass once and gets its instance::
 

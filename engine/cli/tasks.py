@@ -166,7 +166,7 @@ class Encoded(Generic[Options]):
 
     @property
     def record(self) -> dict[str, Any]:
-        """For the results."""
+        """What the results record."""
         return {"options": values_of(self.options), "skipped": self.skipped.items}
 
 

@@ -233,8 +233,8 @@ def kmeans_each(
 ) -> list[DeviceKMeans]:
     """FAISS's k-means for each number of clusters in ``counts``, all restarts at once.
 
-    The starts are those of :func:`facetrt.kernels.kmeans_each`, and so are the fixed points up to rounding. What comes
-    out for one number of clusters does not depend on the others.
+    The starts are those of :func:`facetrt.kernels.kmeans.kmeans_each`, and so are the fixed points up to rounding. What
+    comes out for one number of clusters does not depend on the others.
 
     Args:
         samples: ``(n, C)`` float32, finite.

@@ -154,7 +154,7 @@ def test_source_digests_cover_imported_modules(monkeypatch: pytest.MonkeyPatch) 
 
 def test_digests_are_the_same_in_every_process() -> None:
     code = (
-        "from facetrt.kernels.device import convert, cubins; import sys;"
+        "from facetrt.kernels.device import convert; from facetrt.kernels.device.runtime import cubins; import sys;"
         "print(cubins.program_digest(convert.TO_HALF), cubins.source_digest('convert:to_half'));"
         "sys.exit('triton' in sys.modules or 'torch' in sys.modules)"
     )
