@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from facetrt.kernels.errors import FacetrtError, InputError, printable
 
 if TYPE_CHECKING:
     from facetrt.engine.bundle.manifest import Manifest
-    from facetrt.engine.images.loading import LoadSize
 
 HELP = "Dense visual descriptors from a frozen DINO ViT: correspondence, co-segmentation, parts, PCA, evaluation."
 
@@ -58,18 +56,6 @@ def _say_version(given: bool) -> None:
 console = Console(highlight=False, markup=False)  # names of files and models may look like markup
 errors = Console(stderr=True, highlight=False, markup=False)
 
-SIZE = re.compile(r"(\d+)(?:x(\d+))?")
-
-
-def parse_size(text: str) -> LoadSize:
-    """``224`` (shorter side), ``224x336`` (height × width) or ``none``."""
-    found = SIZE.fullmatch(text.strip().lower())
-    if text.strip().lower() == "none":
-        return None
-    if found is None or int(found[1]) < 1 or (found[2] and int(found[2]) < 1):
-        raise typer.BadParameter(f"{text!r}: expected the shorter side like 224, HEIGHTxWIDTH like 224x336, or none")
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
-
 
 def parse_facets(text: str | None, manifest: Manifest) -> list[str]:
     """Comma-separated facets that the bundle has; all of them for None. Found out before anything is encoded."""
@@ -83,7 +69,6 @@ def parse_facets(text: str | None, manifest: Manifest) -> list[str]:
 
 
 BUNDLE_VARIABLE = "FACETRT_BUNDLE"  # names the bundle for every command that opens one
-FACET_HELP = "KIND@LAYER, one of those that 'facetrt info' lists; the bundle's own choice by default."
 BUNDLE_HELP = "Bundle folder, or 'builtin' for the small model that ships with facetrt."
 
 
@@ -108,12 +93,6 @@ BundleOption = Annotated[
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files or folders of images.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it appears complete or not at all.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an earlier result.")]
-LoadSizeOption = Annotated[
-    str, typer.Option("--load-size", help="Shorter side (224), HEIGHTxWIDTH (224x336), or none.")
-]
-HierarchyOption = Annotated[
-    int, typer.Option("--hierarchy", min=0, max=6, help="Levels of log-binning of descriptors; 0 for none.")
-]
 IntermediateOption = Annotated[
     bool, typer.Option("--save-intermediate", help="Also write saliency maps and what the task saw on the way.")
 ]

@@ -43,7 +43,12 @@ def info(
     """Check a bundle's files and show what it holds; with --measure also how accurately it runs on this machine."""
     if not measure and running != RunOptions():
         raise InputError("options of the encoder choose what --measure compares: add --measure")
-    opened = Bundle.open(bundle)
+    _print(Bundle.open(bundle))
+    if measure:
+        _measure(bundle, replace(running, allow_inexact=True))
+
+
+def _print(opened: Bundle) -> None:
     manifest = opened.manifest
     console.print(_table("bundle", ["field", "value"], _facts(manifest)))
     console.print(_table("files (checked)", ["file", "bytes", "sha256"], _files(opened)))
@@ -58,8 +63,6 @@ def info(
     if manifest.precisions:
         columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
         console.print(_table("precisions", columns, _precisions(manifest)))
-    if measure:
-        _measure(bundle, replace(running, allow_inexact=True))
 
 
 def _files(bundle: Bundle) -> list[list[str]]:

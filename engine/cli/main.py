@@ -44,7 +44,8 @@ class Command(NamedTuple):
         """
         module, _, name = self.place.partition(":")
         try:
-            return getattr(import_module(module), name)  # type: ignore[no-any-return]
+            found: Callable[..., None] = getattr(import_module(module), name)
+            return found
         except ModuleNotFoundError as error:
             if not self.extra:
                 raise
@@ -195,7 +196,7 @@ def main() -> None:
     stopping.install()
     from facetrt.engine.cli.app import run
 
-    code: object = 0
+    code: str | int | None = 0
     try:
         run(program(lambda: _unwind(stopping)))
     except Stopped:
@@ -208,7 +209,7 @@ def main() -> None:
     if failure and not code:
         sys.stderr.write(f"error: standard output cannot be written ({failure}): what was to be printed is lost\n")
         code = 1
-    sys.exit(code)  # type: ignore[arg-type]
+    sys.exit(code)
 
 
 def _unwind(stopping: Stopping) -> None:

@@ -46,6 +46,7 @@ from facetrt.engine.images.first_mask import read_first_mask
 from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, DefaultSize, LoadSize, Pixels
 from facetrt.engine.settings import Setting, check, values_of
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
+from facetrt.engine.tasks.similarity import parse_point
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
 from facetrt.engine.video.stream import Policy, PolicyChoice, Stream
 from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix, find_encoder
@@ -124,7 +125,7 @@ class Request:
         """Points given, ``(N, 2)``, or how many to choose."""
         if not self.point:
             return POINTS if self.points is None else self.points
-        return np.array([_parse_point(text) for text in self.point])
+        return np.array([parse_point(text, "--point") for text in self.point])
 
     def options(self) -> dict[str, Any]:
         """The options, for the record."""
@@ -446,11 +447,3 @@ def progress(description: str, total: int | None) -> Iterator[Tick]:
             bar.update(task, completed=report.frames, speed=speed)
 
         yield tick
-
-
-def _parse_point(text: str) -> tuple[float, float]:
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--point {text}: expected X,Y in pixels of the first frame, like 120,80.5") from error
-    return x, y

@@ -64,12 +64,12 @@ class SimilarityMap:
         return None if self.cell_a is None else self.geometry_a.points_xy(np.array([self.cell_a]))[0]
 
 
-def parse_point(text: str) -> tuple[float, float]:
+def parse_point(text: str, option: str = "--at") -> tuple[float, float]:
     """``X,Y`` in pixels."""
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"--at {text!r}: expected X,Y in pixels, like 120,85") from error
+        raise InputError(f"{option} {text!r}: expected X,Y in pixels, like 120,85") from error
     return x, y
 
 
