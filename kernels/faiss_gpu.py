@@ -97,7 +97,7 @@ def import_faiss_with_gpu(gpu: int = 0) -> ModuleType | Any:
         version = getattr(faiss, "__version__", "of unknown version")
         raise MissingDependencyError(
             f"faiss {version} is installed without GPU support, and nothing was computed on the processor instead: "
-            "pip uninstall faiss-cpu and pip install 'facetrt[gpu]' (both share the name faiss), or call kmeans"
+            "pip uninstall faiss-cpu and pip install 'facetrt[gpu]' (both share a name), or leave clustering to facetrt"
         )
     count = faiss.get_num_gpus()
     if count == 0:

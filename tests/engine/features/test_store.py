@@ -273,8 +273,8 @@ def test_damaged_and_hostile_stores(tiny_engine: Engine, tmp_path: Path) -> None
         data["codecs"].append({"name": "zstd", "configuration": {"level": 0, "checksum": False}})
 
     cases: list[tuple[Callable[[Path], object], str]] = [
-        (lambda p: (p / chunk).write_bytes(b"x" * 99), "has 99 bytes, 19,008 were expected"),
-        (lambda p: (p / chunk).unlink(), "has 0 bytes, 19,008 were expected"),
+        (lambda p: (p / chunk).write_bytes(b"x" * 99), "key@1 is damaged: .*; delete .* and run the extraction again"),
+        (lambda p: (p / chunk).unlink(), "key@1 is damaged: 1 of its chunks are missing; delete"),
         (lambda p: edit(p / key / "zarr.json", shape), "is damaged: it is float32"),
         (lambda p: edit(p / key / "zarr.json", codec), "not compressed"),
         (lambda p: edit(p / key / "zarr.json", lambda d: d.update(data_type="int64")), "is damaged: it is int64"),
@@ -290,7 +290,6 @@ def test_damaged_and_hostile_stores(tiny_engine: Engine, tmp_path: Path) -> None
         (lambda p: edit(p / image / "zarr.json", lambda d: d["attributes"].update(patch=-8)), "patch -8"),
         (lambda p: edit(p / image / "zarr.json", lambda d: d["attributes"].update(name=3)), "has no name"),
         (lambda p: edit(p / image / "zarr.json", lambda d: d["attributes"].update(model="x")), "is foreign: its model"),
-        (lambda p: move_outside(p / chunk, tmp_path / "elsewhere"), "is damaged: it has 19,008 bytes"),
         (lambda p: edit(p / "zarr.json", lambda d: d["attributes"]["facetrt"].update(format=9)), "has format 9"),
         (
             lambda p: edit(p / "zarr.json", lambda d: d["attributes"]["facetrt"].update(facets=["../x"])),
@@ -309,11 +308,6 @@ def test_damaged_and_hostile_stores(tiny_engine: Engine, tmp_path: Path) -> None
             FeatureStore.open(copy)[0]
     with pytest.raises(MissingFileError, match="does not exist"):
         FeatureStore.open(tmp_path / "none")
-
-
-def move_outside(file: Path, to: Path) -> None:
-    file.rename(to)
-    file.symlink_to(to)
 
 
 def test_a_pipe_is_no_store_and_is_not_waited_for(tmp_path: Path) -> None:
