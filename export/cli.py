@@ -12,10 +12,11 @@ import typer
 
 from facetrt.engine.backends.flavours import FLAVOURS, Flavour
 from facetrt.engine.backends.run_options import BackendName
-from facetrt.engine.bundle.manifest import MANIFEST, PrecisionRecord
+from facetrt.engine.bundle.manifest import MANIFEST, Fp32Parts, PrecisionRecord
 from facetrt.engine.cli.app import ForceOption, console, errors, progress_bar
 from facetrt.engine.cli.parameters import expanded, given
 from facetrt.engine.settings import Setting, options_of
+from facetrt.engine.tasks.agreement import describe
 from facetrt.export.additions import add_kernels
 from facetrt.export.export_options import GPU, ExportOptions, GraphPrecision, Target
 from facetrt.export.models import MODELS, import_export_libraries
@@ -59,7 +60,7 @@ def export(context: typer.Context, request: Request, options: ExportOptions, pla
         _check_additions(given(context), request.model)
         _add_kernels(folder, options.kernels)
     else:
-        if flavour is not None:
+        if flavour is not None and options.precision is not GraphPrecision.AUTO:  # else once it is known
             check_fusible(options.precision, plan, flavour)
         folder = _export_model(request, options)
     if flavour is not None:
@@ -104,6 +105,10 @@ def _export_model(request: Request, options: ExportOptions) -> Path:
         f"{out}: {', '.join(manifest.outputs)}; worst relative error {worst:.1e} against torch on "
         f"{len(manifest.parity.cases)} images"
     )
+    for candidate in manifest.candidates or []:
+        if candidate.taken:
+            parts = f" with {candidate.fp32} in fp32" if candidate.fp32 != Fp32Parts() else ""
+            console.print(f"auto takes {candidate.precision}{parts}: {candidate.why}")
     for precision, record in manifest.precisions.items():
         if precision != GraphPrecision.FP32:
             console.print(f"{precision}: {_outcome(record)} (measured by {record.measured})")
@@ -114,7 +119,8 @@ def _outcome(record: PrecisionRecord) -> str:
     if not record.holds:
         return f"misses its contract, and runs with --allow-inexact only: {record.missed}"
     cost = "" if record.relative_time is None else f", {record.relative_time:.2f} of the time of fp32"
-    return f"keeps its contract with {record.fp32} in fp32{cost}"
+    tasks = "" if record.tasks is None else f"; {describe(record.tasks)}"
+    return f"keeps its contract with {record.fp32} in fp32{cost}{tasks}"
 
 
 def _add_plan(folder: Path, options: PlanOptions, flavour: Flavour) -> None:

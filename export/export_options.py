@@ -16,8 +16,12 @@ FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
 
 
 class GraphPrecision(StrEnum):
-    """What a graph's weights and matrix products are in; sums, normalisations and softmax stay in fp32."""
+    """What a graph's weights and matrix products are in; sums, normalisations and softmax stay in fp32.
 
+    ``auto`` is the shortest that measurements allow: see :mod:`facetrt.export.choosing`.
+    """
+
+    AUTO = "auto"
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
@@ -81,9 +85,10 @@ class ExportOptions:
     facets: Annotated[
         tuple[Facet, ...] | None, Setting("KIND@LAYER, comma-separated; the model's defaults if not given.")
     ] = None
-    precision: Annotated[GraphPrecision, Setting("Of weights and matrix products; bf16 runs on GPUs only.")] = (
-        GraphPrecision.FP32
-    )
+    precision: Annotated[
+        GraphPrecision,
+        Setting("Of weights and matrix products; bf16 runs on GPUs only. Auto: the shortest that measurements allow."),
+    ] = GraphPrecision.FP32
     measure: Annotated[bool, Setting("Of an fp32 bundle: measure bf16 as well.")] = True
     saliency: Annotated[bool, Setting("Output [CLS] attention.")] = True
     saliency_heads: Annotated[

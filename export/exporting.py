@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,27 @@ from facetrt.engine.bundle.manifest import (
     ParityReport,
     PrecisionRecord,
     Ranges,
+    TaskAgreement,
 )
 from facetrt.engine.bundle.positional import positional_table
-from facetrt.engine.encoding.encoder import Encoder
+from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.images.loading import resize
 from facetrt.engine.machine.memory import encoding_bytes, fits, too_many, too_much
 from facetrt.engine.machine.processor import installed_versions
-from facetrt.engine.samples import sample_images
+from facetrt.engine.samples import sample_images, second_view
+from facetrt.engine.tasks.agreement import TASKS, FeaturePair, absent_tasks, compare_tasks
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
+from facetrt.export.choosing import HALVES, Measures, choose_precision
 from facetrt.export.encoder import Arithmetic, FacetEncoder
 from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
 from facetrt.export.mending import file_entry
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.precision import (
     EMULATED,
+    EMULATED_ROOM,
     Outputs,
     Sample,
     TorchBackend,
@@ -71,7 +76,7 @@ from facetrt.kernels.errors import BackendError, InputError, ParityError
 
 Report = Callable[[str], None]
 
-EMULATED_ROOM = 0.8  # of the contract: the graph's own rounding differs from the emulated one by some per cent
+TASK_SIDE, TASK_PHOTOGRAPHS = 96, 3  # pixels and number: seconds of a large model's time
 OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
 KINDS = {
     GraphPrecision.FP32: onnx.TensorProto.FLOAT,
@@ -116,8 +121,12 @@ def export_bundle(
         vit, checkpoint = load_model(spec, weights, download, report)
         manifest = _manifest(spec, options, checkpoint)
         sample = make_sample(vit, spec, manifest)
-        manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images[:1]))
-        if options.precision is not GraphPrecision.FP32:
+        manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images))
+        if options.precision is GraphPrecision.AUTO:
+            report("looking for the shortest precision that does")
+            manifest = choose(vit, spec, options, manifest, sample)
+            options = replace(options, precision=GraphPrecision(manifest.precision))
+        elif options.precision is not GraphPrecision.FP32:
             report(f"looking for what {options.precision} must leave in fp32")
             manifest = with_record(manifest, options.precision, find_parts(vit, spec, options, manifest, sample))
         report("tracing the graph")
@@ -318,6 +327,21 @@ def with_record(manifest: Manifest, precision: str, record: PrecisionRecord) -> 
     return replace(manifest, precisions={**manifest.precisions, str(precision): record})
 
 
+def choose(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample) -> Manifest:
+    """The manifest with the precision that measurements allow, its record and why it was taken."""
+    tasks = task_trial(vit, spec, options, manifest)
+
+    def measures(precision: GraphPrecision) -> Measures:
+        half = replace(options, precision=precision)
+        trial, emulate = (emulation(vit, spec, half, manifest, each) for each in (sample, sample.first))
+        return Measures(trial, emulate, partial(tasks, precision))
+
+    ranges = measure_ranges(_reference(vit, spec, manifest), sample.images, residual=False)
+    choice = choose_precision(manifest, ranges, {each: measures(GraphPrecision(each)) for each in HALVES})
+    manifest = replace(manifest, precision=choice.taken.precision, candidates=choice.candidates)
+    return manifest if choice.record is None else with_record(manifest, manifest.precision, choice.record)
+
+
 def find_parts(
     vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample
 ) -> PrecisionRecord:
@@ -335,7 +359,38 @@ def find_parts(
             f"{precision} misses its contract with these weights: {record.missed}, and fp32 for [CLS] attention and "
             "the blocks that do most harm does not help; no bundle was written: export with --precision fp32"
         )
-    return record
+    return replace(record, tasks=task_trial(vit, spec, options, manifest)(options.precision, record.fp32))
+
+
+def task_trial(
+    vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest
+) -> Callable[[GraphPrecision, Fp32Parts], TaskAgreement]:
+    """Measures what tasks make of a half precision, on small photographs, by emulated rounding, against fp32."""
+    table, side = _trained_table(vit, spec), task_side(spec.patch)
+    pairs = task_pairs(side)
+    measured = f"{len(pairs)} photographs of {side} pixels and second views of them, {EMULATED}"
+    free = replace(options, size=None)  # whatever the bundle's size, the photographs stay small
+    sized = replace(manifest, size=None, files={ENCODER: FileEntry(0, "")})
+
+    def encode(precision: GraphPrecision, parts: Fp32Parts) -> list[FeaturePair]:
+        chosen = replace(free, precision=precision)
+        emulated = precision is not GraphPrecision.FP32
+        logits = manifest.ranges.logits
+        network = make_encoder(vit, spec, chosen, table, fp32=parts, logits=logits, emulated=emulated)
+        bundle = Bundle(Path(), sized, b"", table)
+        encoder = Encoder(bundle, TorchBackend(bundle, network), max_cells=None)
+        found = encoder.encode([view for pair in pairs for view in pair], EncodeOptions())
+        return list(zip(found, found, strict=True))
+
+    exact = cache(partial(encode, GraphPrecision.FP32, Fp32Parts()))
+
+    def trial(precision: GraphPrecision, parts: Fp32Parts) -> TaskAgreement:
+        absent = absent_tasks(manifest)
+        if len(absent) == len(TASKS):  # nothing to encode for
+            return TaskAgreement(measured, {}, absent, "")
+        return compare_tasks(exact(), encode(precision, parts), manifest, measured)
+
+    return trial
 
 
 def emulation(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample) -> Trial:
@@ -360,7 +415,9 @@ def _compared(
     """The manifest with what the graph's own precision gives and, of an fp32 bundle, what bf16 does."""
     report = verify(folder, manifest, vit, spec, sample)
     measured = f"onnxruntime {manifest.tools.get('onnxruntime', '')}"
-    own = PrecisionRecord("", measured, manifest.fp32_parts(manifest.precision), report.outputs, None)
+    found = manifest.precisions.get(manifest.precision)
+    tasks = None if found is None else found.tasks
+    own = PrecisionRecord("", measured, manifest.fp32_parts(manifest.precision), report.outputs, None, tasks)
     manifest = with_record(replace(manifest, parity=report), manifest.precision, own)
     if options.precision is not GraphPrecision.FP32 or not options.measure:
         return manifest
@@ -377,6 +434,8 @@ def measure_bf16(
     if here:
         trial = measure_on_openvino(sample, bundle)
     record = hold_contract(Precision.BF16, manifest, trial, emulation(vit, spec, half, manifest, sample.first))
+    if record.holds:
+        record = replace(record, tasks=task_trial(vit, spec, half, manifest)(GraphPrecision.BF16, record.fp32))
     if not here or not record.holds:
         return record
     return replace(record, relative_time=relative_time(sample.images[0], bundle, record.fp32))
@@ -453,6 +512,17 @@ def _parity_images(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]
         yield f"noise {height}×{width}", np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def task_side(patch: int) -> int:
+    """Pixels of the photographs that tasks are compared on: whole patches, about as small as tasks make sense on."""
+    return patch * -(-TASK_SIDE // patch)
+
+
+def task_pairs(side: int) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Square photographs, and the same scene seen again."""
+    photographs = [resize(image, (side, side)) for image in list(sample_images().values())[:TASK_PHOTOGRAPHS]]
+    return [(pixels, second_view(pixels)[0]) for pixels in photographs]
+
+
 def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -> Manifest:
     facets = [str(facet) for facet in options.facets or ()]
     mean, std = spec.normalisation
@@ -467,7 +537,7 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         saliency_heads=None if options.saliency_heads is None else list(options.saliency_heads),
         normalisation=Normalisation(list(mean), list(std)),
         size=None if options.size is None else list(options.size),
-        precision=options.precision,
+        precision=GraphPrecision.FP32 if options.precision is GraphPrecision.AUTO else options.precision,
         opset=OPSET,
         defaults=spec.defaults,
         parity=ParityReport([], {}),

@@ -36,6 +36,7 @@ Trial = Callable[[Fp32Parts], PrecisionRecord]
 
 ROOM = (0.8, 0.4, 0.2)  # shares of what a contract allows that a search aims at, one after the other
 EMULATED = "rounding emulated in fp32"
+EMULATED_ROOM = 0.8  # of the contract: the graph's own rounding differs from the emulated one by some per cent
 TIMED_RUNS = 3
 
 
@@ -58,7 +59,13 @@ class Sample:
 
 # --------------------------------------------------------------------------------------------------------------- search
 def hold_contract(
-    precision: Precision, manifest: Manifest, trial: Trial, emulate: Trial, *, room: float = 1.0
+    precision: Precision,
+    manifest: Manifest,
+    trial: Trial,
+    emulate: Trial,
+    *,
+    room: float = 1.0,
+    islands: bool = True,
 ) -> PrecisionRecord:
     """The cheapest of a few choices of what stays in fp32 that keeps the contract; without one the first, the fastest.
 
@@ -68,10 +75,11 @@ def hold_contract(
         trial: measures a choice as it will run.
         emulate: measures a choice by emulated rounding, on one image: which block does how much harm.
         room: the share of the contract that a choice may use up while others are left to try.
+        islands: whether blocks may stay in fp32.
     """
 
     def comfortable(record: PrecisionRecord) -> bool:
-        return record.holds and max(_excess(precision, manifest, record), default=0.0) <= room**2
+        return record.holds and share_used(precision, manifest, record) <= room
 
     saliency = manifest.saliency_heads is not None
     tried: list[PrecisionRecord] = []
@@ -79,6 +87,8 @@ def hold_contract(
         tried.append(trial(Fp32Parts(cls_attention)))
         if comfortable(tried[-1]):
             return tried[-1]
+    if not islands:
+        return _last_that_holds(tried)
     harm = _harm_of_blocks(precision, manifest, emulate)
     measured = np.array(_excess(precision, manifest, tried[-1]))
     if measured.size == harm.shape[1]:  # one image is not as bad as the worst of all
@@ -88,7 +98,17 @@ def hold_contract(
             tried.append(trial(Fp32Parts(saliency, blocks)))
             if comfortable(tried[-1]):
                 return tried[-1]
+    return _last_that_holds(tried)
+
+
+def _last_that_holds(tried: Sequence[PrecisionRecord]) -> PrecisionRecord:
+    """Or the first, the fastest, if none does."""
     return next((record for record in reversed(tried) if record.holds), tried[0])
+
+
+def share_used(precision: Precision, manifest: Manifest, record: PrecisionRecord) -> float:
+    """The share of the error that the contract allows; 1 is its bound."""
+    return float(np.sqrt(max(_excess(precision, manifest, record), default=0.0)))
 
 
 def choices(harm: NDArray[np.float64]) -> Iterator[list[int]]:
@@ -251,14 +271,20 @@ def openvino_runs_bf16() -> bool:
 
 # --------------------------------------------------------------------------------------------------------------- ranges
 @torch.no_grad()
-def measure_ranges(model: ReferenceModel, images: Sequence[Pixels]) -> Ranges:
-    """Largest attention logits and stored activations of each block of the torch model."""
+def measure_ranges(model: ReferenceModel, images: Sequence[Pixels], *, residual: bool = True) -> Ranges:
+    """Largest attention logits and stored activations of each block of the torch model.
+
+    Args:
+        residual: count the blocks' own results, which stay in fp32; else what layers take in and give out, which half
+            precision must hold.
+    """
     blocks = model.vit.blocks
     logits, activations = [0.0] * len(blocks), [0.0] * len(blocks)
 
     def hook(layer: int, *, qkv: bool) -> Callable[..., None]:
         def keep(module: Any, inputs: Any, output: Tensor) -> None:
-            activations[layer] = max(activations[layer], float(output.abs().max()))
+            stored = [output] if residual else [*inputs, output]
+            activations[layer] = max(activations[layer], *(float(each.abs().max()) for each in stored))
             if qkv:
                 logits[layer] = max(logits[layer], _largest_logit(output, blocks[layer].attn))
 
@@ -267,7 +293,7 @@ def measure_ranges(model: ReferenceModel, images: Sequence[Pixels]) -> Ranges:
     handles = [
         module.register_forward_hook(hook(layer, qkv=module is block.attn.qkv))
         for layer, block in enumerate(blocks)
-        for module in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, block)
+        for module in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, *([block] * residual))
     ]
     try:
         for pixels in images:

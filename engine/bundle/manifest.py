@@ -107,6 +107,26 @@ class Fp32Parts:
 
 
 @dataclass(frozen=True)
+class TaskAgreement:
+    """How far tasks agree with what they find in fp32, on photographs; each figure is 1 where they agree in full.
+
+    Attributes:
+        measured: on what and how, in words.
+        figures: ``buddies``, the share of best buddies that both find, up to one cell; ``points``, the same of the
+            selected pairs, up to one patch; ``labels``, the adjusted Rand index of co-segmentation's clusters;
+            ``masks``, the share of cells on the same side of its masks; ``pca``, how alike (RV coefficient) the cells'
+            coordinates on three principal components are.
+        absent: tasks without figures, and why.
+        missed: the figures out of their bounds, in words; empty if all are within.
+    """
+
+    measured: str
+    figures: dict[str, float]
+    absent: dict[str, str]
+    missed: str
+
+
+@dataclass(frozen=True)
 class PrecisionRecord:
     """How exact an encoder is in one precision, as it was measured at export.
 
@@ -116,6 +136,7 @@ class PrecisionRecord:
         fp32: what stays in fp32, so that the contract holds; the least that was found to do.
         outputs: figures of each output against the torch model in float64, the worst of the export's images.
         relative_time: of the encoder, as a multiple of its time in fp32 by the same backend; None if not measured.
+        tasks: what tasks make of it, of half precision; None if not measured.
     """
 
     missed: str
@@ -123,11 +144,30 @@ class PrecisionRecord:
     fp32: Fp32Parts
     outputs: dict[str, dict[str, float]]
     relative_time: float | None
+    tasks: TaskAgreement | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the contract of the precision holds."""
         return not self.missed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A precision that an export weighed, which was to choose one.
+
+    Attributes:
+        fp32: what stays in fp32 beside it.
+        taken: whether it is the bundle's; one candidate is.
+        why: why it was taken or not, in words and with figures.
+        tasks: what tasks make of it; None if it was ruled out before they were measured.
+    """
+
+    precision: str
+    fp32: Fp32Parts
+    taken: bool
+    why: str
+    tasks: TaskAgreement | None
 
 
 @dataclass(frozen=True)
@@ -198,7 +238,8 @@ class Manifest:
     """Everything the engine needs to know about an encoder.
 
     ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name;
-    ``precisions`` says how exact the encoder is in each precision that it was measured in.
+    ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
+    they were weighed, why it has its own, or None where that was asked for.
     """
 
     schema: int
@@ -220,6 +261,7 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
     plans: dict[str, PlanRecord] = field(default_factory=dict)
+    candidates: list[Candidate] | None = None
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.architecture.patch % self.stride:
@@ -359,11 +401,14 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(kind)]
-    if not isinstance(value, dict) or set(value) != set(names):
-        given = sorted(set(value) ^ set(names)) if isinstance(value, dict) else value
+    newer = {f.name for f in dataclasses.fields(kind) if f.default is None}  # bundles of the same schema may lack them
+    if not isinstance(value, dict) or not set(names) - newer <= set(value) <= set(names):
+        given = sorted((set(value) ^ set(names)) - newer) if isinstance(value, dict) else value
         raise BundleError(f"{MANIFEST}: {where or 'the manifest'} has missing or unknown fields: {given!r:.200}")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}".lstrip(".")) for name in names})
+    return kind(
+        **{name: _parse(hints[name], value[name], f"{where}.{name}".lstrip(".")) for name in names if name in value}
+    )
 
 
 def _check_text(text: str, where: str) -> None:

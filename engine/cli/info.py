@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -16,13 +16,14 @@ from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.parity import Metrics, check, compare, worst
 from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Manifest, PlanRecord
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Candidate, Manifest, PlanRecord
 from facetrt.engine.cli.app import console, progress_bar
 from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.samples import sample_paths
+from facetrt.engine.tasks.agreement import BOUNDS
 from facetrt.kernels.errors import InputError, printable
 
 METRICS = ("mean_cosine", "p1_cosine", "cls_cosine", "relative_frobenius", "max_abs")
@@ -63,6 +64,11 @@ def _print(opened: Bundle) -> None:
     if manifest.precisions:
         columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
         console.print(_table("precisions", columns, _precisions(manifest)))
+    if tasks := _tasks(manifest):
+        console.print(_table("tasks in half precision against fp32", ["precision", *BOUNDS, "", "measured on"], tasks))
+    if manifest.candidates is not None:
+        columns = ["precision", "in fp32 beside it", "", "why"]
+        console.print(_table("how the precision was chosen", columns, _candidates(manifest.candidates)))
 
 
 def _files(bundle: Bundle) -> list[list[str]]:
@@ -108,6 +114,35 @@ def _precisions(manifest: Manifest) -> list[list[str]]:
             record.measured,
         ]
         for precision, record in manifest.precisions.items()
+    ]
+
+
+def _tasks(manifest: Manifest) -> list[list[str]]:
+    """Figures with their bounds, then what they mean or why there are none."""
+    return [
+        [
+            precision,
+            *(
+                f"{tasks.figures[name]:.3f} (≥ {BOUNDS[name]:g})" if name in tasks.figures else "absent"
+                for name in BOUNDS
+            ),
+            "; ".join(
+                [
+                    f"differ: {tasks.missed}" if tasks.missed else "agree",
+                    *(f"{task} not compared: {why}" for task, why in tasks.absent.items()),
+                ]
+            ),
+            tasks.measured,
+        ]
+        for precision, record in manifest.precisions.items()
+        if (tasks := record.tasks) is not None
+    ]
+
+
+def _candidates(candidates: Sequence[Candidate]) -> list[list[str]]:
+    return [
+        [candidate.precision, str(candidate.fp32), "taken" if candidate.taken else "not taken", candidate.why]
+        for candidate in candidates
     ]
 
 
