@@ -18,8 +18,8 @@ from facetrt.export.additions import add_kernels
 from facetrt.export.plans import PlanOptions, build_plan
 from facetrt.kernels.errors import BackendError, BundleError
 
-OPTIONS = PlanOptions(opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(16, 16))
-OTHER = PlanOptions(opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(12, 12))
+OPTIONS = PlanOptions(allow_unfused=True, opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(16, 16))
+OTHER = PlanOptions(allow_unfused=True, opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(12, 12))
 
 
 @pytest.fixture
