@@ -38,7 +38,6 @@ from facetrt.kernels.log_bin import check_hierarchy
 Options = Mapping[str, float | int | bool]
 
 SCHEMA = 1
-NO_LEARNING = ("facet", "refine", "load_size", "saliency")  # options that are kept elsewhere, or apply to pictures
 MAX_CENTROIDS = 1024
 
 
@@ -259,7 +258,11 @@ def _parse(members: Mapping[str, bytes]) -> SegmentationModel | PartsModel:
 def _learned(features: Sequence[Features], options: CosegmentOptions | PartsOptions) -> dict[str, Any]:
     """The fields of :class:`Model`; images of a set are loaded alike, so the first tells how."""
     example = features[0]
-    named = {name: value for name, value in asdict(options).items() if name not in NO_LEARNING}
+    named = {
+        name: value
+        for name, value in asdict(options).items()
+        if isinstance(value, (int, float)) and name != "load_size"
+    }
     return {
         "facet": options.facet,
         "encoder": example.provenance.model,
