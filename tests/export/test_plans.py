@@ -301,7 +301,7 @@ def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) ->
         (["BUNDLE", "--target", "tensorrt", "--stride", "2", "--out", "x"], "--out, --stride cannot change the bundle"),
         (["builtin"], "--out is missing"),
         (["builtin", "--out", "x", "--max-batch", "3"], "--max-batch shape a TensorRT plan: add --target tensorrt"),
-        (["BUNDLE", "--target", "tensorrt", "--max-size", "224"], "--max_size='224': expected HEIGHTxWIDTH"),
+        (["BUNDLE", "--target", "tensorrt", "--max-size", "224"], "max_size='224': expected HEIGHTxWIDTH"),
         (["BUNDLE", "--kernels", "sm_1"], "sm_1"),
     ],
 )
