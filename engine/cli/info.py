@@ -27,7 +27,6 @@ from facetrt.engine.tasks.agreement import BOUNDS
 from facetrt.kernels.errors import InputError, printable
 
 METRICS = ("mean_cosine", "p1_cosine", "cls_cosine", "relative_frobenius", "max_abs")
-PLAN_COLUMNS = ["GPUs", "built by", "images", "attention", "scratch memory of a lane", "rel."]
 MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measured on
 
 
@@ -52,10 +51,10 @@ def info(
 def _print(opened: Bundle) -> None:
     manifest = opened.manifest
     console.print(_table("bundle", ["field", "value"], _facts(manifest)))
-    console.print(_table("files (checked)", ["file", "bytes", "sha256"], _files(opened)))
+    console.print(_table("files (checked)", ["file", "bytes", "sha256"], _files(opened), long_names=True))
     if manifest.plans:
-        plans = [_plan(record) for record in manifest.plans.values()]
-        console.print(_table("TensorRT plans", PLAN_COLUMNS, plans))
+        plans = [_plan(name, record) for name, record in manifest.plans.items()]
+        console.print(_table("TensorRT plans", ["field", "value"], *plans))
     console.print(
         _parity_table(
             f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
@@ -83,16 +82,17 @@ def _files(bundle: Bundle) -> list[list[str]]:
     return [*rows, *([f"{folder}/", f"{nbytes:,}", ""] for folder, nbytes in kernels.items())]
 
 
-def _plan(record: PlanRecord) -> list[str]:
+def _plan(name: str, record: PlanRecord) -> list[list[str]]:
     smallest, tuned, largest = ("×".join(map(str, shape[:3])) for shape in record.profile["images"])
     errors = [metrics["relative_frobenius"] for metrics in record.parity.outputs.values()]
     return [
-        record.architecture,
-        f"{FLAVOURS[BackendName(record.builder)].title} {record.version}",
-        f"{smallest} … {largest}, tuned for {tuned}",
-        f"{record.fused_attention} of {record.attention} fused",
-        _scratch(record),
-        f"{max(errors):.1e}" if errors else "when it first runs",
+        ["file", name],
+        ["GPUs", record.architecture],
+        ["built by", f"{FLAVOURS[BackendName(record.builder)].title} {record.version}"],
+        ["images", f"{smallest} … {largest}, tuned for {tuned}"],
+        ["attention", f"{record.fused_attention} of {record.attention} fused"],
+        ["scratch memory of a lane", _scratch(record)],
+        ["relative error", f"{max(errors):.1e}" if errors else "measured on the GPU that runs it first"],
     ]
 
 
@@ -185,11 +185,14 @@ def _outputs(features: Features) -> Mapping[str, Float]:
 
 
 def _parity_table(title: str, outputs: Mapping[str, Metrics]) -> Table:
-    rows = [
-        [output, *(f"{metrics.get(name, math.nan):.{7 if 'cosine' in name else 3}g}" for name in METRICS)]
-        for output, metrics in outputs.items()
-    ]
-    return _table(title, ["output", *METRICS], rows)
+    rows = [[output, *(_metric(metrics, name) for name in METRICS)] for output, metrics in outputs.items()]
+    return _table(title, ["output", *(name.replace("_", " ") for name in METRICS)], rows)
+
+
+def _metric(metrics: Metrics, name: str) -> str:
+    """Empty where an output does not have it: [CLS] attention has no token of [CLS], for example."""
+    value = metrics.get(name, math.nan)
+    return "" if math.isnan(value) else f"{value:.{7 if 'cosine' in name else 3}g}"
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:
@@ -212,10 +215,13 @@ def _facts(manifest: Manifest) -> list[list[str]]:
     ]
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+def _table(title: str, columns: list[str], *sections: list[list[str]], long_names: bool = False) -> Table:
+    """Nothing is cut off in a narrow terminal; names are kept in one line if they aren't long."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*map(printable, row))  # a manifest may say anything
+        table.add_column(column, no_wrap=i == 0 and not long_names, overflow="fold")
+    for rows in sections:
+        for row in rows:
+            table.add_row(*map(printable, row))  # a manifest may say anything
+        table.add_section()
     return table

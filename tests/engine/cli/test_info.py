@@ -8,6 +8,7 @@ from helpers_gpu import FakeGpu, add_kernels
 from typer.testing import CliRunner
 
 from facetrt.engine.bundle.manifest import KERNELS
+from facetrt.engine.cli.app import console
 from facetrt.engine.cli.main import program
 from facetrt.kernels.errors import BundleError
 
@@ -28,6 +29,15 @@ def test_plans_and_kernels_are_listed(bundle: Path) -> None:
     shown = info(bundle)
     assert f"{KERNELS}/sm_90/" in shown and ".cubin" not in shown
     assert "TensorRT plans" in shown and "11.4.0.106" in shown
+
+
+def test_a_narrow_terminal_cuts_nothing_off(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    shown = info(bundle)
+    for words in (" fused", "scratch memory of a lane", "sm_90", "cls_attention", "relative", "frobenius"):
+        assert words in shown
+    assert "nan" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_every_file_is_checked_in_full(bundle: Path) -> None:
