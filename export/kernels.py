@@ -53,14 +53,14 @@ _Job = tuple[str, str]  # architecture, program
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
-    """``all``, ``none``, or names like ``sm_80,sm_90``.
+    """``all``, ``none``, or names like ``sm_80,sm_90``, also written ``sm80`` as for a plan.
 
     Raises:
         InputError: a name that is not one of :data:`ARCHITECTURES`.
     """
     if text in ("all", "none"):
         return ARCHITECTURES if text == "all" else ()
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = tuple(dict.fromkeys(re.sub(r"^sm_?", "sm_", name.strip().lower()) for name in text.split(",")))
     unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown:
         raise InputError(

@@ -108,6 +108,7 @@ def test_names_of_architectures() -> None:
     assert parse_architectures("all") == ARCHITECTURES
     assert parse_architectures("none") == ()
     assert parse_architectures("sm_90, sm_80,sm_90") == ("sm_90", "sm_80")
+    assert parse_architectures("sm90,SM_80,sm_90") == ("sm_90", "sm_80")
     for text in ("sm_75", "sm_90,", "90", ""):
         with pytest.raises(
             InputError, match="expected all, none, or some of sm_80,sm_86,sm_87,sm_89,sm_90,sm_100,sm_120"

@@ -526,7 +526,9 @@ def _import_driver() -> Any:
     try:
         driver = import_module("pycuda.driver")
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"a GPU needs pycuda: pip install 'facetrt[gpu]' ({error})") from error
+        raise MissingDependencyError(
+            f"a GPU needs pycuda: pip install 'facetrt[gpu]', or 'facetrt[rtx]' for TensorRT for RTX ({error})"
+        ) from error
     except ImportError as error:  # pycuda is there, and the dynamic linker failed
         if "libcuda" in str(error):
             raise BackendError(f"no NVIDIA driver is installed: install it, or use a CPU backend ({error})") from error
