@@ -72,9 +72,10 @@ BUNDLE_VARIABLE = "FACETRT_BUNDLE"  # names the bundle for every command that op
 BUNDLE_HELP = "Bundle folder, or 'builtin' for the small model that ships with facetrt."
 
 
-def _no_bundle() -> str:
+def no_bundle(how: str = "--bundle ") -> str:
+    """Raise :class:`InputError`; ``how`` stands before a bundle on the command line."""
     raise InputError(
-        f"no bundle was given: add --bundle FOLDER (written by 'facetrt export'), --bundle builtin for the small model "
+        f"no bundle was given: add {how}FOLDER (written by 'facetrt export'), {how}builtin for the small model "
         f"that ships with facetrt, or set {BUNDLE_VARIABLE} for all commands"
     )
 
@@ -86,7 +87,7 @@ BundleOption = Annotated[
         "-b",
         help=f"{BUNDLE_HELP} Required, here or in the variable.",
         envvar=BUNDLE_VARIABLE,
-        default_factory=_no_bundle,
+        default_factory=no_bundle,
         show_default=False,
     ),
 ]
@@ -171,4 +172,6 @@ def note(message: str) -> None:
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
-    note(str(message))
+    """A warning as a note, but for Pillow's of large images: the bound on pixels is ours, and says what to do."""
+    if type(message).__name__ != "DecompressionBombWarning":  # by name: Pillow is not imported for every command
+        note(str(message))

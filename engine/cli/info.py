@@ -17,7 +17,7 @@ from facetrt.engine.backends.parity import Metrics, check, compare, worst
 from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Candidate, Manifest, PlanRecord
-from facetrt.engine.cli.app import console, progress_bar
+from facetrt.engine.cli.app import BUNDLE_VARIABLE, console, no_bundle, progress_bar
 from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.engine import Engine
@@ -32,7 +32,15 @@ MEASURED_SIZE = 224  # shorter side of the photographs that a precision is measu
 
 @expanded
 def info(
-    bundle: Annotated[str, typer.Argument(help="Bundle folder, or 'builtin'.")],
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            help="Bundle folder, or 'builtin'. Required, here or in the variable.",
+            envvar=BUNDLE_VARIABLE,
+            default_factory=lambda: no_bundle(""),
+            show_default=False,
+        ),
+    ],
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Also compare what --backend and --precision run here with fp32 ONNX Runtime."),

@@ -64,6 +64,14 @@ def test_an_image_of_too_many_cells(tiny_bundle: Path, tmp_path: Path) -> None:
     refused(result, "225 cells", "use load size 47 (--load-size 47)", "--max-cells 225")
 
 
+def test_a_large_image_is_refused_in_one_line_of_ours(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
+    pair = [tmp_path / "a.png"] * 2
+    result = facetrt("match", *pair, "--bundle", tiny_bundle, "--out", tmp_path / "out")
+    refused(result, "144,000,000 pixels", "at most 100,000,000")
+    assert "note:" not in result.stderr and "DOS" not in result.stderr
+
+
 def test_match(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--load-size", "48", "--saliency-threshold", "0", "--num-pairs", "5", "--save-intermediate")

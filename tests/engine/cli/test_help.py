@@ -46,6 +46,15 @@ def test_the_bundle_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert BUNDLE_VARIABLE in CliRunner().invoke(program(), ["similarity", "--help"], env={"COLUMNS": "160"}).stdout
 
 
+def test_the_environment_names_the_bundle_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
+    missing = CliRunner().invoke(program(), ["info"])
+    assert isinstance(missing.exception, InputError)
+    assert BUNDLE_VARIABLE in str(missing.exception) and "--bundle" not in str(missing.exception)
+    monkeypatch.setenv(BUNDLE_VARIABLE, "builtin")
+    assert "builtin" in CliRunner().invoke(program(), ["info"], catch_exceptions=False).stdout
+
+
 def test_advice_names_what_the_model_can_have() -> None:
     manifest = Bundle.open("builtin").manifest  # four blocks
     assert f"--facets {','.join([*manifest.facets, 'query@0'])}" in manifest.missing_facet("query@0")
