@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 import numpy as np
 
@@ -631,13 +631,14 @@ class Engine:
             return images.only([facet]) if isinstance(images, FeatureStore) else images, ()
         first, images = _peek(images)
         if not isinstance(first, Features):
-            return None, images  # type: ignore[return-value]
+            return None, cast(Iterable[ImageLike], images)  # features among them are refused when it is their turn
         _refuse_load_size(load_size)
-        features = [item for item in images if isinstance(item, Features)]
-        if isinstance(images, Sized) and len(features) < len(images):
-            raise InputError("images and features were given together: encode all images first, or none")
-        for item in features:
+        features = []
+        for item in images:
+            if not isinstance(item, Features):
+                raise InputError("images and features were given together: encode all images first, or none")
             self._check_origin(item, asked)
+            features.append(item)
         return features, ()
 
     def _check_collection(self, images: LazySequence[Features], facet: str, asked: SaliencyMode | None) -> None:

@@ -5,10 +5,11 @@ import importlib.util
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,6 +382,18 @@ def test_features_check_their_shapes(tiny_engine: Engine) -> None:
 def test_a_stride_that_cannot_be(tiny_engine: Engine, stride: int) -> None:
     with pytest.raises(InputError, match=f"stride {stride}: this bundle can run at stride 4 or 8"):
         tiny_engine.encode([photo(40, 40)], stride=stride)
+
+
+@pytest.mark.parametrize("form", [list, iter])
+def test_features_and_images_together_are_an_error(tiny_engine: Engine, form: Callable[[list[Any]], Any]) -> None:
+    """None is left out silently, whatever they come in."""
+    image = photo(48, 48)
+    features = tiny_engine.encode([image, image], load_size=32)
+    for call in (tiny_engine.cosegment, tiny_engine.segment_parts):
+        with pytest.raises(InputError, match="given together"):
+            call(form([*features, image]))
+        with pytest.raises(InputError, match="image 1 is a Features"):
+            call(form([image, *features]))
 
 
 def test_a_load_size_with_features_is_an_error(tiny_engine: Engine) -> None:
