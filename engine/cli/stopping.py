@@ -34,7 +34,7 @@ class Stopped(SystemExit):
     """Raised in the main thread by the first signal; exits with 128 + its number, as shells have it."""
 
 
-class Interruption(Protocol):
+class LastWords(Protocol):
     """What the command says when it is stopped."""
 
     requested: bool
@@ -48,7 +48,7 @@ class Stopping:
     def __init__(self) -> None:
         self.number = 0  # of the signal that came; 0 before
         self._unwinds = self._handled = self._pending = False
-        self._interruption: Interruption | None = None
+        self._interruption: LastWords | None = None
         self._discard: Callable[[], None] = lambda: None
         self._is_finishing: Callable[[], bool] = lambda: False
         self._ending = Lock()
@@ -64,7 +64,7 @@ class Stopping:
                 signal.signal(number, self._handle)
         Thread(target=self._watch, name="facetrt-signals", daemon=True).start()
 
-    def unwind(self, interruption: Interruption, discard: Callable[[], None], is_finishing: Callable[[], bool]) -> None:
+    def unwind(self, interruption: LastWords, discard: Callable[[], None], is_finishing: Callable[[], bool]) -> None:
         """Let a signal unwind the main thread from here on.
 
         Args:

@@ -14,7 +14,7 @@ PLAIN = str.maketrans("✓✗–—−×·→←≤≥“”‘’━─│•",
 BRAILLE = range(0x2800, 0x2900)  # what spinners are made of
 
 
-class Stream(io.TextIOWrapper):
+class KeptStream(io.TextIOWrapper):
     """A text stream that keeps its first failure instead of raising it, and from then on leads nowhere."""
 
     failure: OSError | None = None
@@ -35,7 +35,7 @@ class Stream(io.TextIOWrapper):
 class _Kept:
     """Keeps what goes wrong in a block."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: KeptStream) -> None:
         self._stream = stream
 
     def __enter__(self) -> None:
@@ -63,7 +63,7 @@ def open_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             encoding, buffered = stream.encoding, stream.line_buffering
-            made = Stream(stream.detach(), encoding=encoding, errors=ERRORS, line_buffering=buffered)
+            made = KeptStream(stream.detach(), encoding=encoding, errors=ERRORS, line_buffering=buffered)
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
 
@@ -71,7 +71,7 @@ def open_streams() -> None:
 def lost_output() -> str | None:
     """Why standard output could not be written; None if it could, or if its reader has seen enough (``| head``)."""
     stream = sys.stdout
-    if not isinstance(stream, Stream):
+    if not isinstance(stream, KeptStream):
         return None
     stream.flush()
     failure = stream.failure

@@ -18,7 +18,7 @@ SAMPLE = 300  # pictures that an average is taken of; all must be decoded for it
 
 
 @dataclass(frozen=True)
-class Picture:
+class TimedPicture:
     """One picture of an animation: RGB pixels, and the seconds that it is shown."""
 
     pixels: Pixels
@@ -40,7 +40,7 @@ class Animation:
             self.count = pictures(self._image)
         self._first = 1 if getattr(self._image, "default_image", False) else 0  # shown where animations are not
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[TimedPicture]:
         """All pictures; a damaged one ends them by an error.
 
         Raises:
@@ -52,7 +52,7 @@ class Animation:
                 self._image.load()
                 shown = turned(self._image, orientation(self._image))
                 pixels = np.asarray(shown.convert("RGB"))
-            yield Picture(pixels, _duration(self._image))
+            yield TimedPicture(pixels, _duration(self._image))
 
     def durations(self) -> list[float]:
         """Seconds of each of the first few hundred pictures, as far as they can be read."""

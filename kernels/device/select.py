@@ -72,7 +72,7 @@ PROGRAMS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptCells:
     """``cells (n_a,)`` int32, ascending and then -1, and how many they are, ``count (1,)`` int32."""
 
     cells: DeviceArray
@@ -95,7 +95,7 @@ def keep_salient(
     saliency_a: DeviceArray,
     saliency_b: DeviceArray,
     threshold: float,
-) -> Kept:
+) -> KeptCells:
     """Cells of A that are a best buddy, salient, and the neighbour of some salient cell of B.
 
     Args:
@@ -106,14 +106,14 @@ def keep_salient(
     count_a, count_b = nn_ab.size, nn_ba.size
     cells, count = device.empty((count_a,), "int32"), device.zeros((1,), "int32")
     if not count_a:
-        return Kept(cells, count)
+        return KeptCells(cells, count)
     reached, sizes = device.zeros((count_a,), "uint8"), device.empty((_blocks(count_a),), "int32")
     if count_b:
         device.launch(REACH, (_blocks(count_b),), nn_ba, saliency_b, reached, count_b, threshold)
     arrays = (nn_ab, nn_ba, saliency_a, reached, sizes)
     device.launch(COUNT_KEPT, (len(sizes),), *arrays, count_a, threshold)
     device.launch(STORE_KEPT, (len(sizes),), *arrays, cells, count, count_a, threshold)
-    return Kept(cells, count)
+    return KeptCells(cells, count)
 
 
 def normalise_rows(device: Device, rows: DeviceArray) -> DeviceArray:

@@ -25,17 +25,17 @@ def facetrt(*arguments: object, **options: Any) -> subprocess.CompletedProcess[b
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> streams.Stream:
+def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> streams.KeptStream:
     path = tmp_path / "stream"
     monkeypatch.setattr(sys, "stdout", path.open("w", encoding="ascii"))
     monkeypatch.setattr(sys, "__stdout__", sys.stdout)
     monkeypatch.setattr(sys, "stderr", None)
     streams.open_streams()
-    assert isinstance(sys.stdout, streams.Stream)
+    assert isinstance(sys.stdout, streams.KeptStream)
     return sys.stdout
 
 
-def test_what_an_encoding_lacks_is_shown_by_something_like_it(stream: streams.Stream, tmp_path: Path) -> None:
+def test_what_an_encoding_lacks_is_shown_by_something_like_it(stream: streams.KeptStream, tmp_path: Path) -> None:
     stream.write("✓ 3×4 – \u2839 漢\udcff\n")
     stream.flush()
     assert (tmp_path / "stream").read_text() == "+ 3x4 - * \\u6f22\\udcff\n"
@@ -44,7 +44,7 @@ def test_what_an_encoding_lacks_is_shown_by_something_like_it(stream: streams.St
 
 @pytest.mark.parametrize(("device", "said"), [("/dev/full", os.strerror(errno.ENOSPC)), ("closed pipe", None)])
 def test_a_stream_that_cannot_be_written_raises_nothing(
-    stream: streams.Stream, device: str, said: str | None, monkeypatch: pytest.MonkeyPatch
+    stream: streams.KeptStream, device: str, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", stream)  # pytest put its own there after the fixture
     reading, writing = os.pipe()
