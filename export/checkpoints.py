@@ -22,6 +22,7 @@ MAX_CHECKPOINT_BYTES = 2 << 30
 MAX_SAFETENSORS_HEADER = 100_000_000  # the format's own bound
 FORMATS = "a file that torch.save wrote, .safetensors or .npz"
 MAGIC = 0x1950A86A20F9469CFC6C  # begins a file that torch wrote before 1.6
+PROTOCOL = 3  # of pickles: the last that torch reads without running code; it writes 2 unless told otherwise
 LEGACY_PICKLES = 4  # of such a file: that number, version, system, content
 
 #: Libraries whose objects lie beside weights (arguments, configurations, schedules). They are replaced by stand-ins
@@ -197,6 +198,11 @@ def _globals(pickles: list[bytes] | BinaryIO) -> Iterator[str]:
     files = [io.BytesIO(content) for content in pickles] if isinstance(pickles, list) else [pickles] * LEGACY_PICKLES
     for file in files:
         for operation, argument, _ in pickletools.genops(file):
+            if operation.name == "PROTO" and int(str(argument)) > PROTOCOL:
+                raise Unreadable(
+                    f"it was written with pickle protocol {argument}, which torch only reads by running its code: "
+                    "write it by torch.save without pickle_protocol"
+                )
             if operation.name == "GLOBAL":
                 yield _today(str(argument))
 

@@ -241,6 +241,7 @@ def tarred(file: Any) -> None:
 
 PICKLE = as_bytes(lambda file: torch.save({"cls_token": torch.zeros(500)}, file))
 LEGACY = as_bytes(lambda file: torch.save({"cls_token": torch.zeros(500)}, file, _use_new_zipfile_serialization=False))
+PROTOCOL_4 = as_bytes(lambda file: torch.save({"cls_token": torch.zeros(500)}, file, pickle_protocol=4))
 NO_CHECKPOINTS = {
     "empty": (b"", "it is empty"),
     "text": (b"hello", "its content is none that is known here: expected a file that torch.save wrote"),
@@ -256,6 +257,7 @@ NO_CHECKPOINTS = {
     "cut safetensors": (b"\x08\0\0\0\0\0\0\0{", "it is damaged or cut off"),
     "objects": (as_bytes(lambda file: np.savez(file, a=np.array([{}], object))), "a is damaged, or holds objects"),
     "pickle": (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+    "protocol": (PROTOCOL_4, "it was written with pickle protocol 4, which torch only reads by running its code"),
     "script": (as_bytes(lambda file: zipped(file, "m/data.pkl", "m/constants.pkl")), "it is a TorchScript program"),
 }  # fmt: skip
 
