@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from facetrt.engine import Engine, Features, fit_pca, similarity_map
+from facetrt.engine import Engine, Features, fit_pca, self_similarity, similarity_map
 from facetrt.engine.engine import FeatureCollection
 from facetrt.engine.samples import sample_images, second_view
-from facetrt.engine.tasks import self_similarity
 from facetrt.engine.video.alignment import DescriptorMap, align
 from facetrt.kernels import best_buddies, kmeans
 from facetrt.kernels.propagate import propagate
