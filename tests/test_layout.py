@@ -96,3 +96,15 @@ def test_the_tests_lie_as_the_code_does() -> None:
     folders = {p.parent.relative_to(tests) for package in PACKAGES for p in (tests / package).rglob("test_*.py")}
     assert len(folders) > 10
     assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
+
+
+def test_every_folder_of_code_has_tests_of_its_own() -> None:
+    elsewhere = {
+        "benchmarks/baselines",  # in one file, test_baselines.py
+        "engine/root",  # test_packaging.py
+        "engine/samples",  # photographs
+        "kernels/device/programs",  # where they are launched, in the folder above
+    }
+    folders = {str(p.parent.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
+    without = {folder for folder in folders if not any((ROOT / "tests" / folder).glob("test_*.py"))}
+    assert without == elsewhere
