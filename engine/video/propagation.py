@@ -154,9 +154,10 @@ def _check_labels(features: Features, labels: NDArray[np.integer] | NDArray[np.b
     given = np.asarray(labels)
     size, expected = given.shape, features.original_size
     if size != expected:
+        hint = "as it is shown: turned, with square pixels" if len(size) == 2 else "one number per pixel, not colours"
         raise InputError(
             f"the first mask has shape {size}: expected {expected}, the (height, width) of {features.name} before "
-            "loading; one number per pixel, not colours"
+            f"loading; {hint}"
         )
     if given.dtype != np.bool_ and not np.issubdtype(given.dtype, np.integer):
         raise InputError(f"the first mask has type {given.dtype}: expected integers, 0 for background, or bool")

@@ -170,7 +170,7 @@ def test_soft_labels_are_scaled_per_channel_before_the_largest_wins() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS[:-1], r"shape \(31, 40\): expected \(32, 40\), the \(height, width\) of frame"),
+        (LABELS[:-1], r"shape \(31, 40\): expected \(32, 40\), .* of frame before loading; as it is shown"),
         (np.dstack([LABELS] * 3), r"shape \(32, 40, 3\): .* not colours"),
         (LABELS.astype(float), "type float64: expected integers"),
         (LABELS - 1, "labels from -1 to 1"),
