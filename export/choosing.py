@@ -87,13 +87,13 @@ class _Half:
         self._must = parts_out_of_range(manifest, ranges) if precision is Precision.FP16 else Fp32Parts()
 
     def weigh_whole(self) -> Weighed:
-        """With no block in fp32."""
+        """The candidate with no block in fp32."""
         if self._must.blocks:
             return self._refuse(Fp32Parts(), f"too large for fp16 in {self._must}: {self._range(Fp32Parts())}"), None
         return self._weigh(self._whole)
 
     def weigh_mixed(self) -> Weighed:
-        """With the blocks in fp32 that do most harm, and those whose numbers it cannot hold."""
+        """The candidate with those blocks in fp32 that do most harm, and those whose numbers it cannot hold."""
         if self._mixed is None:
             return self._refuse(self._must, self._too_many(self._must)), None
         if not self._mixed.fp32.blocks:
@@ -103,7 +103,7 @@ class _Half:
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Of the mixed one: blocks whose attention no builder fuses, and blocks in fp32."""
+        """How many blocks of the mixed candidate have attention that no builder fuses, and how many are in fp32."""
         blocks = [] if self._mixed is None else self._mixed.fp32.blocks
         if not blocks:
             return self._depth + 1, self._depth + 1
