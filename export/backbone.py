@@ -10,7 +10,7 @@ from facetrt.export.models import import_export_libraries
 from facetrt.kernels.errors import InputError
 
 #: Keys and prefixes that hold a model, the one to take first. An average of the student over time is the better model.
-ROLES = ("teacher", "student")
+ROLES = ("teacher", "model_ema", "state_dict_ema", "student")  # the averages of DeiT's and of timm's training
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("backbone", "encoder", "net", "vit")
 ORDER = (*ROLES, *CONTAINERS)

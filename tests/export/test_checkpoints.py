@@ -85,6 +85,8 @@ LAYOUTS: dict[str, Callable[[State, State], Any]] = {
     "model, arguments first": lambda own, other: {"args": arguments(), "model": own},
     "nested": lambda own, other: {"model": {"state_dict": {"teacher": own, "student": other}}, "epoch": 1},
     "model before state_dict": lambda own, other: {"state_dict": other, "model": own},
+    "timm's average": lambda own, other: {"state_dict": other, "state_dict_ema": own},
+    "DeiT's average": lambda own, other: {"model": other, "model_ema": under("module.", own), "epoch": 1},
     "prefixes in any order": lambda own, other: {
         "model_state_dict": under("_orig_mod.module.encoder._orig_mod.backbone.module.", own)
     },
