@@ -16,7 +16,7 @@ from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.parity import Metrics, check, compare, worst
 from facetrt.engine.backends.run_options import BackendName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Candidate, Manifest, PlanRecord
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Candidate, Manifest, PlanRecord, TaskAgreement
 from facetrt.engine.cli.app import BUNDLE_VARIABLE, console, no_bundle, progress_bar
 from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
@@ -72,7 +72,7 @@ def _print(opened: Bundle) -> None:
         columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
         console.print(_table("precisions", columns, _precisions(manifest)))
     if tasks := _tasks(manifest):
-        console.print(_table("tasks in half precision against fp32", ["precision", *BOUNDS, "", "measured on"], tasks))
+        console.print(_table("tasks in half precision against fp32", ["field", "value"], *tasks))
     if manifest.candidates is not None:
         columns = ["precision", "in fp32 beside it", "", "why"]
         console.print(_table("how the precision was chosen", columns, _candidates(manifest.candidates)))
@@ -125,25 +125,20 @@ def _precisions(manifest: Manifest) -> list[list[str]]:
     ]
 
 
-def _tasks(manifest: Manifest) -> list[list[str]]:
-    """Figures with their bounds, then what they mean or why there are none."""
+def _tasks(manifest: Manifest) -> list[list[list[str]]]:
+    """Of each precision: figures with their bounds, then what they mean or why there are none."""
+    compared = ((precision, record.tasks) for precision, record in manifest.precisions.items())
+    return [_agreement(precision, tasks) for precision, tasks in compared if tasks is not None]
+
+
+def _agreement(precision: str, tasks: TaskAgreement) -> list[list[str]]:
+    figures = {name: f"{tasks.figures[name]:.3f} (≥ {BOUNDS[name]:g})" for name in BOUNDS if name in tasks.figures}
+    absent = [f"{task} not compared: {why}" for task, why in tasks.absent.items()]
     return [
-        [
-            precision,
-            *(
-                f"{tasks.figures[name]:.3f} (≥ {BOUNDS[name]:g})" if name in tasks.figures else "absent"
-                for name in BOUNDS
-            ),
-            "; ".join(
-                [
-                    f"differ: {tasks.missed}" if tasks.missed else "agree",
-                    *(f"{task} not compared: {why}" for task, why in tasks.absent.items()),
-                ]
-            ),
-            tasks.measured,
-        ]
-        for precision, record in manifest.precisions.items()
-        if (tasks := record.tasks) is not None
+        ["precision", precision],
+        *([name, figures.get(name, "absent")] for name in BOUNDS),
+        ["tasks", "; ".join([f"differ: {tasks.missed}" if tasks.missed else "agree", *absent])],
+        ["measured on", tasks.measured],
     ]
 
 
