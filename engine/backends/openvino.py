@@ -9,6 +9,7 @@ import queue
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -67,9 +68,22 @@ def _without_telemetry() -> Iterator[None]:
         sys.modules.update(before)
 
 
+@cache
+def shared_core() -> Any:
+    """The process's one ``openvino.Core``, which is never given back.
+
+    Its CPU plugin gives the thread that makes it a stack for signals, and takes that back with the core. Of several
+    cores that end in another order than they began, the thread is left with a stack that is freed, and the next Ctrl-C
+    crashes the process.
+    """
+    core = import_openvino().Core()
+    core.set_property({"ENABLE_MMAP": False})  # models come from files that are gone before they are
+    return core
+
+
 def runs_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware, and OpenVINO uses that."""
-    capable = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     flags = processor_flags()
     return capable and (flags is None or bool(flags & BF16_FLAGS))
 
@@ -101,7 +115,7 @@ class OpenVinoBackend(Backend):
 
     def _activate(self) -> None:
         openvino = import_openvino()
-        core = openvino.Core()
+        core = shared_core()
         try:
             self._compiled = self._compile(openvino, core)
         except FacetrtError:
@@ -202,7 +216,6 @@ def keep_in_fp32(openvino: Any, core: Any, model: Any, parts: Fp32Parts) -> tupl
             unfused.rewrite(node)
         marked |= {node.get_friendly_name() for node in kept} | unfused.names
         products = unfused.products
-    core.set_property({"ENABLE_MMAP": False})  # the file is gone before the model is
     with tempfile.TemporaryDirectory(prefix="facetrt-") as folder:
         path = Path(folder) / "encoder.xml"
         openvino.serialize(model, str(path))

@@ -82,3 +82,36 @@ assert import_openvino() is openvino is sys.modules["openvino"]
 def test_telemetry_can_be_imported_afterwards(tmp_path: Path) -> None:
     pytest.importorskip("openvino_telemetry")
     run(WATCH + "import openvino_telemetry\nassert openvino_telemetry.Telemetry", tmp_path)
+
+
+STACK_FOR_SIGNALS = """
+import ctypes
+
+class Stack(ctypes.Structure):
+    _fields_ = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def stack():
+    found = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.pointer
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the thread's stack for signals as Linux has it")
+def test_ctrl_c_finds_its_stack_after_engines_that_ended_out_of_order(tmp_path: Path) -> None:
+    """Each core of OpenVINO gives the thread a stack for signals, and gives back what it found: a freed one."""
+    run(
+        f"{STACK_FOR_SIGNALS}\n"
+        "import os, signal, numpy\n"
+        "from facetrt.engine import Engine\n"
+        "stacks, engines = set(), []\n"
+        "for _ in range(3):\n"
+        "    engines.append(Engine.open('builtin', backend='openvino', threads=1))\n"
+        "    engines[-1].encode([numpy.zeros((32, 32, 3), numpy.uint8)], load_size=None)\n"
+        "    stacks.add(stack())\n"
+        "while engines:\n    engines.pop(0).close()\n    stacks.add(stack())\n"
+        "assert len(stacks) == 1, stacks\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    raise SystemExit(3)\n"
+        "except KeyboardInterrupt:\n    pass",
+        tmp_path,
+    )
