@@ -44,7 +44,7 @@ def images(tmp_path: Path) -> Path:
 def test_info(tiny_bundle: Path) -> None:
     result = facetrt("info", tiny_bundle)
     assert result.returncode == 0
-    for part in ("tiny", "key@1, query@1, key@2, token@2", "encoder.onnx", "relative_frobenius", "checkpoint"):
+    for part in ("tiny", "key@1, query@1, key@2, token@2", "encoder.onnx", "relative frobenius", "checkpoint"):
         assert part in result.stdout
 
 
