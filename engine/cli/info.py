@@ -126,7 +126,7 @@ def _precisions(manifest: Manifest) -> list[list[str]]:
 
 
 def _tasks(manifest: Manifest) -> list[list[list[str]]]:
-    """Of each precision: figures with their bounds, then what they mean or why there are none."""
+    """A group of lines per precision: figures with their bounds, then what they mean or why there are none."""
     compared = ((precision, record.tasks) for precision, record in manifest.precisions.items())
     return [_agreement(precision, tasks) for precision, tasks in compared if tasks is not None]
 

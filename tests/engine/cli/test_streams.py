@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def facetrt(*arguments: object, **options: Any) -> subprocess.CompletedProcess[b
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> streams.KeptStream:
+def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[streams.KeptStream]:
     path = tmp_path / "stream"
     monkeypatch.setattr(sys, "stdout", path.open("w", encoding="ascii"))
     monkeypatch.setattr(sys, "__stdout__", sys.stdout)
     monkeypatch.setattr(sys, "stderr", None)
     streams.open_streams()
     assert isinstance(sys.stdout, streams.KeptStream)
-    return sys.stdout
+    made = sys.stdout
+    yield made
+    made.close()
 
 
 def test_what_an_encoding_lacks_is_shown_by_something_like_it(stream: streams.KeptStream, tmp_path: Path) -> None:
