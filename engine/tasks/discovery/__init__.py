@@ -1,0 +1,1 @@
+"""Objects in one image, found without labels: seven published methods on the features of one bundle."""
