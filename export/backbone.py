@@ -91,6 +91,12 @@ def _tensors(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield from _tensors(entry, (*path, key))
 
 
+def tensors_of(loaded: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor of a checkpoint that belongs to a model, by its name without the keys that lead there."""
+    for path, name, tensor in _tensors(loaded):
+        yield _split(path, name)[1], tensor
+
+
 def _split(path: tuple[str, ...], name: str) -> tuple[tuple[str, ...], str]:
     """Keys and prefixes that lead to a model, and the tensor's name in it."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]

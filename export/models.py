@@ -11,6 +11,7 @@ from facetrt.kernels.errors import InputError, MissingDependencyError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SELFMASK_URL = "https://www.robots.ox.ac.uk/~vgg/research/selfmask/shared_files"
 DINO_URL = "https://dl.fbaipublicfiles.com/dino"
 
 
@@ -26,6 +27,7 @@ class ModelSpec:
         match_facet, cosegment_facet, propagate_facet: the facet that each task uses; ``track_facet`` is that for
             matching if None.
         default_facets: what is exported unless facets are named.
+        segmenter: whether its checkpoint holds SelfMask's segmenter as well.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelSpec:
     propagate_facet: str = "normed@11"
     track_facet: str | None = None
     default_facets: tuple[str, ...] = ("key@9", "key@11")
+    segmenter: bool = False
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -128,6 +131,22 @@ def _supervised(size: str, patch: int) -> ModelSpec:
     )
 
 
+def _selfmask(queries: int) -> ModelSpec:
+    """DINO's ViT-S/8, trained further with a segmenter on its last tokens."""
+    name = f"selfmask_nq{queries}"
+    return ModelSpec(
+        name=name,
+        description=f"SelfMask's ViT-S/8 and segmenter of {queries} queries",
+        patch=8,
+        dim=384,
+        heads=6,
+        trained_grid=28,
+        url=f"{SELFMASK_URL}/{name}.pt",
+        default_facets=("key@11", "normed@11"),
+        segmenter=True,
+    )
+
+
 def _builtin() -> ModelSpec:
     return ModelSpec(
         name="builtin",
@@ -157,6 +176,7 @@ MODELS: dict[str, ModelSpec] = {
         _dino("dino_vits16", 16, "dino_deitsmall16_pretrain"),
         _dino("dino_vitb8", 8, "dino_vitbase8_pretrain", base=True),
         _dino("dino_vitb16", 16, "dino_vitbase16_pretrain", base=True),
+        *(_selfmask(queries) for queries in (10, 20)),
         *(_supervised(size, patch) for size in ("small", "base") for patch in (8, 16)),
         _builtin(),
     )
