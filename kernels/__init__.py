@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from facetrt.kernels.lazy import show
 
 if TYPE_CHECKING:
+    from facetrt.kernels.affinity import spectral_graph, threshold_graph, weighted_graph
     from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
+    from facetrt.kernels.colour_affinity import colour_affinity
+    from facetrt.kernels.components import connected_components
     from facetrt.kernels.dense_crf import dense_crf
+    from facetrt.kernels.eigenvectors import Eigenvectors, smallest_eigenvectors
     from facetrt.kernels.errors import FacetrtError, InputError
     from facetrt.kernels.kmeans import Assignment, KMeans, assign, diverse_clusters, kmeans
     from facetrt.kernels.log_bin import log_bin
@@ -18,8 +22,12 @@ if TYPE_CHECKING:
 show(
     __name__,
     {
+        "facetrt.kernels.affinity": ("spectral_graph", "threshold_graph", "weighted_graph"),
         "facetrt.kernels.best_buddies": ("BestBuddies", "best_buddies", "cosine_similarity"),
+        "facetrt.kernels.colour_affinity": ("colour_affinity",),
+        "facetrt.kernels.components": ("connected_components",),
         "facetrt.kernels.dense_crf": ("dense_crf",),
+        "facetrt.kernels.eigenvectors": ("Eigenvectors", "smallest_eigenvectors"),
         "facetrt.kernels.errors": ("FacetrtError", "InputError"),
         "facetrt.kernels.kmeans": ("Assignment", "KMeans", "assign", "diverse_clusters", "kmeans"),
         "facetrt.kernels.log_bin": ("log_bin",),
@@ -31,17 +39,24 @@ show(
 __all__ = [
     "Assignment",
     "BestBuddies",
+    "Eigenvectors",
     "FacetrtError",
     "InputError",
     "KMeans",
     "Votes",
     "assign",
     "best_buddies",
+    "colour_affinity",
+    "connected_components",
     "cosine_similarity",
     "dense_crf",
     "diverse_clusters",
     "kmeans",
     "log_bin",
     "propagate",
+    "smallest_eigenvectors",
+    "spectral_graph",
+    "threshold_graph",
     "vote",
+    "weighted_graph",
 ]

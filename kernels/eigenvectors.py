@@ -1,4 +1,8 @@
-"""The smallest generalised eigenvectors of a graph's Laplacian, which cut it into parts that hardly touch."""
+"""The smallest generalised eigenvectors of a graph's Laplacian, which cut it into parts that hardly touch.
+
+``(D - W) v = λ D v`` is the symmetric problem ``D^-½ W D^-½ u = (1 - λ) u`` with ``v = D^-½ u``. Its largest
+eigenvector is known, and Lanczos' method with restarts finds the next ones from products with W alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.kernels.affinity import Graph
+from facetrt.kernels.errors import InputError
+from facetrt.kernels.parallel import one_blas_thread
+
+Vectors = NDArray[np.float64]
+
+FEW = 64  # nodes up to which the matrix is decomposed whole
+MAX_DENSE = 4096  # nodes up to which that is done where Lanczos' method does not converge: 0.5 GB
+BASIS = 48  # vectors that a restart begins from and ends with, beside those that are wanted
+KEPT = 12  # of those, what a restart keeps
+MAX_PRODUCTS = 2000
+TOLERANCE = 1e-9  # of a vector: its residual in units of the distance to the next eigenvalue
+ROUNDING = 1e-13  # a residual below is what float64 leaves
 
 
 @dataclass(frozen=True)
@@ -17,29 +33,131 @@ class Eigenvectors:
     Attributes:
         values: ``(k,)`` float64, ascending.
         vectors: ``(n, k)`` float64 with ``v' D v = 1``; their signs are arbitrary.
-        residual: the largest ``‖(D - W) v - λ D v‖ / ‖D v‖``.
+        residual: the largest ``‖D^-½ (D - W) v - λ D^½ v‖``.
+        gap: between the last λ and the next; where it is 0 the last vector is one of many.
         solver: ``lanczos`` or ``dense``.
-        iterations: how many products with W that took.
+        products: how many products with W that took.
     """
 
-    values: NDArray[np.float64]
-    vectors: NDArray[np.float64]
+    values: Vectors
+    vectors: Vectors
     residual: float
+    gap: float
     solver: str
-    iterations: int
+    products: int
 
 
-def smallest_eigenvectors(graph: Graph, count: int, *, start: NDArray[np.float64] | None = None) -> Eigenvectors:
-    """The ``count`` smallest eigenvectors of the normalised Laplacian.
+def smallest_eigenvectors(graph: Graph, count: int, *, start: Vectors | None = None) -> Eigenvectors:
+    """The ``count`` smallest eigenvectors of the normalised Laplacian, fewer if there are fewer nodes.
 
     Args:
-        start: ``(n,)`` or ``(n, k)``, what may be near the answer.
-    """
-    from scipy.linalg import eigh
+        start: ``(n,)``, a vector that may be near the second one.
 
-    weights, degree = graph.dense(), graph.degree
-    diagonal = np.diag(degree)
-    values, vectors = eigh(diagonal - weights, diagonal, subset_by_index=(0, min(count, len(degree)) - 1))
-    rest = (diagonal - weights) @ vectors - diagonal @ vectors * values
-    residual = float((np.linalg.norm(rest, axis=0) / np.linalg.norm(diagonal @ vectors, axis=0)).max())
-    return Eigenvectors(values, vectors, residual, "dense", 0)
+    Raises:
+        InputError: a node without any edge, or no convergence with more than ``MAX_DENSE`` nodes.
+    """
+    degree = np.asarray(graph.degree, np.float64)
+    if not (degree > 0).all():
+        raise InputError(
+            f"{int((degree <= 0).sum())} of {len(degree)} nodes have no edges: there is no cut to look for"
+        )
+    count, scale = min(count, len(degree)), 1 / np.sqrt(degree)
+    if len(degree) > max(FEW, count + BASIS):
+        found = _lanczos(graph, degree, count, start)
+        if found is not None:
+            return found
+        if len(degree) > MAX_DENSE:
+            raise InputError(
+                f"the eigenvectors of a graph of {len(degree):,} nodes did not converge: use a smaller image, or a "
+                "larger stride"
+            )
+    return _dense(graph, scale, count)
+
+
+def _dense(graph: Graph, scale: Vectors, count: int) -> Eigenvectors:
+    """All eigenvectors, of which the first are kept."""
+    matrix = graph.dense() * scale[:, None] * scale
+    with one_blas_thread:
+        similar, vectors = np.linalg.eigh(matrix)
+        rest = matrix @ vectors[:, -count:] - vectors[:, -count:] * similar[-count:]
+    order = slice(None, -count - 1, -1)
+    gap = float(similar[-count] - similar[-count - 1]) if count < len(scale) else 0.0
+    chosen = vectors[:, order] * scale[:, None]
+    residual = float(np.linalg.norm(rest, axis=0).max())
+    return Eigenvectors(1 - similar[order], np.ascontiguousarray(chosen), residual, gap, "dense", 0)
+
+
+def _lanczos(graph: Graph, degree: Vectors, count: int, start: Vectors | None) -> Eigenvectors | None:
+    """Thick-restarted Lanczos with full orthogonalisation; None if it does not converge.
+
+    The projected matrix is filled from the coefficients of the orthogonalisation, so that a restart needs no formula
+    of its own.
+    """
+    root, scale, wanted = np.sqrt(degree), 1 / np.sqrt(degree), count - 1
+    trivial = root / np.linalg.norm(root)
+    size = wanted + BASIS
+    basis, projected = np.zeros((size + 1, len(degree))), np.zeros((size, size))
+    kept, products = 0, 0
+
+    def orthogonal(vector: Vectors, to: int) -> tuple[Vectors, Vectors]:
+        coefficients = np.zeros(to)
+        for _ in range(2):  # once leaves rounding
+            vector = vector - trivial * (trivial @ vector)
+            part = basis[:to] @ vector
+            vector -= part @ basis[:to]
+            coefficients += part
+        return vector, coefficients
+
+    with one_blas_thread:
+        first = np.random.RandomState(0).uniform(-1, 1, len(degree))  # the same numbers in every version of NumPy
+        if start is not None and np.isfinite(start).all() and np.ptp(start) > 0:
+            norm = np.linalg.norm(root * start)
+            first = root * start / norm + 1e-3 * first / np.linalg.norm(first)
+        vector, _ = orthogonal(first, 0)
+        basis[0] = vector / np.linalg.norm(vector)
+        while products < MAX_PRODUCTS:
+            for number in range(kept, size):
+                image = scale * graph.product(scale * basis[number])
+                products += 1
+                image, coefficients = orthogonal(image, number + 1)
+                projected[: number + 1, number] = projected[number, : number + 1] = coefficients
+                length = float(np.linalg.norm(image))
+                if length < ROUNDING:  # the vectors so far are closed under W: go on from any other
+                    length = 0.0
+                    image, _ = orthogonal(np.random.RandomState(number + 1).uniform(-1, 1, len(degree)), number + 1)
+                    basis[number + 1] = image / np.linalg.norm(image)
+                else:
+                    basis[number + 1] = image / length
+                if number > wanted and (number % 4 == 3 or number == size - 1):
+                    similar, shares = np.linalg.eigh(projected[: number + 1, : number + 1])
+                    residuals = length * np.abs(shares[-1])
+                    if _converged(similar, residuals, wanted):
+                        ritz = shares[:, : -wanted - 1 : -1].T @ basis[: number + 1]
+                        return _made(trivial, ritz, similar, residuals, wanted, scale, products)
+            kept = wanted + KEPT
+            chosen = shares[:, -kept:]
+            last = basis[size].copy()
+            basis[:kept] = chosen.T @ basis[:size]
+            basis[kept] = last
+            projected[:] = 0
+            projected[range(kept), range(kept)] = similar[-kept:]
+    return None
+
+
+def _converged(similar: Vectors, residuals: Vectors, wanted: int) -> bool:
+    """Whether each wanted vector is near its true one, as far as its distance to its neighbours tells."""
+    if not wanted:
+        return True
+    gaps = np.abs(np.diff(similar[-wanted - 1 :]))  # between each wanted one and that below it
+    apart = np.minimum(gaps, np.append(gaps[1:], 1 - similar[-1]))
+    return bool((residuals[-wanted:] <= np.maximum(TOLERANCE * apart, ROUNDING)).all())
+
+
+def _made(
+    trivial: Vectors, ritz: Vectors, similar: Vectors, residuals: Vectors, wanted: int, scale: Vectors, products: int
+) -> Eigenvectors:
+    values = np.concatenate([[0.0], 1 - similar[: -wanted - 1 : -1]])
+    vectors = np.stack([trivial, *ritz], axis=1) * scale[:, None]
+    gap = float(similar[-wanted] - similar[-wanted - 1]) if wanted else float(1 - similar[-1])
+    residual = float(residuals[-wanted:].max(initial=0)) if wanted else 0.0
+    return Eigenvectors(values, vectors, residual, gap, "lanczos", products)
