@@ -74,6 +74,41 @@ def smallest_eigenvectors(graph: Graph, count: int, *, start: Vectors | None = N
     return _dense(graph, scale, count)
 
 
+def sign_of_lapack(graph: Graph, vector: Vectors) -> int:
+    """The sign, 1 or -1, that SciPy's ``eigh(D - W, D, subset_by_index=…)`` gives an eigenvector ``(n,)`` of a graph.
+
+    LAPACK reduces the matrix to a tridiagonal one by reflections and makes the largest entry of that one's eigenvector
+    positive. The reflections are Lanczos' method from the first node, with signs of their own: a few products tell
+    the entries that matter, those of all other reflections being together smaller than the largest.
+    """
+    degree = np.asarray(graph.degree, np.float64)
+    scale, wanted = 1 / np.sqrt(degree), vector * np.sqrt(degree)
+    wanted = wanted / np.linalg.norm(wanted)
+    reflections: list[tuple[Vectors, float]] = []
+    column = np.zeros(len(degree))
+    column[0] = 1
+    entries = [float(wanted[0])]
+    with one_blas_thread:
+        for number in range(1, len(degree)):
+            if max(np.square(entries)) > 1 - np.square(entries).sum() + ROUNDING:
+                break
+            image = column - scale * graph.product(scale * column)
+            for normal, factor in reflections:
+                image -= factor * (normal @ image) * normal
+            image[:number] = 0
+            length = float(np.copysign(np.linalg.norm(image), image[number]))
+            normal = image.copy()
+            normal[number] += length
+            square = float(normal @ normal)
+            reflections.append((normal, 2 / square if np.any(image[number + 1 :]) and square else 0.0))
+            column = np.zeros(len(degree))
+            column[number] = 1
+            for normal, factor in reversed(reflections):
+                column -= factor * (normal @ column) * normal
+            entries.append(float(wanted @ column))
+    return 1 if entries[int(np.abs(entries).argmax())] > 0 else -1
+
+
 def _dense(graph: Graph, scale: Vectors, count: int) -> Eigenvectors:
     """All eigenvectors, of which the first are kept."""
     matrix = graph.dense() * scale[:, None] * scale

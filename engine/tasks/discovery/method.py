@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.features.features import Features, Float
+from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.loading import LoadSize
 from facetrt.engine.settings import check
 from facetrt.engine.tasks.discovery.objects import Found
@@ -38,15 +39,18 @@ class Method(ABC):
     Attributes:
         name: what users type.
         load_size: how images are loaded unless one says otherwise; None for their own size.
-        fit: how images are fitted to whole patches; a name of :class:`facetrt.engine.images.fitting.Fit`.
     """
 
     name: ClassVar[str]
     load_size: ClassVar[LoadSize] = None
-    fit: ClassVar[str] = "pad"
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    @abstractmethod
+    def fit(self) -> Fit:
+        """How images are fitted to whole patches unless one says otherwise."""
 
     def facets(self, manifest: Manifest) -> list[str]:
         """Facets that it reads beside the rows; none by default. Raises :class:`InputError` if the bundle lacks one."""

@@ -24,6 +24,7 @@ class Found:
         boxes: ``(N, 4)`` float64 ``xmin, ymin, xmax, ymax`` in loaded pixels, ends excluded.
         loaded_masks: ``(N, height, width)`` bool.
         soft: ``(N, height, width)`` float32 in [0, 1], where the method says how sure it is of each pixel.
+        masks: ``(N, height, width)`` bool at the original size, where the method's own rule leads there directly.
         scores: ``(N,)`` float64, where the method scores its objects.
         maps: what the method made on the way, by name: ``(grid_h, grid_w)`` or ``(K, grid_h, grid_w)`` arrays.
         facts: numbers worth recording: thresholds chosen, residuals, seeds.
@@ -34,6 +35,7 @@ class Found:
     boxes: NDArray[np.float64]
     loaded_masks: Bools
     soft: Float | None = None
+    masks: Bools | None = None
     scores: NDArray[np.float64] | None = None
     maps: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
