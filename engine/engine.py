@@ -23,6 +23,7 @@ from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, 
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
+from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.engine.settings import parse
@@ -152,6 +153,7 @@ class Engine:
         load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
+        fit: str = Fit.NONE,
         progress: Progress | None = None,
         on_broken: OnBroken | None = None,
     ) -> list[Features]:
@@ -163,6 +165,8 @@ class Engine:
         Args:
             saliency: ``full`` from the same pass, or ``low_resolution`` from a second one at half size, stride 8.
             stride: between cells, a multiple of the bundle's own that divides the patch size; the bundle's own if None.
+            fit: how images are fitted to whole patches: ``none``, ``crop``, ``pad``, ``pad_black`` or ``resize``; see
+                :class:`facetrt.engine.images.fitting.Fit`.
             progress: called with (images done, images in all).
             on_broken: called with an image that cannot be encoded and the error; it is left out. None raises.
 
@@ -172,7 +176,13 @@ class Engine:
         """
         return list(
             self.encode_iter(
-                images, load_size=load_size, saliency=saliency, stride=stride, progress=progress, on_broken=on_broken
+                images,
+                load_size=load_size,
+                saliency=saliency,
+                stride=stride,
+                fit=fit,
+                progress=progress,
+                on_broken=on_broken,
             )
         )
 
@@ -183,6 +193,7 @@ class Engine:
         load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
+        fit: str = Fit.NONE,
         progress: Progress | None = None,
         on_broken: OnBroken | None = None,
     ) -> Iterator[Features]:
@@ -190,7 +201,7 @@ class Engine:
 
         Files are decoded by a thread while the encoder works. An error comes after the features of everything before.
         """
-        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
+        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride, parse(Fit, fit, "fit"))
         return self._encoder.encode(_as_images(images), options, progress, on_broken)
 
     def stream(
@@ -200,6 +211,7 @@ class Engine:
         load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
+        fit: str = Fit.NONE,
         policy: str = Policy.AUTO,
         latency_budget: float | None = None,
         stall_timeout: float = 10.0,
@@ -209,7 +221,7 @@ class Engine:
         Args:
             source: what :func:`open_source` takes: a video file, a folder of images, the number of a camera, an
                 ``rtsp://`` address or an iterable of images. None: frames are handed over by :meth:`Stream.put`.
-            load_size: as in :meth:`encode`, and so are ``saliency`` and ``stride``.
+            load_size: as in :meth:`encode`, and so are ``saliency``, ``stride`` and ``fit``.
             policy: ``block``, ``latest`` or ``auto``; see :class:`Policy`.
             latency_budget: seconds from a frame's arrival to its features; results over it count as late.
             stall_timeout: seconds without a frame after which a live source, or a stream that is put into, fails.
@@ -217,7 +229,7 @@ class Engine:
         Raises:
             InputError, MissingFileError, SourceError: as :func:`open_source`, or an option that cannot be.
         """
-        encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
+        encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride, parse(Fit, fit, "fit"))
         options = StreamOptions(encoding, parse(Policy, policy, "policy"), latency_budget, stall_timeout)
         self._encoder.backend.activate()  # now, and not in the camera's callback that puts the first frame
         return Stream(self._encoder, source, options)
@@ -567,6 +579,7 @@ class Engine:
         load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
+        fit: str = Fit.NONE,
         force: bool = False,
         progress: Progress | None = None,
         on_broken: OnBroken | None = None,
@@ -595,7 +608,7 @@ class Engine:
             self._encoder,
             _as_images(images),
             Path(path).resolve(),
-            EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride),
+            EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride, parse(Fit, fit, "fit")),
             chosen,
             force=force,
             progress=progress,

@@ -26,6 +26,7 @@ from facetrt.engine.bundle.graph import check_graph
 from facetrt.engine.bundle.manifest import (
     ENCODER,
     MANIFEST,
+    PADDING,
     POSITIONAL,
     SCHEMA,
     Architecture,
@@ -42,6 +43,7 @@ from facetrt.engine.bundle.manifest import (
 from facetrt.engine.bundle.positional import positional_table
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.files import Content, atomic_folder
+from facetrt.engine.images.fitting import rounded_colour
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.images.loading import resize
 from facetrt.engine.machine.memory import encoding_bytes, fits, too_many, too_much
@@ -196,8 +198,18 @@ def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions,
         np.save(folder / POSITIONAL, table)
     parts = manifest.fp32_parts(options.precision)
     network = make_encoder(vit, spec, options, table, fp32=parts, logits=manifest.ranges.logits)
+    if options.size is None:
+        np.save(folder / PADDING, padding_of(network, spec))
     trace(network, folder / ENCODER, options, manifest)
     return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
+
+
+def padding_of(network: FacetEncoder, spec: ModelSpec) -> NDArray[np.float32]:
+    """``(patch, patch, C)``: what a pixel of the mean colour adds to a patch beside one of the nearest bytes."""
+    mean = 255 * np.asarray(spec.normalisation[0], np.float64)
+    weight = network.patches.weight.detach().double().numpy()  # (C, 3, patch, patch), for bytes
+    missing = mean - rounded_colour(spec.normalisation[0])
+    return np.ascontiguousarray(np.einsum("ckyx,k->yxc", weight, missing), np.float32)
 
 
 def _trained_table(vit: Any, spec: ModelSpec) -> NDArray[np.float32]:

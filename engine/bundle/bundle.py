@@ -16,7 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.bundle.graph import check_graph
-from facetrt.engine.bundle.manifest import ENCODER, KERNELS, MANIFEST, MAX_FILES, PLANS, POSITIONAL, FileEntry, Manifest
+from facetrt.engine.bundle.manifest import (
+    ENCODER,
+    KERNELS,
+    MANIFEST,
+    MAX_FILES,
+    PADDING,
+    PLANS,
+    POSITIONAL,
+    SEGMENTER,
+    FileEntry,
+    Manifest,
+)
 from facetrt.kernels.errors import BundleError, MissingFileError
 
 BUILTIN = "builtin"
@@ -35,6 +46,8 @@ class Bundle:
     manifest: Manifest
     encoder: bytes = field(repr=False)
     positional: NDArray[np.float32] | None = field(repr=False)
+    padding: NDArray[np.float32] | None = field(repr=False, default=None)
+    segmenter: bytes | None = field(repr=False, default=None)
 
     @staticmethod
     def open(path: Path | str, *, complete: bool = True) -> Bundle:
@@ -59,12 +72,17 @@ class Bundle:
         contents = {n: _read_checked(folder, n, entry) for n, entry in manifest.files.items() if not read_later(n)}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
-        positional = _read_positional(contents.get(POSITIONAL), manifest) if manifest.dynamic else None
+        model, positional, padding = manifest.architecture, None, None
+        if manifest.dynamic:
+            shape = (model.trained_grid, model.trained_grid, model.dim)
+            positional = _read_table(POSITIONAL, contents.get(POSITIONAL), shape)
+            if PADDING in contents:
+                padding = _read_table(PADDING, contents[PADDING], (model.patch, model.patch, model.dim))
         try:
             check_graph(contents[ENCODER], manifest)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from None
-        return Bundle(folder, manifest, contents[ENCODER], positional)
+        return Bundle(folder, manifest, contents[ENCODER], positional, padding, contents.get(SEGMENTER))
 
     def read(self, name: str) -> bytes:
         """Contents of a listed file, checked.
@@ -204,36 +222,32 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(place, name)
 
 
-def _read_positional(data: bytes | None, manifest: Manifest) -> NDArray[np.float32]:
-    """The header is checked before NumPy makes room for what it states."""
-    side, dim = manifest.architecture.trained_grid, manifest.architecture.dim
-    shape = (side, side, dim)
+def _read_table(name: str, data: bytes | None, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """The array in a file; its header is checked before NumPy makes room for what it states."""
     expected = math.prod(shape) * 4 + NPY_HEADER
     if data is None or len(data) != expected:
         given = "is not listed" if data is None else f"has {len(data):,} bytes"
         raise BundleError(
-            f"{POSITIONAL} {given}: expected {expected:,} bytes for a table of {side}×{side}×{dim} float32"
+            f"{name} {given}: expected {expected:,} bytes for a table of {'×'.join(map(str, shape))} float32"
         )
-    stated = _npy_header(data[:NPY_HEADER])
+    stated = _npy_header(name, data[:NPY_HEADER])
     if stated != (shape, False, np.dtype("<f4")):
         order = "Fortran" if stated[1] else "C"
-        raise BundleError(
-            f"{POSITIONAL} is {stated[2]} {stated[0]} in {order} order: expected float32 {shape} in C order"
-        )
+        raise BundleError(f"{name} is {stated[2]} {stated[0]} in {order} order: expected float32 {shape} in C order")
     table = np.frombuffer(data, "<f4", offset=NPY_HEADER).reshape(shape)
     if not np.isfinite(table).all():
-        raise BundleError(f"{POSITIONAL} holds numbers that are not finite: export the bundle again")
+        raise BundleError(f"{name} holds numbers that are not finite: export the bundle again")
     return np.asarray(table, np.float32)
 
 
-def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _npy_header(name: str, data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran order, and type."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         stated: tuple[tuple[int, ...], bool, np.dtype[Any]] = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # it parses Python, and fails in as many ways
-        raise BundleError(f"{POSITIONAL} is not a NumPy array: {' '.join(str(error).split()):.120}") from error
+        raise BundleError(f"{name} is not a NumPy array: {' '.join(str(error).split()):.120}") from error
     if version != (1, 0) or file.tell() != NPY_HEADER:
-        raise BundleError(f"{POSITIONAL} has a header of version {version}, {file.tell()} bytes: expected {NPY_HEADER}")
+        raise BundleError(f"{name} has a header of version {version}, {file.tell()} bytes: expected {NPY_HEADER}")
     return stated

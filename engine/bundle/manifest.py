@@ -19,6 +19,9 @@ SCHEMA = 4  # 4: what was measured of each precision; 3: TensorRT plans and comp
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
+PADDING = "padding.npy"
+SEGMENTER = "segmenter.npz"
+BY_SIZE = "size"  # how a positional table may be interpolated; by DINO's scale otherwise
 CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -239,7 +242,8 @@ class Manifest:
 
     ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name;
     ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
-    they were weighed, why it has its own, or None where that was asked for.
+    they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is ``size`` where the
+    model interpolates its table to a size, see :func:`facetrt.engine.bundle.positional.positional_table`.
     """
 
     schema: int
@@ -262,8 +266,11 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     plans: dict[str, PlanRecord] = field(default_factory=dict)
     candidates: list[Candidate] | None = None
+    positional_rule: str | None = None
 
     def __post_init__(self) -> None:
+        if self.positional_rule not in (None, BY_SIZE):
+            raise BundleError(f"positional_rule {self.positional_rule!r:.60}: expected {BY_SIZE!r}, or nothing")
         if self.stride < 1 or self.architecture.patch % self.stride:
             raise BundleError(f"stride {self.stride} does not divide the patch size {self.architecture.patch}")
         if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= MAX_SIDE for side in self.size)):

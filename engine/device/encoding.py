@@ -15,6 +15,7 @@ from facetrt.engine.encoding.passes import Passes
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.emptiness import detail_of
+from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import MAX_PIXELS, half_size, load_image, loaded_size
 from facetrt.engine.images.resampling import pillow_nearest
@@ -63,6 +64,8 @@ def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) ->
         MissingFileError, InputError: as for ``Engine.encode``.
     """
     name, pixels = f"image {number}", image
+    if options.fit is not Fit.NONE:
+        raise InputError(f"fit={options.fit}: images are fitted on the host only: use Engine.encode")
     if is_on_device(image):
         original = _device_image_size(image, name)
     else:
@@ -126,8 +129,9 @@ class DeviceEncoder(Passes[DeviceArray]):
         self.manifest = encoder.manifest
         device = lane.device
 
-        def grid_inputs(size: tuple[int, int], step: int) -> dict[str, DeviceArray]:
-            return {name: device.upload(values) for name, values in encoder.grid_inputs(size, step=step).items()}
+        def grid_inputs(size: tuple[int, int], step: int, picture: tuple[int, int] | None) -> dict[str, DeviceArray]:
+            inputs = encoder.grid_inputs(size, step=step, picture=picture)
+            return {name: device.upload(values) for name, values in inputs.items()}
 
         self._resizer = lru_cache(maxsize=SIZES)(partial(preprocess.Resizer, device))
         self._grid_inputs = lru_cache(maxsize=SIZES)(grid_inputs)
@@ -204,14 +208,16 @@ class DeviceEncoder(Passes[DeviceArray]):
         indices = self._enlarging(small, grid, len(attention))
         return convert.take(self._device, attention.reshape(-1), indices).reshape(len(attention), -1)
 
-    def run(self, images: Sequence[DeviceArray], step: int) -> dict[str, DeviceArray]:
+    def run(
+        self, images: Sequence[DeviceArray], step: int, picture: tuple[int, int] | None = None
+    ) -> dict[str, DeviceArray]:
         """See :class:`Passes`."""
         size = images[0].shape[0], images[0].shape[1]
         used_h, used_w = self._encoder.used_size(size)
         batch = self._device.empty((len(images), used_h, used_w, 3), np.uint8)
         for number, image in enumerate(images):
             convert.place(self._device, image, batch, number)
-        return self._lane.run({"images": batch, **self._grid_inputs(size, step)})
+        return self._lane.run({"images": batch, **self._grid_inputs(size, step, picture)})
 
 
 def _enlarging(small: tuple[int, int], large: tuple[int, int], batch: int) -> NDArray[np.int32]:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Annotated, Any
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.run_options import DeviceName, Hint
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import ENCODER
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.manifest import BY_SIZE, ENCODER, PADDING
+from facetrt.engine.bundle.positional import padding_correction, positional_table
 from facetrt.engine.encoding.passes import LOW_RESOLUTION_STRIDE, Passes
 from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
+from facetrt.engine.images.fitting import Fit, FitChoice, rounded_colour
 from facetrt.engine.images.geometry import Geometry, grid_size
 from facetrt.engine.images.loading import (
     DEFAULT_SIZE,
@@ -65,9 +66,12 @@ class EncodeOptions:
     stride: Annotated[
         int | None, Setting("Pixels between cells; the bundle's own by default, or a multiple that divides the patch.")
     ] = None
+    fit: FitChoice = Fit.NONE
 
     def __post_init__(self) -> None:
         check(self)
+        if self.fit is not Fit.NONE and self.saliency is SaliencyMode.LOW_RESOLUTION:
+            raise InputError(f"fit={self.fit} and low-resolution saliency exclude each other: use saliency='full'")
         object.__setattr__(self, "load_size", check_load_size(self.load_size))
 
     @property
@@ -90,21 +94,29 @@ class Tally:
             self._progress(self.done, self.total)
 
 
+Alike = tuple[tuple[int, int], tuple[int, int] | None]
+
+
+def alike_of(image: LoadedImage) -> Alike:
+    """What images share that can be encoded together: their size, and where a border of theirs begins."""
+    return image.image_size, image.resized
+
+
 class _Window:
     """Images in order that wait for others of their shape, and the features of those that come after them.
 
-    ``waiting`` has (number, image) by shape, ``done`` features by number.
+    ``waiting`` has (number, image) by what makes images alike, ``done`` features by number.
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[tuple[int, int], list[tuple[int, LoadedImage]]] = {}
+        self.waiting: dict[Alike, list[tuple[int, LoadedImage]]] = {}
         self.done: dict[int, Features] = {}
         self._bytes: dict[int, int] = {}  # of the features, by number, in order
 
     def add(self, number: int, image: LoadedImage, nbytes: int) -> int:
         """Let an image wait; returns how many of its shape do now."""
         self._bytes[number] = nbytes
-        alike = self.waiting.setdefault(image.image_size, [])
+        alike = self.waiting.setdefault(alike_of(image), [])
         alike.append((number, image))
         return len(alike)
 
@@ -138,8 +150,12 @@ class Encoder(Passes[NDArray[Any]]):
             device=backend.options.device,
             precision=backend.options.precision,
         )
+        self._padding = bundle.padding
         if bundle.positional is not None:
-            self._table = lru_cache(maxsize=8)(partial(positional_table, bundle.positional))
+            self._table = lru_cache(maxsize=8)(
+                partial(positional_table, bundle.positional, by_size=manifest.positional_rule == BY_SIZE)
+            )
+            self._padded_table = lru_cache(maxsize=8)(self._make_padded_table)
 
     def encode(
         self,
@@ -187,7 +203,7 @@ class Encoder(Passes[NDArray[Any]]):
                 cells = self._cells(item.loaded.image_size, options)
                 alike = window.add(item.number, item.loaded, cells * self._cell_bytes)
                 if alike == self._batch_size(cells):
-                    self._encode_alike(window, item.loaded.image_size, options, advance)
+                    self._encode_alike(window, alike_of(item.loaded), options, advance)
                 if len(window) == WINDOW or window.nbytes > WINDOW_BYTES:
                     yield from self._flush(window, options, advance)
                 yield from window.ready()
@@ -196,15 +212,15 @@ class Encoder(Passes[NDArray[Any]]):
     def _flush(
         self, window: _Window, options: EncodeOptions, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Features]]:
-        for shape in list(window.waiting):
-            self._encode_alike(window, shape, options, advance)
+        for alike in list(window.waiting):
+            self._encode_alike(window, alike, options, advance)
         return window.ready()
 
     def _encode_alike(
-        self, window: _Window, shape: tuple[int, int], options: EncodeOptions, advance: Callable[[int], None]
+        self, window: _Window, alike: Alike, options: EncodeOptions, advance: Callable[[int], None]
     ) -> None:
         """Encode the images of one shape that wait."""
-        numbers, images = zip(*window.waiting.pop(shape), strict=True)
+        numbers, images = zip(*window.waiting.pop(alike), strict=True)
         window.done |= dict(zip(numbers, self._encode_in_streams(images, options), strict=True))
         advance(len(numbers))
 
@@ -232,10 +248,25 @@ class Encoder(Passes[NDArray[Any]]):
 
     def load(self, image: ImageLike, options: EncodeOptions, *, name: str) -> LoadedImage:
         """Read and resize one image, and check that it can be encoded; ``name`` is how messages call an array."""
-        loaded = load_image(image, options.load_size, name=name, half=options.halve)
+        patch, fit = self.manifest.architecture.patch, options.fit
+        adapt = partial(fit.resized, patch=patch)
+        loaded = load_image(image, options.load_size, name=name, half=options.halve, adapt=adapt)
+        pixels = fit.apply(loaded.pixels, patch, rounded_colour(self.manifest.normalisation.mean))
+        if pixels.shape != loaded.pixels.shape:
+            loaded = replace(loaded, pixels=pixels, resized=loaded.image_size)
+            self._check_padding(loaded, options)
         half = None if loaded.half is None else (loaded.half.shape[0], loaded.half.shape[1])
         self.check_size(loaded.name, loaded.original_size, loaded.image_size, half, options)
         return loaded
+
+    def _check_padding(self, image: LoadedImage, options: EncodeOptions) -> None:
+        """Raise :class:`InputError` where this bundle cannot pad exactly."""
+        if options.fit is Fit.PAD and self._padding is None:
+            why = "has one fixed size" if not self.manifest.dynamic else f"has no {PADDING}"
+            raise InputError(
+                f"{image.name} would be padded to {image.image_size[0]}×{image.image_size[1]} (height × width), but "
+                f"this bundle {why}: export it again, with --dynamic, or use fit 'pad_black', 'crop' or 'resize'"
+            )
 
     def _cells(self, image_size: tuple[int, int], options: EncodeOptions) -> int:
         grid_h, grid_w = grid_size(image_size, self.manifest.architecture.patch, self.stride(options))
@@ -333,7 +364,7 @@ class Encoder(Passes[NDArray[Any]]):
 
         def passes(side: int) -> bool:
             try:
-                size = loaded_size(original, side)
+                size = options.fit.fitted(options.fit.resized(loaded_size(original, side), patch), patch)
                 half = half_size(size) if options.saliency is SaliencyMode.LOW_RESOLUTION else None
                 self._check_patch("", size, half, self.stride(options))
             except InputError:
@@ -382,10 +413,11 @@ class Encoder(Passes[NDArray[Any]]):
     def _encode_batch(self, batch: Sequence[LoadedImage], options: EncodeOptions) -> list[Features]:
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
         halves = [image.pixels if image.half is None else image.half for image in batch] if low else []
-        outputs, attention = self.outputs([image.pixels for image in batch], halves, self.stride(options))
+        padded = batch[0].resized if options.fit is Fit.PAD else None
+        outputs, attention = self.outputs([image.pixels for image in batch], halves, self.stride(options), padded)
         features = []
         for i, image in enumerate(batch):
-            record = self.record(image.name, image.original_size, image.image_size, options)
+            record = self.record(image.name, image.original_size, image.image_size, options, resized=image.resized)
             tokens = {facet: rows[i] for facet, rows in outputs.items()}
             own = None if attention is None else attention[i].reshape(record.grid)
             features.append(Features.of(record, tokens, own, image.pixels))
@@ -402,11 +434,12 @@ class Encoder(Passes[NDArray[Any]]):
         size: tuple[int, int],
         options: EncodeOptions,
         detail: float | None = None,
+        resized: tuple[int, int] | None = None,
     ) -> ImageRecord:
         """What an image of an ``original`` and a loaded ``size`` is, encoded."""
         return ImageRecord(
             saliency_mode=options.saliency,
-            geometry=Geometry(original, size, self.manifest.architecture.patch, self.stride(options)),
+            geometry=Geometry(original, size, self.manifest.architecture.patch, self.stride(options), resized),
             name=name,
             provenance=self.provenance,
             load_size=options.load_size,
@@ -417,12 +450,12 @@ class Encoder(Passes[NDArray[Any]]):
         """See :class:`Passes`."""
         return np.stack([pillow_nearest(values.reshape(small), grid).ravel() for values in attention])
 
-    def run(self, images: Sequence[Pixels], step: int) -> dict[str, Float]:
+    def run(self, images: Sequence[Pixels], step: int, picture: tuple[int, int] | None = None) -> dict[str, Float]:
         """See :class:`Passes`."""
         size = images[0].shape[:2]
         used_h, used_w = self.used_size(size)
         pixels = _stack([image[:used_h, :used_w] for image in images])
-        return self.backend.run({"images": pixels, **self.grid_inputs(size, step=step)})
+        return self.backend.run({"images": pixels, **self.grid_inputs(size, step=step, picture=picture)})
 
     def used_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The upper-left part of an image that the encoder takes: all of it, or what whole patches cover."""
@@ -432,16 +465,32 @@ class Encoder(Passes[NDArray[Any]]):
         used_h, used_w = (stride * (cells - 1) + patch for cells in grid_size(size, patch, stride))
         return used_h, used_w
 
-    def grid_inputs(self, size: tuple[int, int], *, step: int) -> dict[str, NDArray[Any]]:
-        """What the encoder takes beside images of ``size``: nothing if static, else table, rows and columns."""
+    def grid_inputs(
+        self, size: tuple[int, int], *, step: int, picture: tuple[int, int] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """What the encoder takes beside images of ``size``: nothing if static, else table, rows and columns.
+
+        Args:
+            picture: ``(height, width)`` of the part that is not padding, where some is.
+        """
         if not self.manifest.dynamic:
             return {}
         grid = grid_size(size, self.manifest.architecture.patch, self.manifest.stride * step)
         return {
-            "positional": self._table(grid, size)[None],
+            "positional": self._table(grid, size)[None]
+            if picture is None
+            else self._padded_table(grid, size, picture, self.manifest.stride * step)[None],
             "rows": np.arange(grid[0], dtype=np.int64) * step,
             "cols": np.arange(grid[1], dtype=np.int64) * step,
         }
+
+    def _make_padded_table(
+        self, grid: tuple[int, int], size: tuple[int, int], picture: tuple[int, int], stride: int
+    ) -> Float:
+        """The positional table with what makes padding exact: the graph adds it to the patches' embeddings."""
+        if self._padding is None:
+            raise InputError(f"this bundle has no {PADDING}, which padding needs: export it again")
+        return self._table(grid, size) + padding_correction(self._padding, grid, picture, stride)
 
 
 def _stack(images: Sequence[Pixels]) -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ def extract_features(
 ) -> FeatureStore:
     """See ``Engine.extract``."""
     stride = options.stride or encoder.manifest.stride
-    settings = StoreSettings(encoder.provenance, facets, options.load_size, options.saliency, stride)
+    settings = StoreSettings(encoder.provenance, facets, options.load_size, options.saliency, stride, options.fit)
     with _opened(path, settings, force=force):
         return _extract(encoder, images, path, options, settings, progress, on_broken)
 

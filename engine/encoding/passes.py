@@ -21,7 +21,7 @@ class Passes(ABC, Generic[Array]):
     manifest: Manifest
 
     def outputs(
-        self, images: Sequence[Array], halves: Sequence[Array], stride: int
+        self, images: Sequence[Array], halves: Sequence[Array], stride: int, picture: tuple[int, int] | None = None
     ) -> tuple[dict[str, Array], Array | None]:
         """Each facet's tokens ``(B, 1 + cells, C)``, and [CLS] attention ``(B, cells)`` if the bundle has saliency.
 
@@ -29,9 +29,10 @@ class Passes(ABC, Generic[Array]):
             images: of one size, ``(h, w, 3)`` uint8.
             halves: for low-resolution saliency, which takes a second pass at half the image size and stride 8, enlarged
                 to the grid; otherwise empty. Without a load size the reference does not halve images, only that grid.
+            picture: ``(height, width)`` of the part of the images that is not padding; None where all of it is picture.
         """
         own, patch = self.manifest.stride, self.manifest.architecture.patch
-        outputs = self.run(images, stride // own)
+        outputs = self.run(images, stride // own, picture)
         attention = outputs.pop(CLS_ATTENTION, None)
         if attention is None or not halves:
             return outputs, attention
@@ -40,7 +41,7 @@ class Passes(ABC, Generic[Array]):
         return outputs, self.enlarge(small, small_grid, grid_size(_size(images), patch, stride))
 
     @abstractmethod
-    def run(self, images: Sequence[Array], step: int) -> dict[str, Array]:
+    def run(self, images: Sequence[Array], step: int, picture: tuple[int, int] | None = None) -> dict[str, Array]:
         """One pass over images of one size; ``step`` keeps every step-th cell of the patch convolution."""
 
     @abstractmethod

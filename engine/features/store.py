@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from facetrt.engine.features.collection import LazySequence
 from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
 from facetrt.engine.files import FEATURES, is_store
+from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import MAX_PIXELS, LoadSize
 from facetrt.engine.machine import memory
@@ -71,12 +72,14 @@ class StoreSettings:
     load_size: LoadSize
     saliency: SaliencyMode
     stride: int
+    fit: Fit = Fit.NONE
 
     def to_json(self) -> dict[str, Any]:
         """The ``facetrt`` attribute of a store."""
         size = list(self.load_size) if isinstance(self.load_size, tuple) else self.load_size
         rest = {"facets": self.facets, "load_size": size, "saliency": str(self.saliency), "stride": self.stride}
-        return {"format": FORMAT, **asdict(self.provenance), **rest}
+        fit = {} if self.fit is Fit.NONE else {"fit": str(self.fit)}  # older stores do not say it
+        return {"format": FORMAT, **asdict(self.provenance), **rest, **fit}
 
     @staticmethod
     def from_json(data: Any, where: Path) -> StoreSettings:
@@ -94,20 +97,22 @@ class StoreSettings:
             "load_size": size is None or (len(sides) == 2 and all(map(_is_count, sides))),
             "saliency": data.get("saliency") in list(SaliencyMode),
             "stride": _is_count(stride),
+            "fit": data.get("fit", "none") in list(Fit),
         }
         for name, fits in valid.items():
             if not fits:
                 raise InputError(f"{where} is damaged: its {name} is {data.get(name)!r:.60}")
         load_size = (sides[0], sides[1]) if isinstance(size, list) else size
         provenance = Provenance(**{name: data[name] for name in names})
-        return StoreSettings(provenance, facets, load_size, SaliencyMode(data["saliency"]), stride)  # type: ignore[arg-type]
+        saliency, fit = SaliencyMode(data["saliency"]), Fit(data.get("fit", "none"))
+        return StoreSettings(provenance, facets, load_size, saliency, stride, fit)  # type: ignore[arg-type]
 
     def difference(self, other: StoreSettings) -> str | None:
         """The first field that differs, in words."""
         mine, theirs = self.to_json(), other.to_json()
-        for name, value in mine.items():
-            if theirs[name] != value:
-                return f"{name} is {value!s:.60} there and {theirs[name]!s:.60} now"
+        for name in {**mine, **theirs}:
+            if theirs.get(name) != mine.get(name):
+                return f"{name} is {mine.get(name)!s:.60} there and {theirs.get(name)!s:.60} now"
         return None
 
 
@@ -250,6 +255,7 @@ def write_image(folder: Path, features: Features, settings: StoreSettings, sourc
         "name": features.name,
         "original_size": list(geometry.original_size),
         "image_size": list(geometry.image_size),
+        **({} if geometry.resized is None else {"resized": list(geometry.resized)}),
         "grid": list(geometry.grid),
         "patch": geometry.patch,
         "stride": geometry.stride,
@@ -324,6 +330,8 @@ def _check_metadata(folder: Path, limit: int = MAX_METADATA_BYTES) -> None:
 
 def _geometry(attributes: Mapping[str, Any], stride: int, folder: Path) -> Geometry:
     sizes = [attributes.get("original_size"), attributes.get("image_size")]
+    resized = attributes.get("resized")
+    sizes += [] if resized is None else [resized]
     for size in sizes:
         fits = isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
         if not fits or math.prod(size) > MAX_PIXELS:  # type: ignore[arg-type]
@@ -331,9 +339,9 @@ def _geometry(attributes: Mapping[str, Any], stride: int, folder: Path) -> Geome
     patch = attributes.get("patch")
     if not _is_count(patch) or attributes.get("stride") != stride:
         raise InputError(f"{folder} is damaged: patch {patch!r:.60}, stride {attributes.get('stride')!r:.60}")
-    original, loaded = ((size[0], size[1]) for size in sizes)  # type: ignore[index]
+    original, loaded, *more = ((size[0], size[1]) for size in sizes)  # type: ignore[index]
     try:
-        return Geometry(original, loaded, int(patch), stride)  # type: ignore[arg-type]
+        return Geometry(original, loaded, int(patch), stride, more[0] if more else None)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{folder} is damaged: {error}") from error
 

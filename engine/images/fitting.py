@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrt.engine.settings import Setting
 
 
 class Fit(StrEnum):
@@ -19,3 +25,43 @@ class Fit(StrEnum):
     PAD = "pad"
     PAD_BLACK = "pad_black"
     RESIZE = "resize"
+
+    @property
+    def pads(self) -> bool:
+        """Whether pixels are added."""
+        return self in (Fit.PAD, Fit.PAD_BLACK)
+
+    def resized(self, size: tuple[int, int], patch: int) -> tuple[int, int]:
+        """``(height, width)`` that an image is resized to which would be loaded at ``size``; halves to even."""
+        if self is not Fit.RESIZE:
+            return size
+        height, width = (max(1, round(side / patch)) * patch for side in size)
+        return height, width
+
+    def fitted(self, size: tuple[int, int], patch: int) -> tuple[int, int]:
+        """``(height, width)`` of what the encoder sees of an image resized to ``size``."""
+        if self is Fit.CROP:
+            height, width = (side // patch * patch if side >= patch else side for side in size)
+        elif self.pads:
+            height, width = (-(-side // patch) * patch for side in size)
+        else:
+            height, width = size
+        return height, width
+
+    def apply(self, pixels: NDArray[np.uint8], patch: int, colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``pixels (height, width, 3)`` without what is cut off, or with a border of ``colour (3,)``."""
+        height, width = self.fitted((pixels.shape[0], pixels.shape[1]), patch)
+        if self.pads and (height, width) != pixels.shape[:2]:
+            fitted = np.empty((height, width, 3), np.uint8)
+            fitted[:] = colour if self is Fit.PAD else 0
+            fitted[: pixels.shape[0], : pixels.shape[1]] = pixels
+            return fitted
+        return pixels[:height, :width]
+
+
+FitChoice = Annotated[Fit, Setting("How sides that are no multiple of the patch are fitted: none leaves the rest out.")]
+
+
+def rounded_colour(mean: Any) -> NDArray[np.uint8]:
+    """The colour nearest to the one that normalisation by ``mean (3,)`` of RGB in [0, 1] turns into zero."""
+    return np.rint(255 * np.asarray(mean, np.float64)).clip(0, 255).astype(np.uint8)

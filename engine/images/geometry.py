@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.kernels.errors import InputError
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 def grid_size(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
@@ -28,12 +31,19 @@ class Geometry:
     Points are (x, y) in continuous pixels: (0, 0) is the image's top-left corner, so the first pixel's centre is
     (0.5, 0.5) and ``floor`` gives pixel indices. In the loaded image a cell's centre is ``stride·column + patch/2``,
     the number that the reference implementation prints.
+
+    Attributes:
+        original_size: ``(height, width)`` before loading.
+        image_size: of the loaded image, as the encoder sees it.
+        resized: what the whole picture was resized to, where its border was then cut off, or a border was added at the
+            right and at the bottom; :attr:`image_size` if None.
     """
 
     original_size: tuple[int, int]
     image_size: tuple[int, int]
     patch: int
     stride: int
+    resized: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         grid_size(self.image_size, self.patch, self.stride)
@@ -50,9 +60,26 @@ class Geometry:
         return (height - self.patch) % self.stride, (width - self.patch) % self.stride
 
     @property
+    def picture_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the whole picture in loaded pixels, without a border and with what was cut off."""
+        return self.resized or self.image_size
+
+    @property
     def scale_xy(self) -> NDArray[np.float64]:
         """Original pixels per loaded pixel, ``(2,)`` as (x, y)."""
-        return np.array([self.original_size[1] / self.image_size[1], self.original_size[0] / self.image_size[0]])
+        height, width = self.picture_size
+        return np.array([self.original_size[1] / width, self.original_size[0] / height])
+
+    def on_picture(self, values: NDArray[Value]) -> NDArray[Value]:
+        """What belongs to the loaded image, ``(…, height, width)``, on the whole picture: :attr:`picture_size`.
+
+        A border that was added is left out; one that was cut off repeats the last row and column.
+        """
+        if self.picture_size == self.image_size:
+            return values
+        sides = zip(self.picture_size, self.image_size, strict=True)
+        rows, columns = (np.minimum(np.arange(count), side - 1) for count, side in sides)
+        return np.asarray(values[..., rows[:, None], columns])
 
     def loaded_points_xy(self, cells: NDArray[np.integer]) -> NDArray[np.float64]:
         """Centres of row-major ``cells (n,)`` in the loaded image, ``(n, 2)``."""

@@ -13,7 +13,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +64,15 @@ class LoadedImage:
     """``pixels (height, width, 3)`` uint8 RGB at the loaded size.
 
     ``half`` is the image at half that size, resized from the original as well, if it was asked for;
-    ``original_size`` is ``(height, width)`` before resizing, after EXIF orientation.
+    ``original_size`` is ``(height, width)`` before resizing, after EXIF orientation; ``resized`` is the picture's size
+    where its border was cut off or added to after resizing, see :class:`facetrt.engine.images.geometry.Geometry`.
     """
 
     pixels: Pixels
     half: Pixels | None
     original_size: tuple[int, int]
     name: str
+    resized: tuple[int, int] | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -83,7 +85,14 @@ class LoadedImage:
         return self.pixels.nbytes + (0 if self.half is None else self.half.nbytes)
 
 
-def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "image", half: bool = False) -> LoadedImage:
+def load_image(
+    image: ImageLike,
+    load_size: LoadSize = None,
+    *,
+    name: str = "image",
+    half: bool = False,
+    adapt: Callable[[tuple[int, int]], tuple[int, int]] = lambda size: size,
+) -> LoadedImage:
     """Read an image and resize it.
 
     Args:
@@ -93,13 +102,14 @@ def load_image(image: ImageLike, load_size: LoadSize = None, *, name: str = "ima
         load_size: length of the shorter side, or ``(height, width)``, or None to keep the size.
         name: how messages call an image that is not a file.
         half: whether the image at half its loaded size is needed as well.
+        adapt: makes of the loaded size the one that is wanted, before the image is resized, once.
 
     Raises:
         MissingFileError: the file does not exist.
         InputError: it cannot be read as an image, is too large, or has a type that cannot be converted.
     """
     original, name = _open(image, name)
-    size = loaded_size((original.height, original.width), load_size, name)
+    size = adapt(loaded_size((original.height, original.width), load_size, name))
     small = resize(original, half_size(size)) if half else None
     return LoadedImage(resize(original, size), small, (original.height, original.width), name)
 

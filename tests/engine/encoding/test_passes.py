@@ -25,7 +25,7 @@ class Counted(Passes[Array]):
         self.passes: list[tuple[tuple[int, ...], int]] = []
         self.grids: list[tuple[tuple[int, int], tuple[int, int]]] = []
 
-    def run(self, images: Sequence[Array], step: int) -> dict[str, Array]:
+    def run(self, images: Sequence[Array], step: int, picture: tuple[int, int] | None = None) -> dict[str, Array]:
         self.passes.append((images[0].shape[:2], step))
         attention = np.full((len(images), 1), len(self.passes), np.float32)
         return {"key@0": np.ones((len(images), 2, 3), np.float32)} | (
