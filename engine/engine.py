@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -16,20 +17,26 @@ from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.backends.run_options import Kernels, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import Manifest
-from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress
+from facetrt.engine.bundle.manifest import SEGMENTER, Manifest
+from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.encoding.extraction import extract_features
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.images.fitting import Fit
-from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize
+from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize, load_image
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.engine.settings import parse
 from facetrt.engine.tasks.augmentation import augment
 from facetrt.engine.tasks.clustering import ClusteringMethod
 from facetrt.engine.tasks.cosegmentation import VOTING, CosegmentOptions, Mask, Masks, cosegment_images
+from facetrt.engine.tasks.discovery.catalogue import make_method
+from facetrt.engine.tasks.discovery.discovering import Discovery
+from facetrt.engine.tasks.discovery.fusing import parse_terms
+from facetrt.engine.tasks.discovery.method import Method
+from facetrt.engine.tasks.discovery.objects import Objects
+from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.engine.tasks.matching import Matches, MatchOptions, match_pair
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_parts_features
@@ -469,6 +476,121 @@ class Engine:
             for view in self.encode_iter(views, load_size=load_size, stride=item.stride):
                 augmented.append(view)
 
+    def discover(
+        self,
+        images: Iterable[ImageLike] | Iterable[Features],
+        method: str | Method = "tokencut",
+        *,
+        facet: str | None = None,
+        fuse: str | Sequence[str] | None = None,
+        load_size: LoadSize = DEFAULT_SIZE,
+        fit: str | None = None,
+        stride: int | None = None,
+        refine: str = Refinement.NONE,
+        progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
+        **options: Any,
+    ) -> list[Objects]:
+        """The objects of each image, found without labels and without other images.
+
+        Args:
+            images: any number of images, or their features from :meth:`encode`, which are taken as they were encoded.
+            method: a name of :data:`facetrt.engine.tasks.discovery.catalogue.METHODS`: ``tokencut``, ``lost``,
+                ``spectral``, ``maskcut``, ``selfmask``, ``found``, ``dino-seg``; or an instance with its options.
+            facet: whose rows the method works on; the method's or the bundle's own for discovery if None. ``-mean``
+                behind it takes the image's mean descriptor away; see :mod:`facetrt.engine.tasks.discovery.fusing`.
+            fuse: several facets instead, of any kinds and layers: cosines are averaged.
+            load_size: as published if none is given: the images' own size, for shorter sides of at most 512 pixels, or
+                the method's. None for the images' own whatever it is.
+            fit: how images are fitted to whole patches, as in :meth:`encode`; as published if None.
+            stride: between cells; the patch size if None, as published, where the bundle has it.
+            refine: ``none``, ``bilateral``, ``crf``, ``pydensecrf`` or ``grabcut``; boxes are then those of the masks.
+            progress: called with (images done, images in all).
+            on_broken: as in :meth:`encode`; images left out get no result.
+            options: of the method, by name, with its publication's defaults.
+
+        Returns:
+            One result per image, in order; one without objects says why.
+
+        Raises:
+            InputError: an option that does not exist, a facet that was not exported, an image that cannot be read.
+        """
+        return list(
+            self.discover_iter(
+                images,
+                method,
+                facet=facet,
+                fuse=fuse,
+                load_size=load_size,
+                fit=fit,
+                stride=stride,
+                refine=refine,
+                progress=progress,
+                on_broken=on_broken,
+                **options,
+            )
+        )
+
+    def discover_iter(
+        self,
+        images: Iterable[ImageLike] | Iterable[Features],
+        method: str | Method = "tokencut",
+        *,
+        facet: str | None = None,
+        fuse: str | Sequence[str] | None = None,
+        load_size: LoadSize = DEFAULT_SIZE,
+        fit: str | None = None,
+        stride: int | None = None,
+        refine: str = Refinement.NONE,
+        progress: Progress | None = None,
+        on_broken: OnBroken | None = None,
+        **options: Any,
+    ) -> Iterator[Objects]:
+        """Like :meth:`discover`, but yields; only a window of images is held at a time."""
+        discovery = self.discovery(method, facet=facet, fuse=fuse, refine=refine, **options)
+        first, images = _peek(images)
+        if isinstance(first, Features):
+            _refuse_load_size(load_size)
+            tally = Tally(images, progress)
+            for item in cast(Iterable[Features], images):
+                self._check_origin(item, None)
+                yield discovery.find(item)
+                tally.add()
+            return
+        encoding = discovery.method.encoding(self.manifest, load_size, fit, stride)
+        waiting: dict[int, ImageLike] = {}
+
+        def numbered() -> Iterator[tuple[int, ImageLike]]:
+            for number, image in enumerate(cast(Iterable[ImageLike], images)):
+                waiting[number] = image
+                yield number, image
+
+        tally = Tally(images, progress)
+        with closing(self._encoder.encode_numbered(numbered(), encoding, tally.add, on_broken)) as encoded:
+            for number, item in encoded:
+                image = waiting.pop(number)
+                yield discovery.find(item, lambda image=image: load_image(image).pixels)  # type: ignore[misc]
+                for old in [known for known in waiting if known < number]:  # broken ones
+                    del waiting[old]
+
+    def discovery(
+        self,
+        method: str | Method,
+        *,
+        facet: str | None = None,
+        fuse: str | Sequence[str] | None = None,
+        refine: str = Refinement.NONE,
+        **options: Any,
+    ) -> Discovery:
+        """What :meth:`discover` does to the features of each image: for streams, and for programs that encode once."""
+        if facet is not None and fuse is not None:
+            raise InputError(
+                f"facet={facet!r} and fuse={fuse!r} exclude each other: name one facet, or several to fuse"
+            )
+        chosen = make_method(method, options)
+        terms = parse_terms(fuse if fuse is not None else facet or chosen.facet(self.manifest))
+        return Discovery(chosen, terms, self.manifest, parse(Refinement, refine, "refine"), self._segmenter)
+
     @overload
     def apply(
         self,
@@ -615,6 +737,11 @@ class Engine:
             on_broken=on_broken,
         )
 
+    @cached_property
+    def _segmenter(self) -> Segmenter | None:
+        data = self._encoder.segmenter
+        return None if data is None else Segmenter.read(data, SEGMENTER)
+
     @contextmanager
     def _collection(
         self,
@@ -723,7 +850,7 @@ def _refuse_load_size(load_size: LoadSize) -> None:
         )
 
 
-def _peek(images: Images) -> tuple[ImageLike | Features | None, Images]:
+def _peek(images: Any) -> tuple[ImageLike | Features | None, Any]:
     """The first item, or None, and all of them again."""
     source: Iterator[Any] = iter(_as_images(images))
     first = next(source, None)

@@ -25,7 +25,7 @@ class ModelSpec:
         url: where an official DINO checkpoint is published. timm's models have none: timm downloads them.
         published_bytes, published_sha256: of that file, where known; a download that differs is refused.
         match_facet, cosegment_facet, propagate_facet: the facet that each task uses; ``track_facet`` is that for
-            matching if None.
+            matching if None, ``discover_facet`` that for co-segmentation.
         default_facets: what is exported unless facets are named.
         segmenter: whether its checkpoint holds SelfMask's segmenter as well.
     """
@@ -48,6 +48,7 @@ class ModelSpec:
     cosegment_facet: str = "key@11"
     propagate_facet: str = "normed@11"
     track_facet: str | None = None
+    discover_facet: str | None = None
     default_facets: tuple[str, ...] = ("key@9", "key@11")
     segmenter: bool = False
 
@@ -59,6 +60,7 @@ class ModelSpec:
             "cosegment": self.cosegment_facet,
             "propagate": self.propagate_facet,
             "track": self.track_facet or self.match_facet,
+            "discover": self.discover_facet or self.cosegment_facet,
         }
 
     def build(self) -> Any:
@@ -162,6 +164,7 @@ def _builtin() -> ModelSpec:
         cosegment_facet=builtin.COSEGMENT_FACET,
         propagate_facet=builtin.TRACK_FACET,
         track_facet=f"{builtin.MATCH_FACET}+2*{builtin.TRACK_FACET}",
+        discover_facet=f"{builtin.COSEGMENT_FACET}-mean",
         default_facets=(builtin.MATCH_FACET, builtin.COSEGMENT_FACET, builtin.TRACK_FACET),
     )
 

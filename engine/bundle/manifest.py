@@ -329,6 +329,8 @@ class Manifest:
 
     def default_facet(self, task: str) -> str:
         """The facet that a task uses with this model, for example ``key@9`` for ``match``."""
+        if task == "discover" and task not in self.defaults:
+            task = "cosegment"  # the same, for bundles that were exported before there was discovery
         return self.defaults.get(task, self.facets[-1])
 
     def missing_facet(self, facet: str) -> str:

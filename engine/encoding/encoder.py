@@ -151,11 +151,17 @@ class Encoder(Passes[NDArray[Any]]):
             precision=backend.options.precision,
         )
         self._padding = bundle.padding
+        self._bundle = bundle
         if bundle.positional is not None:
             self._table = lru_cache(maxsize=8)(
                 partial(positional_table, bundle.positional, by_size=manifest.positional_rule == BY_SIZE)
             )
             self._padded_table = lru_cache(maxsize=8)(self._make_padded_table)
+
+    @property
+    def segmenter(self) -> bytes | None:
+        """The file of SelfMask's segmenter, if the bundle has one."""
+        return self._bundle.segmenter
 
     def encode(
         self,

@@ -118,7 +118,7 @@ def loaded_size(original: tuple[int, int], load_size: LoadSize, name: str = "ima
     """``(height, width)`` after loading; the longer side is truncated, not rounded."""
     height, width = original
     load_size = check_load_size(load_size)
-    if load_size is None:
+    if load_size is None or (isinstance(load_size, AtMost) and min(original) <= load_size):
         size = original
     elif isinstance(load_size, tuple):
         size = load_size
@@ -143,6 +143,10 @@ class DefaultSize(int):
     """A load size that nobody asked for: it acts like the number, and features may stand where images could."""
 
 
+class AtMost(int):
+    """A shorter side for images whose own is longer; all others keep their size."""
+
+
 DEFAULT_SIZE = DefaultSize(224)  # the reference's shorter side
 
 LOAD_SIZE_SETTING = Setting(
@@ -161,6 +165,8 @@ def check_load_size(load_size: LoadSize) -> LoadSize:
     whole = all(isinstance(side, (int, np.integer)) for side in sides)
     if not whole or (isinstance(load_size, tuple) and len(load_size) != 2):
         raise InputError(f"load_size={load_size!r}: expected the shorter side, a pair (height, width), or None")
+    if isinstance(load_size, AtMost):
+        return load_size
     return (int(load_size[0]), int(load_size[1])) if isinstance(load_size, tuple) else int(load_size)
 
 

@@ -31,6 +31,7 @@ from facetrt.engine.tasks.clustering import (
     sweep_to_elbow,
 )
 from facetrt.engine.tasks.descriptors import Rows, descriptors_of, distances_to, unit_rows
+from facetrt.engine.tasks.masks import bilateral_mask
 from facetrt.engine.tasks.refinement import (
     Progress,
     Refinement,
@@ -468,6 +469,8 @@ def _refine(
         return None
     if refine is Refinement.GRABCUT:
         return grabcut(picture.pixels, mask)
+    if refine is Refinement.BILATERAL:
+        return bilateral_mask(picture.pixels, mask)[0]
     if nearest is None:
         return None
     distances = nearest()

@@ -7,6 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.images.loading import Pixels
+from facetrt.engine.tasks.refinement import Refinement, grabcut, refine_labels
+from facetrt.kernels.bilateral import BilateralGrid
+from facetrt.kernels.components import connected_components
 from facetrt.kernels.dense_crf import dense_crf
 
 Bools = NDArray[np.bool_]
@@ -61,3 +64,48 @@ def spectral_crf(pixels: Pixels, labels: NDArray[np.integer], count: int) -> NDA
         iterations=5,
     )
     return np.asarray(marginals.argmax(axis=0))
+
+
+def bilateral_mask(pixels: Pixels, mask: Bools) -> tuple[Bools, NDArray[np.float32]]:
+    """A mask ``(h, w)`` by the fast bilateral solver: above one half, and the soft map itself.
+
+    Source: specification, common-evaluation §3.
+    """
+    soft = BilateralGrid.of(np.ascontiguousarray(pixels)).solve(mask)
+    return np.asarray(soft > 0.5), soft.clip(0, 1).astype(np.float32)
+
+
+def largest_beside_background(mask: Bools) -> Bools:
+    """The published binary form of a soft map above one half: holes filled, the second most frequent label.
+
+    The background counts as a label. All of a map without a second one is taken.
+    """
+    filled = fill_holes(mask)
+    labels, count = connected_components(filled)
+    if not count or filled.all():
+        return np.ones_like(mask)
+    order = np.argsort(np.bincount(labels.ravel(), minlength=count + 1), kind="stable")
+    return np.asarray(labels == order[-2])
+
+
+def all_but_largest(mask: Bools) -> Bools:
+    """FOUND's form for several objects: holes filled, every label but the most frequent; nothing if there is one."""
+    filled = fill_holes(mask)
+    labels, count = connected_components(filled)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    if (sizes > 0).sum() < 2:
+        return np.zeros_like(mask)
+    return np.asarray(labels != sizes.argmax())
+
+
+def refine_mask(pixels: Pixels, mask: Bools, refinement: Refinement) -> tuple[Bools, NDArray[np.float32] | None]:
+    """A mask ``(h, w)`` of a picture ``(h, w, 3)`` uint8 after refinement, and how sure that is where it says so."""
+    if refinement is Refinement.BILATERAL:
+        return bilateral_mask(pixels, mask)
+    if refinement is Refinement.GRABCUT:
+        refined = grabcut(pixels, mask)
+        return (mask if refined is None else refined), None
+    if refinement is Refinement.NONE:
+        return mask, None
+    energy = np.where(np.stack([mask, ~mask]), 1.0, 0.0).astype(np.float32)
+    return refine_labels(pixels, energy, refinement) == 1, None

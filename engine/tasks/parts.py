@@ -71,8 +71,8 @@ class PartsOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.refine is Refinement.GRABCUT:
-            raise InputError("refine 'grabcut' separates two labels only: parts need crf, pydensecrf or none")
+        if self.refine.two_labels:
+            raise InputError(f"refine {self.refine!s} separates two labels only: parts need crf, pydensecrf or none")
         self.clustering.check_available()
         check_available(self.refine)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
+from facetrt.kernels.bilateral import import_sparse
 from facetrt.kernels.dense_crf import dense_crf
 from facetrt.kernels.errors import InputError, MissingDependencyError
 
@@ -28,13 +29,20 @@ class Refinement(StrEnum):
     """How labels of cells become labels of pixels.
 
     ``none`` enlarges them; ``grabcut`` cuts a mask along colour edges (two labels only); ``crf`` smooths any number of
-    labels by facetrt's dense CRF; ``pydensecrf`` does the same with that library (extra ``crf``).
+    labels by facetrt's dense CRF; ``pydensecrf`` does the same with that library (extra ``crf``); ``bilateral`` smooths
+    a mask by the fast bilateral solver (two labels only).
     """
 
     GRABCUT = "grabcut"
     CRF = "crf"
     PYDENSECRF = "pydensecrf"
+    BILATERAL = "bilateral"
     NONE = "none"
+
+    @property
+    def two_labels(self) -> bool:
+        """Whether it tells foreground from background, and no more."""
+        return self in (Refinement.GRABCUT, Refinement.BILATERAL)
 
     @property
     def threads(self) -> int | None:
@@ -80,7 +88,7 @@ def refine_labels(pixels: Pixels, energy: Float, refinement: Refinement) -> NDAr
         ``(H, W)`` int64 index of the winning label.
 
     Raises:
-        InputError: ``grabcut``, which knows two labels only.
+        InputError: ``grabcut`` or ``bilateral``, which know two labels only.
         MissingDependencyError: ``pydensecrf`` without the extra ``crf``.
     """
     large = np.ascontiguousarray(torch_nearest(energy, (pixels.shape[0], pixels.shape[1])), np.float32)
@@ -90,13 +98,15 @@ def refine_labels(pixels: Pixels, energy: Float, refinement: Refinement) -> NDAr
         return np.asarray(dense_crf(pixels, large).argmax(axis=0))
     if refinement is Refinement.PYDENSECRF:
         return _pydensecrf(pixels, large)
-    raise InputError("grabcut separates foreground from background only: use crf, pydensecrf or none here")
+    raise InputError(f"{refinement} separates foreground from background only: use crf, pydensecrf or none here")
 
 
 def check_available(refinement: Refinement) -> None:
     """Raise :class:`MissingDependencyError` now if a library that ``refinement`` needs is absent."""
     if refinement is Refinement.PYDENSECRF:
         _import_pydensecrf()
+    if refinement is Refinement.BILATERAL:
+        import_sparse()
 
 
 def _import_pydensecrf() -> object:

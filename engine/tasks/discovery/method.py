@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from facetrt.engine.bundle.manifest import Manifest
-from facetrt.engine.features.features import Features, Float
+from facetrt.engine.encoding.encoder import EncodeOptions
+from facetrt.engine.features.features import Features, Float, SaliencyMode
 from facetrt.engine.images.fitting import Fit
-from facetrt.engine.images.loading import LoadSize
-from facetrt.engine.settings import check
+from facetrt.engine.images.loading import DEFAULT_SIZE, AtMost, DefaultSize, LoadSize
+from facetrt.engine.settings import check, parse
 from facetrt.engine.tasks.discovery.objects import Found
+from facetrt.engine.tasks.discovery.segmenter import Segmenter
+
+OWN_SIZE = AtMost(512)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Scene:
             of several that were fused.
         facet: what the rows are called.
         manifest: of the bundle.
+        segmenter: SelfMask's, if the bundle holds one.
     """
 
     features: Features
     rows: Float
     facet: str
     manifest: Manifest
+    segmenter: Segmenter | None = None
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,12 @@ class Method(ABC):
 
     Attributes:
         name: what users type.
-        load_size: how images are loaded unless one says otherwise; None for their own size.
+        load_size: how images are loaded unless one says otherwise. Most methods are published at the images' own size,
+            on data sets whose shorter sides are of 500 pixels at most; larger photographs are loaded at 512.
     """
 
     name: ClassVar[str]
-    load_size: ClassVar[LoadSize] = None
+    load_size: ClassVar[LoadSize] = OWN_SIZE
 
     def __post_init__(self) -> None:
         check(self)
@@ -52,9 +59,25 @@ class Method(ABC):
     def fit(self) -> Fit:
         """How images are fitted to whole patches unless one says otherwise."""
 
+    def facet(self, manifest: Manifest) -> str:
+        """Whose rows it works on unless one says otherwise."""
+        return manifest.default_facet("discover")
+
     def facets(self, manifest: Manifest) -> list[str]:
         """Facets that it reads beside the rows; none by default. Raises :class:`InputError` if the bundle lacks one."""
         return []
+
+    def encoding(
+        self, manifest: Manifest, load_size: LoadSize = DEFAULT_SIZE, fit: str | None = None, stride: int | None = None
+    ) -> EncodeOptions:
+        """How images are encoded for it: as published, but for what is given.
+
+        Its stride is the patch size, or the bundle's own where that is fixed.
+        """
+        if stride is None:
+            stride = manifest.architecture.patch if manifest.dynamic else manifest.stride
+        size = self.load_size if isinstance(load_size, DefaultSize) else load_size
+        return EncodeOptions(size, SaliencyMode.FULL, stride, self.fit if fit is None else parse(Fit, fit, "fit"))
 
     @abstractmethod
     def find(self, scene: Scene) -> Found:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.features.features import Float
 from facetrt.engine.images.geometry import Geometry
+from facetrt.engine.tasks.refinement import Refinement
 
 Bools = NDArray[np.bool_]
 
@@ -55,6 +56,7 @@ class Objects:
         cells: ``(N, grid_h, grid_w)`` bool.
         scores: ``(N,)`` float64, or None where the method has none.
         maps, facts: see :class:`Found`.
+        refinement: what was made of the method's masks.
         geometry: how the cells lie on the image.
         name: path of the image, or how messages call it.
         why_empty: why nothing was found, to be read after the name, or None.
@@ -69,6 +71,7 @@ class Objects:
     scores: NDArray[np.float64] | None
     maps: Mapping[str, NDArray[Any]]
     facts: Mapping[str, Any]
+    refinement: Refinement
     geometry: Geometry
     name: str
     why_empty: str | None
