@@ -191,11 +191,15 @@ def weighted_graph(rows: Float, threshold: float, weak: float = 1e-5) -> CosineG
     return CosineGraph(unit_rows(rows), least=threshold, weak=weak)
 
 
-def spectral_graph(rows: Float, colours: Any = None) -> CosineGraph:
-    """Deep Spectral's: the positive cosines over the largest one, and weights of ``colours`` (sparse) if given."""
-    unit = unit_rows(rows)
-    largest = max(float(np.einsum("nc,nc->n", unit, unit).max(initial=0)), float(np.finfo(np.float32).tiny))
-    return CosineGraph(unit, least=0.0, weak=0.0, scale=largest, more=colours)
+def spectral_graph(rows: Float, colours: Any = None, *, unit: bool = False) -> CosineGraph:
+    """Deep Spectral's: the positive cosines over the largest one, and weights of ``colours`` (sparse) if given.
+
+    Args:
+        unit: take products of the rows as they are: they were of length 1 before they were resampled.
+    """
+    given = rows if unit else unit_rows(rows)
+    largest = max(float(np.einsum("nc,nc->n", given, given).max(initial=0)), float(np.finfo(np.float32).tiny))
+    return CosineGraph(given, least=0.0, weak=0.0, scale=largest, more=colours)
 
 
 class StretchedGraph(Graph):

@@ -420,7 +420,8 @@ class Encoder(Passes[NDArray[Any]]):
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
         halves = [image.pixels if image.half is None else image.half for image in batch] if low else []
         padded = batch[0].resized if options.fit is Fit.PAD else None
-        outputs, attention = self.outputs([image.pixels for image in batch], halves, self.stride(options), padded)
+        seen = [options.fit.seen(image.pixels, self.manifest.architecture.patch) for image in batch]
+        outputs, attention = self.outputs(seen, halves, self.stride(options), padded)
         features = []
         for i, image in enumerate(batch):
             record = self.record(image.name, image.original_size, image.image_size, options, resized=image.resized)

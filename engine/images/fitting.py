@@ -15,9 +15,9 @@ class Fit(StrEnum):
     """What becomes of an image whose sides are no multiple of the patch size.
 
     ``none``: the patch convolution leaves out what remains at the bottom and at the right (Amir et al.). ``crop`` cuts
-    it off before (Deep Spectral). ``pad`` fills up with the colour that normalisation turns into zero (LOST, TokenCut's
-    boxes, FOUND, SelfMask), ``pad_black`` with black. ``resize`` takes the nearest multiple per side (TokenCut's masks,
-    MaskCut).
+    it off before, which only matters to the positional table of a square (Deep Spectral). ``pad`` fills up with the
+    colour that normalisation turns into zero (LOST, TokenCut's boxes, FOUND, SelfMask), ``pad_black`` with black.
+    ``resize`` takes the nearest multiple per side (TokenCut's masks, MaskCut).
     """
 
     NONE = "none"
@@ -39,24 +39,28 @@ class Fit(StrEnum):
         return height, width
 
     def fitted(self, size: tuple[int, int], patch: int) -> tuple[int, int]:
-        """``(height, width)`` of what the encoder sees of an image resized to ``size``."""
-        if self is Fit.CROP:
-            height, width = (side // patch * patch if side >= patch else side for side in size)
-        elif self.pads:
-            height, width = (-(-side // patch) * patch for side in size)
-        else:
-            height, width = size
+        """``(height, width)`` of the loaded image, with the border that is added to one resized to ``size``."""
+        if not self.pads:
+            return size
+        height, width = (-(-side // patch) * patch for side in size)
         return height, width
 
+    def seen(self, pixels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
+        """What the encoder is given of ``pixels (height, width, 3)`` that were loaded."""
+        if self is not Fit.CROP:
+            return pixels
+        height, width = (max(side // patch, 1) * patch for side in pixels.shape[:2])
+        return pixels[:height, :width]
+
     def apply(self, pixels: NDArray[np.uint8], patch: int, colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``pixels (height, width, 3)`` without what is cut off, or with a border of ``colour (3,)``."""
+        """``pixels (height, width, 3)``, with a border of ``colour (3,)`` where one is added."""
         height, width = self.fitted((pixels.shape[0], pixels.shape[1]), patch)
         if self.pads and (height, width) != pixels.shape[:2]:
             fitted = np.empty((height, width, 3), np.uint8)
             fitted[:] = colour if self is Fit.PAD else 0
             fitted[: pixels.shape[0], : pixels.shape[1]] = pixels
             return fitted
-        return pixels[:height, :width]
+        return pixels
 
 
 FitChoice = Annotated[Fit, Setting("How sides that are no multiple of the patch are fitted: none leaves the rest out.")]

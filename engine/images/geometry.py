@@ -35,8 +35,8 @@ class Geometry:
     Attributes:
         original_size: ``(height, width)`` before loading.
         image_size: of the loaded image, as the encoder sees it.
-        resized: what the whole picture was resized to, where its border was then cut off, or a border was added at the
-            right and at the bottom; :attr:`image_size` if None.
+        resized: what the picture was resized to, where a border was then added at the right and at the bottom;
+            :attr:`image_size` if None.
     """
 
     original_size: tuple[int, int]
@@ -61,7 +61,7 @@ class Geometry:
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the whole picture in loaded pixels, without a border and with what was cut off."""
+        """``(height, width)`` of the picture in loaded pixels, without a border that was added."""
         return self.resized or self.image_size
 
     @property
@@ -71,15 +71,9 @@ class Geometry:
         return np.array([self.original_size[1] / width, self.original_size[0] / height])
 
     def on_picture(self, values: NDArray[Value]) -> NDArray[Value]:
-        """What belongs to the loaded image, ``(…, height, width)``, on the whole picture: :attr:`picture_size`.
-
-        A border that was added is left out; one that was cut off repeats the last row and column.
-        """
-        if self.picture_size == self.image_size:
-            return values
-        sides = zip(self.picture_size, self.image_size, strict=True)
-        rows, columns = (np.minimum(np.arange(count), side - 1) for count, side in sides)
-        return np.asarray(values[..., rows[:, None], columns])
+        """What belongs to the loaded image, ``(…, height, width)``, without a border that was added."""
+        height, width = self.picture_size
+        return values[..., :height, :width]
 
     def loaded_points_xy(self, cells: NDArray[np.integer]) -> NDArray[np.float64]:
         """Centres of row-major ``cells (n,)`` in the loaded image, ``(n, 2)``."""

@@ -65,7 +65,7 @@ class LoadedImage:
 
     ``half`` is the image at half that size, resized from the original as well, if it was asked for;
     ``original_size`` is ``(height, width)`` before resizing, after EXIF orientation; ``resized`` is the picture's size
-    where its border was cut off or added to after resizing, see :class:`facetrt.engine.images.geometry.Geometry`.
+    where a border was added after resizing, see :class:`facetrt.engine.images.geometry.Geometry`.
     """
 
     pixels: Pixels

@@ -10,6 +10,7 @@ from facetrt.engine.tasks.discovery.dino_seg import DinoSeg
 from facetrt.engine.tasks.discovery.lost import Lost
 from facetrt.engine.tasks.discovery.maskcut import MaskCut
 from facetrt.engine.tasks.discovery.method import Method
+from facetrt.engine.tasks.discovery.spectral import Spectral
 from facetrt.engine.tasks.discovery.tokencut import TokenCut
 from facetrt.kernels.errors import InputError
 
@@ -32,5 +33,5 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
 
 
 METHODS: dict[str, type[Method]] = {  # in the order in which people meet them
-    method.name: method for method in (TokenCut, Lost, MaskCut, DinoSeg)
+    method.name: method for method in (TokenCut, Lost, Spectral, MaskCut, DinoSeg)
 }

@@ -47,6 +47,8 @@ class Discovery:
         for facet in (*(term.facet for term in self.terms), *self.method.facets(self.manifest)):
             if facet not in self.manifest.facets:
                 raise InputError(self.manifest.missing_facet(facet))
+        if self.refine is Refinement.PYDENSECRF:
+            raise InputError("refine 'pydensecrf' is co-segmentation's: use crf, bilateral, grabcut or none here")
         check_available(self.refine)
 
     @property
@@ -116,7 +118,7 @@ class Discovery:
         masks, soft = [], []
         for mask in objects.masks:
             small = _resized(mask, (pixels.shape[0], pixels.shape[1]))
-            refined, confidence = refine_mask(pixels, small, self.refine)
+            refined, confidence = refine_mask(pixels, small, self.refine, self.method.smooth)
             masks.append(_resized(refined, (height, width)))
             if confidence is not None:
                 soft.append(_enlarged_soft(confidence[None], (height, width))[0])

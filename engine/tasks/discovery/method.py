@@ -10,10 +10,11 @@ from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.features.features import Features, Float, SaliencyMode
 from facetrt.engine.images.fitting import Fit
-from facetrt.engine.images.loading import DEFAULT_SIZE, AtMost, DefaultSize, LoadSize
+from facetrt.engine.images.loading import DEFAULT_SIZE, AtMost, DefaultSize, LoadSize, Pixels
 from facetrt.engine.settings import check, parse
-from facetrt.engine.tasks.discovery.objects import Found
+from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
+from facetrt.engine.tasks.masks import maskcut_crf
 
 OWN_SIZE = AtMost(512)
 
@@ -78,6 +79,10 @@ class Method(ABC):
             stride = manifest.architecture.patch if manifest.dynamic else manifest.stride
         size = self.load_size if isinstance(load_size, DefaultSize) else load_size
         return EncodeOptions(size, SaliencyMode.FULL, stride, self.fit if fit is None else parse(Fit, fit, "fit"))
+
+    def smooth(self, pixels: Pixels, mask: Bools) -> Bools:
+        """A mask ``(height, width)`` by the dense CRF, in MaskCut's setting unless the method has its own."""
+        return maskcut_crf(pixels, mask)
 
     @abstractmethod
     def find(self, scene: Scene) -> Found:
