@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 Vectors = NDArray[np.float64]
 
 BLOCK_ROWS = 64  # of cosines made at a time: 5 MB of 19,200 cells
-HELD_BYTES = 64 << 20  # a float32 matrix up to this size is kept between products: 4,096 cells
+HELD_BYTES = 128 << 20  # a float32 matrix up to this size is kept between products: 5,792 cells
 PATTERNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # (256, 8)
 
 

@@ -21,6 +21,7 @@ ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
 PADDING = "padding.npy"
 SEGMENTER = "segmenter.npz"
+MAX_HEAD = 65_536  # channels that a head may weigh
 BY_SIZE = "size"  # how a positional table may be interpolated; by DINO's scale otherwise
 CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
 
@@ -237,13 +238,39 @@ class PlanRecord:
 
 
 @dataclass(frozen=True)
+class LinearHead:
+    """FOUND's head: foreground is where ``weight · row + bias`` of a facet's rows is positive.
+
+    The facet may end with ``-mean``: rows less the image's mean.
+    """
+
+    facet: str
+    weight: list[float]
+    bias: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if FACET.fullmatch(self.facet.removesuffix("-mean")) is None:
+            raise BundleError(f"found_head: facet {self.facet!r:.60}: expected a kind, @ and a layer, like key@11")
+        if not 0 < len(self.weight) <= MAX_HEAD or not all(map(math.isfinite, [*self.weight, self.bias])):
+            raise BundleError(f"found_head has {len(self.weight)} weights: expected 1 to {MAX_HEAD:,} finite numbers")
+
+
+def parse_head(value: Any) -> LinearHead:
+    """A head from JSON; raises :class:`BundleError` that names the field that is wrong."""
+    head: LinearHead = _parse(LinearHead, value, "found_head")
+    return head
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything the engine needs to know about an encoder.
 
     ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name;
     ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
     they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is ``size`` where the
-    model interpolates its table to a size, see :func:`facetrt.engine.bundle.positional.positional_table`.
+    model interpolates its table to a size, see :func:`facetrt.engine.bundle.positional.positional_table`;
+    ``found_head`` is FOUND's, where one was added.
     """
 
     schema: int
@@ -267,6 +294,7 @@ class Manifest:
     plans: dict[str, PlanRecord] = field(default_factory=dict)
     candidates: list[Candidate] | None = None
     positional_rule: str | None = None
+    found_head: LinearHead | None = None
 
     def __post_init__(self) -> None:
         if self.positional_rule not in (None, BY_SIZE):
@@ -281,6 +309,11 @@ class Manifest:
             grid_size((self.size[0], self.size[1]), self.architecture.patch, self.stride)
         for name in self.files:
             _check_name(name)
+        if self.found_head is not None and len(self.found_head.weight) != self.architecture.dim:
+            raise BundleError(
+                f"found_head has {len(self.found_head.weight)} weights: expected {self.architecture.dim}, as many as "
+                "there are channels"
+            )
         unlisted = sorted(set(self.plans) - set(self.files))
         if unlisted:
             raise BundleError(f"{MANIFEST} describes the plans {unlisted}, but does not list these files")

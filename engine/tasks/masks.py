@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.images.loading import Pixels
-from facetrt.engine.tasks.refinement import Refinement, grabcut
 from facetrt.kernels.bilateral import BilateralGrid
 from facetrt.kernels.components import connected_components
 from facetrt.kernels.dense_crf import dense_crf
@@ -98,19 +95,3 @@ def all_but_largest(mask: Bools) -> Bools:
     if (sizes > 0).sum() < 2:
         return np.zeros_like(mask)
     return np.asarray(labels != sizes.argmax())
-
-
-def refine_mask(
-    pixels: Pixels, mask: Bools, refinement: Refinement, crf: Callable[[Pixels, Bools], Bools] = maskcut_crf
-) -> tuple[Bools, NDArray[np.float32] | None]:
-    """A mask ``(h, w)`` of a picture ``(h, w, 3)`` uint8 after refinement, and how sure that is where it says so.
-
-    Args:
-        crf: what ``crf`` stands for.
-    """
-    if refinement is Refinement.BILATERAL:
-        return bilateral_mask(pixels, mask)
-    if refinement is Refinement.GRABCUT:
-        refined = grabcut(pixels, mask)
-        return (mask if refined is None else refined), None
-    return (crf(pixels, mask) if refinement is Refinement.CRF else mask), None

@@ -7,9 +7,11 @@ from typing import Any
 
 from facetrt.engine.settings import read_options
 from facetrt.engine.tasks.discovery.dino_seg import DinoSeg
+from facetrt.engine.tasks.discovery.found import FoundMethod
 from facetrt.engine.tasks.discovery.lost import Lost
 from facetrt.engine.tasks.discovery.maskcut import MaskCut
 from facetrt.engine.tasks.discovery.method import Method
+from facetrt.engine.tasks.discovery.selfmask import SelfMask
 from facetrt.engine.tasks.discovery.spectral import Spectral
 from facetrt.engine.tasks.discovery.tokencut import TokenCut
 from facetrt.kernels.errors import InputError
@@ -33,5 +35,5 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
 
 
 METHODS: dict[str, type[Method]] = {  # in the order in which people meet them
-    method.name: method for method in (TokenCut, Lost, Spectral, MaskCut, DinoSeg)
+    method.name: method for method in (TokenCut, Lost, Spectral, MaskCut, FoundMethod, SelfMask, DinoSeg)
 }

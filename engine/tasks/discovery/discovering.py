@@ -13,14 +13,12 @@ from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import Pixels
-from facetrt.engine.tasks.descriptors import normalise
-from facetrt.engine.tasks.discovery.fusing import Term
+from facetrt.engine.tasks.discovery.fusing import Term, fuse
 from facetrt.engine.tasks.discovery.grid import nothing
 from facetrt.engine.tasks.discovery.method import Method, Scene
 from facetrt.engine.tasks.discovery.objects import Bools, Found, Objects
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
-from facetrt.engine.tasks.masks import refine_mask
-from facetrt.engine.tasks.refinement import Refinement, check_available, enlarge_mask
+from facetrt.engine.tasks.refinement import Refinement, check_available, enlarge_mask, grabcut
 from facetrt.kernels.components import extent
 from facetrt.kernels.errors import InputError
 
@@ -56,19 +54,6 @@ class Discovery:
         """What the rows are called."""
         return "+".join(map(str, self.terms))
 
-    def rows(self, features: Features) -> Float:
-        """``(cells, C)`` float32. One facet's are as the encoder makes them.
-
-        Several facets are fused: rows of length 1 (zeros stay) beside each other, scaled so that a product of two rows
-        is the weighted mean of the facets' cosines.
-        """
-        parts = [term.rows(features) for term in self.terms]
-        if len(parts) == 1:
-            return parts[0]
-        total = sum(term.weight for term in self.terms)
-        scales = [np.float32((term.weight / total) ** 0.5) for term in self.terms]
-        return np.concatenate([normalise(part) * scale for part, scale in zip(parts, scales, strict=True)], axis=1)
-
     def find(self, features: Features, original: Callable[[], Pixels] | None = None) -> Objects:
         """The objects of one image.
 
@@ -82,12 +67,13 @@ class Discovery:
             found = nothing(features.geometry, features.why_empty)
         else:
             try:
-                scene = Scene(features, self.rows(features), self.name, self.manifest, self.segmenter)
-                found = self.method.find(scene)
+                parts = [term.rows(features) for term in self.terms]
+                rows = fuse(self.terms, parts)
+                found = self.method.find(Scene(features, parts, rows, self.name, self.manifest, self.segmenter))
             except InputError as error:
                 raise InputError(f"{features.name}: {error}") from error
         objects = self._objects(features, found)
-        return objects if self.refine is Refinement.NONE else self._refined(objects, features, original)
+        return objects if self.refine is Refinement.NONE else self._refined(objects, found.whole, features, original)
 
     def _objects(self, features: Features, found: Found) -> Objects:
         geometry = features.geometry
@@ -109,16 +95,21 @@ class Discovery:
             why_empty=found.why_empty if found.why_empty or len(found.boxes) else EMPTY,
         )
 
-    def _refined(self, objects: Objects, features: Features, original: Callable[[], Pixels] | None) -> Objects:
+    def _refined(
+        self, objects: Objects, whole: Bools | None, features: Features, original: Callable[[], Pixels] | None
+    ) -> Objects:
         """Masks refined on the picture, and boxes around them; masks of which nothing is left are dropped."""
         if not len(objects):
             return replace(objects, refinement=self.refine)
         height, width = objects.geometry.original_size
         pixels = original() if original is not None else _picture(features)
         masks, soft = [], []
-        for mask in objects.masks:
+        given = objects.masks
+        if whole is not None:
+            given = _enlarged(objects.geometry.on_picture(whole[None]), objects.geometry)
+        for mask in given:
             small = _resized(mask, (pixels.shape[0], pixels.shape[1]))
-            refined, confidence = refine_mask(pixels, small, self.refine, self.method.smooth)
+            refined, confidence = self._refine(pixels, small)
             masks.append(_resized(refined, (height, width)))
             if confidence is not None:
                 soft.append(_enlarged_soft(confidence[None], (height, width))[0])
@@ -133,6 +124,15 @@ class Discovery:
             refinement=self.refine,
             why_empty=None if kept else "holds no object of which refinement leaves anything",
         )
+
+    def _refine(self, pixels: Pixels, mask: Bools) -> tuple[Bools, Float | None]:
+        """A mask as the method's publication refines it, and how sure that is where it is soft."""
+        if self.refine is Refinement.BILATERAL:
+            return self.method.solve(pixels, mask)
+        if self.refine is Refinement.CRF:
+            return self.method.smooth(pixels, mask), None
+        refined = grabcut(pixels, mask)
+        return (mask if refined is None else refined), None
 
 
 def boxes_on_original(boxes: NDArray[np.float64], geometry: Geometry) -> NDArray[np.float64]:

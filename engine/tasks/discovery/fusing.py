@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from facetrt.engine.features.features import Features, Float
+from facetrt.engine.tasks.descriptors import normalise
 from facetrt.kernels.errors import InputError
 
 MEAN = "-mean"
@@ -34,6 +35,19 @@ class Term:
     def __str__(self) -> str:
         weight = "" if self.weight == 1 else f"{self.weight:g}*"
         return f"{weight}{self.facet}{MEAN if self.centred else ''}"
+
+
+def fuse(terms: Sequence[Term], parts: Sequence[Float]) -> Float:
+    """``(cells, C)`` float32 of the rows of each term; one term's stay as they are.
+
+    Several are rows of length 1 (zeros stay) beside each other, scaled so that a product of two rows is the weighted
+    mean of the facets' cosines.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(term.weight for term in terms)
+    scales = [np.float32((term.weight / total) ** 0.5) for term in terms]
+    return np.concatenate([normalise(part) * scale for part, scale in zip(parts, scales, strict=True)], axis=1)
 
 
 def parse_terms(text: str | Sequence[str]) -> tuple[Term, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from facetrt.engine.images.loading import DEFAULT_SIZE, AtMost, DefaultSize, Loa
 from facetrt.engine.settings import check, parse
 from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
-from facetrt.engine.tasks.masks import maskcut_crf
+from facetrt.engine.tasks.masks import bilateral_mask, maskcut_crf
 
 OWN_SIZE = AtMost(512)
 
@@ -25,14 +26,15 @@ class Scene:
 
     Attributes:
         features: of the image, with the facets that :meth:`Method.facets` asks for.
-        rows: ``(cells, C)`` float32, the descriptors to work on: of one facet as the encoder makes them, head-major, or
-            of several that were fused.
+        parts: ``(cells, C)`` float32 of each facet to work on, as the encoder makes them, head-major.
+        rows: the same of one facet, or of several that were fused.
         facet: what the rows are called.
         manifest: of the bundle.
         segmenter: SelfMask's, if the bundle holds one.
     """
 
     features: Features
+    parts: Sequence[Float]
     rows: Float
     facet: str
     manifest: Manifest
@@ -83,6 +85,10 @@ class Method(ABC):
     def smooth(self, pixels: Pixels, mask: Bools) -> Bools:
         """A mask ``(height, width)`` by the dense CRF, in MaskCut's setting unless the method has its own."""
         return maskcut_crf(pixels, mask)
+
+    def solve(self, pixels: Pixels, mask: Bools) -> tuple[Bools, Float | None]:
+        """A mask ``(height, width)`` by the bilateral solver, and the soft map if that is what is scored."""
+        return bilateral_mask(pixels, mask)
 
     @abstractmethod
     def find(self, scene: Scene) -> Found:

@@ -26,6 +26,8 @@ class Found:
         loaded_masks: ``(N, height, width)`` bool.
         soft: ``(N, height, width)`` float32 in [0, 1], where the method says how sure it is of each pixel.
         masks: ``(N, height, width)`` bool at the original size, where the method's own rule leads there directly.
+        whole: ``(height, width)`` bool: what refinement begins from, and makes one object of, where that is not each of
+            the masks.
         scores: ``(N,)`` float64, where the method scores its objects.
         maps: what the method made on the way, by name: ``(grid_h, grid_w)`` or ``(K, grid_h, grid_w)`` arrays.
         facts: numbers worth recording: thresholds chosen, residuals, seeds.
@@ -37,6 +39,7 @@ class Found:
     loaded_masks: Bools
     soft: Float | None = None
     masks: Bools | None = None
+    whole: Bools | None = None
     scores: NDArray[np.float64] | None = None
     maps: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
