@@ -105,6 +105,18 @@ COMMANDS = (  # in the order in which people meet them
         "Segment the parts that the images' common objects share; part colours mean the same in all images.",
     ),
     Command(
+        "discover",
+        "facetrt.engine.cli.discovery:discover",
+        TASKS,
+        "Find the objects in each image by itself, without labels: boxes, masks, overlays, COCO annotations.",
+    ),
+    Command(
+        "found-head",
+        "facetrt.engine.cli.discovery:found_head",
+        TASKS,
+        "Train FOUND's head on photographs without labels: a few hundred numbers that tell foreground from background.",
+    ),
+    Command(
         "similarity",
         "facetrt.engine.cli.inspection:similarity",
         TASKS,

@@ -24,6 +24,7 @@ from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.cli.records import describe
 from facetrt.engine.cli.viewers import (
     LOAD_SIZE,
+    DiscoverViewer,
     Drawn,
     MaskViewer,
     ModelViewer,
@@ -33,6 +34,7 @@ from facetrt.engine.cli.viewers import (
     Viewer,
     learn_from,
 )
+from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.engine import Engine
 from facetrt.engine.files import (
     atomic_file,
@@ -45,6 +47,7 @@ from facetrt.engine.files import (
 from facetrt.engine.images.first_mask import read_first_mask
 from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, DefaultSize, LoadSize, Pixels
 from facetrt.engine.settings import Setting, check, values_of
+from facetrt.engine.tasks.discovery.catalogue import METHODS
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.tasks.similarity import parse_point
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
@@ -83,6 +86,7 @@ class Request:
     model: Annotated[
         Path | None, Setting("cosegment, parts: from --save-model; learned from the video without it.")
     ] = None
+    method: Annotated[str | None, Setting(f"discover: one of {', '.join(METHODS)} (tokencut).")] = None
     limit: Annotated[int | None, Setting("Stop after so many frames.", minimum=1)] = None
     policy: PolicyChoice = Policy.AUTO
     latency_budget: Annotated[
@@ -167,6 +171,7 @@ def check_request(request: Request) -> None:
         ("--point", request.point or None, task is VideoTask.TRACK),
         ("--first-mask", request.first_mask, task is VideoTask.MASK),
         ("--model", request.model, task.clusters),
+        ("--method", request.method, task is VideoTask.DISCOVER),
     ):
         if value is not None and not allowed:
             raise InputError(f"{option} has no meaning for --task {task}: leave it out")
@@ -229,10 +234,15 @@ def run_video(engine: Engine, request: Request) -> dict[str, Any]:
 
     However it ends, after at least one frame the video is playable and the record says what ended it.
     """
-    viewer, size, stride = _prepare(engine, request)
+    viewer, encoding = _prepare(engine, request)
     budget = None if request.latency_budget is None else request.latency_budget / 1e3
     with engine.stream(
-        request.source, load_size=size, stride=stride, policy=request.policy, latency_budget=budget
+        request.source,
+        load_size=encoding.load_size,
+        stride=encoding.stride,
+        fit=encoding.fit,
+        policy=request.policy,
+        latency_budget=budget,
     ) as stream:
         outputs = Outputs(request, stream)
         with interruption.explained(outputs.kept):
@@ -262,18 +272,21 @@ def _said(stopped: BaseException | None) -> str | None:
     return (str(stopped) if isinstance(stopped, Exception) else "") or type(stopped).__name__
 
 
-def _prepare(engine: Engine, request: Request) -> tuple[Viewer, LoadSize, int | None]:
-    """The task's viewer, and the load size and stride that it wants."""
+def _prepare(engine: Engine, request: Request) -> tuple[Viewer, EncodeOptions]:
+    """The task's viewer, and how it wants frames to be encoded."""
     asked = LOAD_SIZE if isinstance(request.load_size, DefaultSize) else request.load_size
     if request.first_mask is not None:
-        return MaskViewer(engine, read_first_mask(request.first_mask)), asked, None
+        return MaskViewer(engine, read_first_mask(request.first_mask)), EncodeOptions(asked)
     if request.task is VideoTask.TRACK:
-        return TrackViewer(engine, request.points_xy), asked, None
+        return TrackViewer(engine, request.points_xy), EncodeOptions(asked)
     if request.task is VideoTask.PCA:
-        return PcaViewer(engine), asked, None
+        return PcaViewer(engine), EncodeOptions(asked)
+    if request.task is VideoTask.DISCOVER:
+        discovery = engine.discovery(request.method or "tokencut")
+        return DiscoverViewer(discovery), discovery.method.encoding(engine.manifest, asked)
     model = _model(engine, request, asked)
     size = model.load_size if isinstance(request.load_size, DefaultSize) else asked
-    return ModelViewer(engine, model), size, model.stride
+    return ModelViewer(engine, model), EncodeOptions(size, stride=model.stride)
 
 
 def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:

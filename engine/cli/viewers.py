@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.drawing.discovery import objects_overlay
 from facetrt.engine.drawing.overlays import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
 from facetrt.engine.drawing.tracks import draw_trails
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.learning import learn_cosegmentation, learn_parts
+from facetrt.engine.tasks.discovery.discovering import Discovery
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.pca import fit_pca
 from facetrt.engine.tasks.smoothing import Smoother
@@ -43,6 +45,7 @@ class VideoTask(StrEnum):
     COSEGMENT = "cosegment"
     PARTS = "parts"
     PCA = "pca"
+    DISCOVER = "discover"
 
     @property
     def clusters(self) -> bool:
@@ -203,6 +206,30 @@ class PcaViewer(Viewer):
             return {"facet": self._facet}
         pca = self._colours.pca
         return {"facet": pca.facet, "explained_variance_ratio": pca.explained_variance_ratio.round(4)}
+
+
+class DiscoverViewer(Viewer):
+    """The objects of each frame by itself, by a method of discovery."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._frames = self._objects = 0
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`."""
+        pixels = result.frame.pixels
+        found = self._discovery.find(result.features, lambda: pixels)
+        self._frames += 1
+        self._objects += len(found)
+        data: dict[str, NDArray[Any]] = {"boxes": found.boxes, "masks": found.masks, "cells": found.cells}
+        if found.scores is not None:
+            data["scores"] = found.scores
+        return [Drawn(result.frame, objects_overlay(pixels, found), data)]
+
+    def facts(self) -> dict[str, Any]:
+        """Method, facets, and how many objects were found."""
+        named = {"method": self._discovery.method.name, "facet": self._discovery.name}
+        return named | {"frames": self._frames, "objects": self._objects}
 
 
 def learn_from(
