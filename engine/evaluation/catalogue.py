@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facetrt.engine.evaluation.class_agnostic import ClassAgnostic, ClassAgnosticOptions
 from facetrt.engine.evaluation.correspondence import CorrespondenceOptions, PfWillow, SPair, SPairOptions
 from facetrt.engine.evaluation.cosegmentation import (
     CosegmentationOptions,
@@ -17,8 +18,10 @@ from facetrt.engine.evaluation.cosegmentation import (
     PascalCoseg,
 )
 from facetrt.engine.evaluation.davis import Davis, DavisOptions
+from facetrt.engine.evaluation.discovery import CorLoc, CorLocOptions
 from facetrt.engine.evaluation.landmarks import CelebA, Cub, LandmarkOptions
 from facetrt.engine.evaluation.protocol import Evaluation, Options
+from facetrt.engine.evaluation.saliency import Saliency, SaliencyOptions
 from facetrt.engine.settings import read_options
 from facetrt.kernels.errors import InputError, reading
 
@@ -41,6 +44,9 @@ EVALUATIONS: dict[str, Entry] = {
     Cub.name: Entry(Cub, LandmarkOptions),
     CelebA.name: Entry(CelebA, LandmarkOptions),
     Davis.name: Entry(Davis, DavisOptions),
+    CorLoc.name: Entry(CorLoc, CorLocOptions),
+    Saliency.name: Entry(Saliency, SaliencyOptions),
+    ClassAgnostic.name: Entry(ClassAgnostic, ClassAgnosticOptions),
 }
 
 

@@ -55,8 +55,56 @@ _DAVIS = {
 }
 
 
+_CORLOC = {  # VOC2007, VOC2012, COCO20k
+    "TokenCut, ViT-S/16": (68.8, 72.1, 58.8),
+    "TokenCut, ViT-S/8": (67.3, 71.6, 60.7),
+    "LOST, ViT-S/16": (61.9, 64.0, 50.7),
+    "LOST, ViT-S/8": (55.5, 57.0, 49.5),
+    "DINO-seg, ViT-S/16": (45.8, 46.2, 42.1),
+    "Deep Spectral (unconfirmed)": (62.7, 66.4, 52.2),
+    "FOUND (unconfirmed)": (72.5, 76.1, 62.9),
+    "SelfMask (unconfirmed)": (72.3, 75.3, 62.7),
+}
+_CORLOC_SETS = ("VOC2007", "VOC2012", "COCO20k")
+
+_SALIENCY = {  # ECSSD, DUTS-TE, DUT-OMRON; each by its own variant
+    "TokenCut": [("maxF", "IoU", "acc"), (80.3, 71.2, 91.8), (67.2, 57.6, 90.3), (60.0, 53.3, 88.0)],
+    "TokenCut + solver": [("maxF", "IoU", "acc"), (87.4, 77.2, 93.4), (75.5, 62.4, 91.4), (69.7, 61.8, 89.7)],
+    "FOUND, single": [("acc", "IoU", "maxF"), (91.2, 79.3, 94.6), (93.9, 63.7, 73.3), (92.0, 58.6, 68.3)],
+    "FOUND, multi": [("acc", "IoU", "maxF"), (94.9, 80.7, 95.5), (93.8, 64.5, 71.5), (91.2, 57.8, 66.3)],
+    "SelfMask (quoted by others)": [("acc", "IoU"), (94.4, 78.1), (92.3, 62.6), (90.1, 58.2)],
+    "Deep Spectral (quoted by others)": [("IoU",), (73.3,), (51.4,), (56.7,)],
+}
+_SALIENCY_SETS = ("ECSSD", "DUTS-TE", "DUT-OMRON")
+
+_CLASS_AGNOSTIC = {  # zero-shot, of the detector that was trained on MaskCut's masks; none of MaskCut alone
+    "CutLER's detector, COCO": (21.9, 32.7),
+    "CutLER's detector, COCO20K": (22.4, 33.1),
+    "CutLER's detector, VOC": (36.9, 44.3),
+}
+
+
+def _discovery_rows(name: str) -> list[Row]:
+    """Figures of the methods of discovery, each method's own."""
+    if name == "corloc":
+        return [
+            Row(f"{method}: {data}", {"CorLoc": value}, "published")
+            for method, values in _CORLOC.items()
+            for data, value in zip(_CORLOC_SETS, values, strict=True)
+        ]
+    if name == "saliency":
+        return [
+            Row(f"{method}: {data}", {m: v / 100 for m, v in zip(metrics, values, strict=True)}, "published")
+            for method, (metrics, *found) in _SALIENCY.items()
+            for data, values in zip(_SALIENCY_SETS, found, strict=True)
+        ]
+    return [Row(n, {"box AP50": ap, "box AR100": ar}, "published") for n, (ap, ar) in _CLASS_AGNOSTIC.items()]
+
+
 def published_rows(name: str, num_parts: int | None = None) -> list[Row]:
     """The paper's rows for an evaluation, its own system first; none for PF-WILLOW, which it does not report."""
+    if name in ("corloc", "saliency", "class-agnostic"):
+        return _discovery_rows(name)
     if name == "spair71k":
         return [_row(method, {"PCK": value / 100}) for method, value in _PCK.items()]
     if name == "davis2017":

@@ -94,7 +94,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     rows = _published(evaluation)
     if not rows:
         return ["the paper reports no figure for this data set"]
-    return ["the paper's rows are its own figures, with DINO weights on the complete data set"]
+    return ["published rows are their papers' own figures, with trained weights on the complete data sets"]
 
 
 def _published(evaluation: Evaluation) -> list[Row]:

@@ -84,6 +84,17 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return np.asarray(labels > labels.max(initial=0) / 2)
 
 
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """An annotation's grey values, ``(H, W)`` uint8.
+
+    Of a palette or of single bits, 255 stands for what :func:`read_mask` takes for foreground.
+    """
+    image = open_label_image(path)
+    if image.mode == "P" or image.mode == "1":
+        return np.asarray(read_mask(path), np.uint8) * 255
+    return np.asarray(image if image.mode == "L" else image.convert("L"), np.uint8)
+
+
 def read_mat(path: Path, key: str) -> NDArray[np.float64]:
     """One array of a MATLAB file.
 
