@@ -17,7 +17,7 @@ from facetrt.engine.cli.app import ForceOption, console, errors, progress_bar
 from facetrt.engine.cli.parameters import expanded, given
 from facetrt.engine.settings import Setting, options_of
 from facetrt.engine.tasks.agreement import describe
-from facetrt.export.additions import add_kernels
+from facetrt.export.additions import add_found_head, add_kernels
 from facetrt.export.export_options import GPU, ExportOptions, GraphPrecision, Target
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.plans import PlanOptions, build_plan, check_fusible, check_options, check_target
@@ -44,6 +44,9 @@ class Request:
             panel=GPU,
         ),
     ] = Target.ONNX
+    found_head: Annotated[
+        Path | None, Setting("FOUND's head, published or of 'facetrt found-head', for the manifest; also to a bundle.")
+    ] = None
     force: ForceOption = False
 
 
@@ -63,6 +66,9 @@ def export(context: typer.Context, request: Request, options: ExportOptions, pla
         if flavour is not None and options.precision is not GraphPrecision.AUTO:  # else once it is known
             check_fusible(options.precision, plan, flavour)
         folder = _export_model(request, options)
+    if request.found_head is not None:
+        head = add_found_head(folder, request.found_head)
+        console.print(f"{folder}: a head of {len(head.weight) + 1} numbers for {head.facet}, from {request.found_head}")
     if flavour is not None:
         _add_plan(folder, plan, flavour)
 
@@ -142,13 +148,13 @@ def _is_bundle(model: str) -> bool:
 
 def _check_additions(asked: set[str], model: str) -> None:
     """A bundle is added to as it is: what shapes the graph was chosen when it was exported."""
-    foreign = sorted(asked - set(options_of(PlanOptions)) - {"model", "kernels", "target"})
+    foreign = sorted(asked - set(options_of(PlanOptions)) - {"model", "kernels", "target", "found_head"})
     if foreign:
         raise InputError(
             f"{_flags(foreign)} cannot change the bundle {model}: export the model anew, to another folder"
         )
-    if not asked & {"kernels", "target"}:
-        raise InputError(f"{model} is a bundle already: add --target or --kernels to add to it")
+    if not asked & {"kernels", "target", "found_head"}:
+        raise InputError(f"{model} is a bundle already: add --target, --kernels or --found-head to add to it")
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -24,11 +24,13 @@ from facetrt.engine.backends.widening import widen
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.graph import check_graph
 from facetrt.engine.bundle.manifest import (
+    BY_SIZE,
     ENCODER,
     MANIFEST,
     PADDING,
     POSITIONAL,
     SCHEMA,
+    SEGMENTER,
     Architecture,
     Checkpoint,
     FileEntry,
@@ -50,6 +52,7 @@ from facetrt.engine.machine.memory import encoding_bytes, fits, too_many, too_mu
 from facetrt.engine.machine.processor import installed_versions
 from facetrt.engine.samples import sample_images, second_view
 from facetrt.engine.tasks.agreement import TASKS, FeaturePair, absent_tasks, compare_tasks
+from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.choosing import HALVES, Measures, choose_precision
@@ -73,7 +76,8 @@ from facetrt.export.precision import (
     run,
 )
 from facetrt.export.reference import ReferenceModel
-from facetrt.export.weights import DownloadProgress, load_strictly, load_weights
+from facetrt.export.segmenter import read_segmenter
+from facetrt.export.weights import DownloadProgress, fetch_checkpoint, load_strictly, load_weights
 from facetrt.kernels.errors import BackendError, InputError, ParityError
 
 Report = Callable[[str], None]
@@ -132,6 +136,8 @@ def export_bundle(
             report(f"looking for what {options.precision} must leave in fp32")
             manifest = with_record(manifest, options.precision, find_parts(vit, spec, options, manifest, sample))
         report("tracing the graph")
+        if spec.segmenter:
+            (folder / SEGMENTER).write_bytes(load_segmenter(spec, weights, download).to_bytes())
         manifest = write_files(folder, vit, spec, options, manifest)
         report("comparing with the torch model")
         manifest = _compared(folder, manifest, vit, spec, options, sample)
@@ -191,6 +197,11 @@ def load_model(
     return vit, checkpoint
 
 
+def load_segmenter(spec: ModelSpec, weights: Path | None, download: DownloadProgress | None = None) -> Segmenter:
+    """SelfMask's segmenter, which lies in the checkpoint of its backbone."""
+    return read_segmenter(fetch_checkpoint(spec, download) if weights is None else weights)
+
+
 def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest) -> Manifest:
     """Trace the encoder into ``folder``; returns the manifest with its files."""
     table = _trained_table(vit, spec)
@@ -237,7 +248,8 @@ def make_encoder(
     baked = None
     if options.size is not None:
         grid = grid_size(options.size, spec.patch, options.stride)
-        baked = torch.from_numpy(positional_table(table, grid, options.size).copy())[None]
+        own = positional_table(table, grid, options.size, by_size=spec.positional_rule == BY_SIZE)
+        baked = torch.from_numpy(own.copy())[None]
     mean, std = spec.normalisation
     encoder = FacetEncoder(
         vit,
@@ -556,6 +568,7 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         precisions={},
         ranges=Ranges([], []),
         tools=_tools(),
+        positional_rule=spec.positional_rule,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from facetrt.engine.bundle.manifest import BY_SIZE
 from facetrt.export import builtin
 from facetrt.kernels.errors import InputError, MissingDependencyError
 
@@ -28,6 +29,7 @@ class ModelSpec:
             matching if None, ``discover_facet`` that for co-segmentation.
         default_facets: what is exported unless facets are named.
         segmenter: whether its checkpoint holds SelfMask's segmenter as well.
+        positional_rule: as in the manifest: ``size`` where its table is interpolated to a size.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelSpec:
     discover_facet: str | None = None
     default_facets: tuple[str, ...] = ("key@9", "key@11")
     segmenter: bool = False
+    positional_rule: str | None = None
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -146,6 +149,7 @@ def _selfmask(queries: int) -> ModelSpec:
         url=f"{SELFMASK_URL}/{name}.pt",
         default_facets=("key@11", "normed@11"),
         segmenter=True,
+        positional_rule=BY_SIZE,
     )
 
 

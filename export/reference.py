@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrt.engine.bundle.manifest import CLS_ATTENTION
+from facetrt.engine.bundle.manifest import BY_SIZE, CLS_ATTENTION
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.export_options import Facet, FacetKind
 from facetrt.export.models import ModelSpec
@@ -73,11 +73,15 @@ class ReferenceModel:
     def _positional(self, size: tuple[int, int]) -> Tensor:
         side, table = self.spec.trained_grid, self.vit.pos_embed[:, 1:]
         grid = grid_size(size, self.spec.patch, self.stride)
-        if grid[0] * grid[1] == side * side and size[0] == size[1]:
+        by_size = self.spec.positional_rule == BY_SIZE
+        if grid[0] * grid[1] == side * side and (by_size or size[0] == size[1]):
             return torch.as_tensor(table)
         square = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
-        resized = nn.functional.interpolate(square, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
+        how: dict[str, Any] = {"size": grid}
+        if not by_size:
+            scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+            how = {"scale_factor": scale, "recompute_scale_factor": False}
+        resized = nn.functional.interpolate(square, mode="bicubic", **how)
         return resized.flatten(2).transpose(1, 2)
 
     def _facet(self, captured: dict[str, Tensor], facet: Facet) -> Tensor:

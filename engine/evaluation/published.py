@@ -67,13 +67,15 @@ _CORLOC = {  # VOC2007, VOC2012, COCO20k
 }
 _CORLOC_SETS = ("VOC2007", "VOC2012", "COCO20k")
 
-_SALIENCY = {  # ECSSD, DUTS-TE, DUT-OMRON; each by its own variant
-    "TokenCut": [("maxF", "IoU", "acc"), (80.3, 71.2, 91.8), (67.2, 57.6, 90.3), (60.0, 53.3, 88.0)],
-    "TokenCut + solver": [("maxF", "IoU", "acc"), (87.4, 77.2, 93.4), (75.5, 62.4, 91.4), (69.7, 61.8, 89.7)],
-    "FOUND, single": [("acc", "IoU", "maxF"), (91.2, 79.3, 94.6), (93.9, 63.7, 73.3), (92.0, 58.6, 68.3)],
-    "FOUND, multi": [("acc", "IoU", "maxF"), (94.9, 80.7, 95.5), (93.8, 64.5, 71.5), (91.2, 57.8, 66.3)],
-    "SelfMask (quoted by others)": [("acc", "IoU"), (94.4, 78.1), (92.3, 62.6), (90.1, 58.2)],
-    "Deep Spectral (quoted by others)": [("IoU",), (73.3,), (51.4,), (56.7,)],
+_SALIENCY: dict[
+    str, tuple[tuple[str, ...], list[tuple[float, ...]]]
+] = {  # ECSSD, DUTS-TE, DUT-OMRON; each by its own variant
+    "TokenCut": (("maxF", "IoU", "acc"), [(80.3, 71.2, 91.8), (67.2, 57.6, 90.3), (60.0, 53.3, 88.0)]),
+    "TokenCut + solver": (("maxF", "IoU", "acc"), [(87.4, 77.2, 93.4), (75.5, 62.4, 91.4), (69.7, 61.8, 89.7)]),
+    "FOUND, single": (("acc", "IoU", "maxF"), [(91.2, 79.3, 94.6), (93.9, 63.7, 73.3), (92.0, 58.6, 68.3)]),
+    "FOUND, multi": (("acc", "IoU", "maxF"), [(94.9, 80.7, 95.5), (93.8, 64.5, 71.5), (91.2, 57.8, 66.3)]),
+    "SelfMask (quoted by others)": (("acc", "IoU"), [(94.4, 78.1), (92.3, 62.6), (90.1, 58.2)]),
+    "Deep Spectral (quoted by others)": (("IoU",), [(73.3,), (51.4,), (56.7,)]),
 }
 _SALIENCY_SETS = ("ECSSD", "DUTS-TE", "DUT-OMRON")
 
@@ -95,7 +97,7 @@ def _discovery_rows(name: str) -> list[Row]:
     if name == "saliency":
         return [
             Row(f"{method}: {data}", {m: v / 100 for m, v in zip(metrics, values, strict=True)}, "published")
-            for method, (metrics, *found) in _SALIENCY.items()
+            for method, (metrics, found) in _SALIENCY.items()
             for data, values in zip(_SALIENCY_SETS, found, strict=True)
         ]
     return [Row(n, {"box AP50": ap, "box AR100": ar}, "published") for n, (ap, ar) in _CLASS_AGNOSTIC.items()]

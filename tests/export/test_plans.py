@@ -297,7 +297,7 @@ def test_the_command_adds_a_plan_to_a_bundle(static: Path, fake_gpu: FakeGpu) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["BUNDLE"], "is a bundle already: add --target or --kernels"),
+        (["BUNDLE"], "is a bundle already: add --target, --kernels or --found-head"),
         (["BUNDLE", "--target", "tensorrt", "--stride", "2", "--out", "x"], "--out, --stride cannot change the bundle"),
         (["builtin"], "--out is missing"),
         (["builtin", "--out", "x", "--max-batch", "3"], "--max-batch shape a TensorRT plan: add --target tensorrt"),

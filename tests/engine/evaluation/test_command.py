@@ -105,4 +105,4 @@ def test_published_rows_are_the_papers():
 
 
 def test_a_data_set_that_the_paper_lacks_says_so(coseg):
-    assert "its own figures" in notes(open_evaluation("msrc", coseg))[0]
+    assert "their papers' own figures" in notes(open_evaluation("msrc", coseg))[0]
