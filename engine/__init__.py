@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from facetrt.engine.learning import learn_cosegmentation, learn_parts
     from facetrt.engine.tasks.clustering import Clustering, cluster_elbow
     from facetrt.engine.tasks.cosegmentation import Mask, Masks
+    from facetrt.engine.tasks.discovery.discovering import Discovery
+    from facetrt.engine.tasks.discovery.objects import Objects
     from facetrt.engine.tasks.matching import Matches
     from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
     from facetrt.engine.tasks.parts import PartMap, Parts
@@ -51,6 +53,8 @@ show(
         "facetrt.engine.images.geometry": ("Geometry",),
         "facetrt.engine.tasks.clustering": ("Clustering", "cluster_elbow"),
         "facetrt.engine.tasks.cosegmentation": ("Mask", "Masks"),
+        "facetrt.engine.tasks.discovery.discovering": ("Discovery",),
+        "facetrt.engine.tasks.discovery.objects": ("Objects",),
         "facetrt.engine.tasks.matching": ("Matches",),
         "facetrt.engine.learning": ("learn_cosegmentation", "learn_parts"),
         "facetrt.engine.tasks.models": ("PartsModel", "SegmentationModel", "load_model"),
@@ -86,6 +90,7 @@ __all__ = [
     "BackendError",
     "BundleError",
     "Clustering",
+    "Discovery",
     "Engine",
     "FacetrtError",
     "FeatureCollection",
@@ -100,6 +105,7 @@ __all__ = [
     "Matches",
     "MissingDependencyError",
     "MissingFileError",
+    "Objects",
     "OutputError",
     "ParityError",
     "PartMap",

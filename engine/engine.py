@@ -49,6 +49,7 @@ from facetrt.engine.video.tracking import Tracker, TrackOptions
 from facetrt.kernels.errors import InputError
 
 Item = TypeVar("Item")
+MIXED = "images and features were given together: encode all images first, or none"
 Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
 
 
@@ -504,7 +505,7 @@ class Engine:
                 the method's. None for the images' own whatever it is.
             fit: how images are fitted to whole patches, as in :meth:`encode`; as published if None.
             stride: between cells; the patch size if None, as published, where the bundle has it.
-            refine: ``none``, ``bilateral``, ``crf``, ``pydensecrf`` or ``grabcut``; boxes are then those of the masks.
+            refine: ``none``, ``bilateral``, ``crf`` or ``grabcut``; boxes are then those of the masks.
             progress: called with (images done, images in all).
             on_broken: as in :meth:`encode`; images left out get no result.
             options: of the method, by name, with its publication's defaults.
@@ -551,8 +552,12 @@ class Engine:
         first, images = _peek(images)
         if isinstance(first, Features):
             _refuse_load_size(load_size)
+            if fit is not None or stride is not None:
+                raise InputError("fit and stride say how images are encoded, and features were given: leave them out")
             tally = Tally(images, progress)
-            for item in cast(Iterable[Features], images):
+            for item in images:
+                if not isinstance(item, Features):
+                    raise InputError(MIXED)
                 self._check_origin(item, None)
                 yield discovery.find(item)
                 tally.add()
@@ -776,7 +781,7 @@ class Engine:
         features = []
         for item in images:
             if not isinstance(item, Features):
-                raise InputError("images and features were given together: encode all images first, or none")
+                raise InputError(MIXED)
             self._check_origin(item, asked)
             features.append(item)
         return features, ()

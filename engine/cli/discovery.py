@@ -22,7 +22,7 @@ from facetrt.engine.files import write_json, write_png, write_results
 from facetrt.engine.images.finding import unique_stems
 from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, DefaultSize, LoadSize, Pixels, load_image
-from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check, split_settings, values_of
+from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check, parse, split_settings, values_of
 from facetrt.engine.tasks.discovery.catalogue import METHODS
 from facetrt.engine.tasks.discovery.found_head import Photograph, Training, TrainingOptions, train_head
 from facetrt.engine.tasks.discovery.fusing import parse_terms
@@ -35,6 +35,12 @@ from facetrt.kernels.errors import InputError
 COCO, HEAD = "objects.json", "found-head.json"
 OVERVIEW_ROWS = 12
 TRAINING_SIZE = 224  # shorter side of photographs, as of the published crops
+
+
+def read_fit(text: str) -> Fit:
+    """A fit by its name; ``none`` is one, and not the absence of a choice."""
+    return parse(Fit, text, "fit")
+
 
 MethodChoice = Annotated[str, Setting(f"One of {', '.join(METHODS)}.")]
 Settings = Annotated[
@@ -52,7 +58,10 @@ class DiscoverOptions:
     load_size: Annotated[
         LoadSize, replace(LOAD_SIZE_SETTING, help="Shorter side, HEIGHTxWIDTH, none; as published if not.", shown="")
     ] = DEFAULT_SIZE
-    fit: Annotated[Fit | None, Setting("How images are fitted to whole patches; as published if not.", shown="")] = None
+    fit: Annotated[
+        Fit | None,
+        Setting(f"To whole patches: {', '.join(Fit)}; as published if not.", shown="", read=read_fit),
+    ] = None
     stride: Annotated[int | None, Setting("Pixels between cells; the patch size by default.", minimum=1)] = None
     refine: Annotated[Refinement, Setting("How masks are refined on the picture.")] = Refinement.NONE
 
@@ -79,7 +88,16 @@ def discover(
     save_intermediate: IntermediateOption = False,
     skip_broken: SkipOption = False,
 ) -> None:
-    """Find the objects in each image by itself, without labels: boxes, masks, overlays, COCO annotations."""
+    """Find the objects in each image by itself, without labels: boxes, masks, overlays, COCO annotations.
+
+    tokencut: one object, cut from the graph of alike cells.
+    lost: one object, grown from a cell that few others are like.
+    spectral: one object, or regions (--set form=regions), by eigenvectors.
+    maskcut: up to three objects (--set cuts=3), cut one after the other.
+    found: what is unlike the background; better with a head (found-head).
+    selfmask: one object, by vote of clusters or a trained segmenter.
+    dino-seg: one object, where a head of [CLS] looks (--set head=4).
+    """
     chosen: dict[str, Any] = dict(split_settings(settings or []))
     job.check_place()
     skipped = Skipped(skip_broken)
@@ -137,8 +155,8 @@ class Report:
             write_png(self.folder / place, mask)
         if len(self._sheet) < OVERVIEW_ROWS:
             shown = next((objects.maps[name] for name in SHOWN if name in objects.maps), None)
-            heat = picture if shown is None else map_picture(_layer(shown))
-            self._sheet.append([draw.scaled(each, draw.CELL) for each in (picture, heat, overlay)])
+            heat = picture if shown is None else map_picture(_layer(shown), objects.geometry, draw.CELL)
+            self._sheet.append([draw.scaled(picture, draw.CELL), heat, draw.scaled(overlay, draw.CELL)])
             self._labels.append(stem)
         if self.intermediate:
             self._write_maps(objects, stem)
@@ -147,12 +165,15 @@ class Report:
 
     def _write_maps(self, objects: Objects, stem: str) -> None:
         arrays: dict[str, Any] = {name: np.asarray(values) for name, values in objects.maps.items()}
-        np.savez_compressed(self.folder / "data" / f"{stem}.npz", cells=objects.cells, boxes=objects.boxes, **arrays)
+        more: dict[str, Any] = {} if objects.soft is None else {"soft": objects.soft}
+        np.savez_compressed(
+            self.folder / "data" / f"{stem}.npz", cells=objects.cells, boxes=objects.boxes, **more, **arrays
+        )
         for name, values in arrays.items():
             layers = values if values.ndim == 3 else values[None]
             for number, layer in enumerate(layers):
                 suffix = f"-{number}" if len(layers) > 1 else ""
-                write_png(self.folder / "maps" / f"{stem}-{name}{suffix}.png", map_picture(layer))
+                write_png(self.folder / "maps" / f"{stem}-{name}{suffix}.png", map_picture(layer, objects.geometry))
 
     def _add_annotations(self, objects: Objects, name: str) -> None:
         height, width = objects.geometry.original_size
@@ -182,7 +203,7 @@ class Report:
         write_results(self.folder, {"command": "discover", **record, "coco": COCO, "images": self._records})
 
 
-SHOWN = ("eigenvector", "eigenvectors", "expansion", "logits", "attention", "clusters")  # in the overview
+SHOWN = ("eigenvector", "eigenvectors", "expansion", "logits", "kept", "attention", "clusters")  # in the overview
 
 
 def _layer(values: Any) -> Any:

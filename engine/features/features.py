@@ -118,7 +118,8 @@ class Features(ImageRecord):
         detail: float | None = None,
     ) -> None:
         if detail is None and pixels.size:
-            detail = detail_of(pixels, geometry)
+            height, width = geometry.picture_size
+            detail = detail_of(pixels[:height, :width], geometry)  # an added border is no detail
         super().__init__(saliency_mode, geometry, name, provenance, load_size, detail)
         for array, value in (("tokens", tokens), ("attention", attention), ("pixels", pixels)):
             object.__setattr__(self, array, value)

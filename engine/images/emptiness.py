@@ -21,9 +21,10 @@ def detail_of(pixels: Pixels, geometry: Geometry) -> float:
     rows: a constant picture and a linear gradient have 0, and noise finer than a patch averages out.
 
     Args:
-        pixels: ``(H, W, 3)`` uint8, the loaded image or the original one: patches are those of the loaded image.
+        pixels: ``(H, W, 3)`` uint8, the loaded image or the original one, without a border that was added: patches are
+            those of the loaded image.
     """
-    size = tuple(max(3, side // geometry.patch) for side in geometry.image_size)  # second differences take three
+    size = tuple(max(3, side // geometry.patch) for side in geometry.picture_size)  # second differences take three
     means = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float64)
     changes = np.concatenate([np.diff(means, 2, axis=axis).ravel() for axis in (0, 1)])
     return float(np.sqrt(np.mean(changes**2))) if changes.size else 0.0

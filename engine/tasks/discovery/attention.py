@@ -30,12 +30,18 @@ def attention_facets(manifest: Manifest) -> list[str]:
 
 
 def cls_attention(features: Features, manifest: Manifest) -> Float:
-    """The last block's attention of [CLS], ``(heads, 1 + cells)`` float32: to itself first. Rows sum to 1."""
+    """The last block's attention of [CLS], ``(heads, 1 + cells)`` float32: to itself first. Rows sum to 1.
+
+    Raises:
+        InputError: a number that is not finite.
+    """
     query, key = attention_facets(manifest)
     heads = manifest.architecture.heads
     keys = features.tokens[key].reshape(len(features.tokens[key]), heads, -1).astype(np.float64)  # (t, heads, d)
     logits = np.einsum("hd,thd->ht", features.cls(query).reshape(heads, -1).astype(np.float64), keys)
     logits /= np.sqrt(keys.shape[2])
+    if not np.isfinite(logits).all():
+        raise InputError("the attention of [CLS] is not finite: the encoder, or what it was given, is damaged")
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 

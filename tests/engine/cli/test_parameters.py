@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from facetrt.engine import Engine, fit_pca, similarity_map
 from facetrt.engine.backends.run_options import RunOptions
+from facetrt.engine.cli.discovery import DiscoverOptions
 from facetrt.engine.cli.inspection import Comparison
 from facetrt.engine.cli.main import COMMANDS
 from facetrt.engine.cli.parameters import Presets, expanded, given
@@ -24,6 +25,8 @@ from facetrt.engine.evaluation.catalogue import EVALUATIONS
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.settings import FacetChoice, Option, Setting, check, options_of
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions
+from facetrt.engine.tasks.discovery.catalogue import METHODS as DISCOVERY
+from facetrt.engine.tasks.discovery.found_head import TrainingOptions
 from facetrt.engine.tasks.matching import MatchOptions
 from facetrt.engine.tasks.parts import PartsOptions
 from facetrt.engine.tasks.pca import PcaOptions
@@ -40,12 +43,13 @@ METHODS: list[tuple[Callable[..., Any], list[type], set[str]]] = [
     (Engine.open, [RunOptions], set()),
     (Engine.encode, [EncodeOptions], set()),
     (Engine.encode_iter, [EncodeOptions], set()),
-    (Engine.encode_on_device, [EncodeOptions], set()),
+    (Engine.encode_on_device, [EncodeOptions], {"fit"}),  # images are fitted on the host
     (Engine.extract, [EncodeOptions], set()),
     (Engine.stream, [EncodeOptions, StreamOptions], set()),
     (Engine.match, [MatchOptions], set()),
     (Engine.cosegment, [CosegmentOptions], set()),
     (Engine.segment_parts, [PartsOptions], set()),
+    (Engine.discover, [DiscoverOptions], set()),
     (Engine.tracker, [TrackOptions], set()),
     (Engine.propagator, [PropagateOptions], set()),
     (fit_pca, [PcaOptions], ALONE),
@@ -56,6 +60,8 @@ COMMAND_OPTIONS = {
     "match": [MatchOptions, RunOptions],
     "cosegment": [CosegmentOptions, RunOptions],
     "parts": [PartsOptions, RunOptions],
+    "discover": [DiscoverOptions, RunOptions],
+    "found-head": [TrainingOptions, RunOptions],
     "pca": [PcaOptions, RunOptions],
     "similarity": [SimilarityOptions, RunOptions],
     "facets": [Comparison, RunOptions],
@@ -112,7 +118,7 @@ def test_a_command_has_the_options_of_its_dataclasses(command: str) -> None:
 
 def test_every_option_is_explained_and_its_default_is_allowed() -> None:
     kinds = {kind for _, several, _ in METHODS for kind in several} | {entry.kind for entry in EVALUATIONS.values()}
-    for kind in kinds | {ExportOptions, PlanOptions}:
+    for kind in kinds | {ExportOptions, PlanOptions, TrainingOptions, *DISCOVERY.values()}:
         options = options_of(kind)
         unset = {field.name for field in fields(kind) if field.name not in options} - {"encoding", "plain"}
         assert not unset, (kind, unset)
@@ -129,7 +135,7 @@ def beyond(option: Option) -> list[float]:
     return [*low, *high, *([] if setting.above is None else [setting.above])]
 
 
-@pytest.mark.parametrize("command", ["match", "cosegment", "parts", "pca", "similarity"])
+@pytest.mark.parametrize("command", ["match", "cosegment", "parts", "pca", "similarity", "found-head"])
 def test_bounds_hold_in_dataclasses_and_on_the_command_line(command: str) -> None:
     kind = COMMAND_OPTIONS[command][0]
     app = typer.Typer()
