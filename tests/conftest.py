@@ -76,6 +76,13 @@ def golden() -> dict[str, NDArray[Any]]:
 
 
 @pytest.fixture(scope="session")
+def objects() -> dict[str, NDArray[Any]]:
+    """An extract of what the published programs of object discovery give; keys as in the full set."""
+    with np.load(HERE / "golden" / "objects.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
 def golden_vits8_bundle(work: Path) -> Path:
     """ViT-S/8 with the golden weights at stride 4, and every facet that the golden arrays hold."""
     weights, out = work / "dino_vits8.npz", work / "dino_vits8-4"
