@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,31 @@ def test_points_are_chosen(clip: Path, out: Path) -> None:
     video(clip, "track", out, "--points", 3, "--load-size", 72, "--limit", 2, "--no-data")
     assert 1 <= len(check(out, "track", 2)["result"]["points_xy"]) <= 3
     assert not out.with_suffix(".frames").exists()
+
+
+@pytest.mark.parametrize("method", ["tokencut", "spectral"])
+def test_objects_of_each_frame_by_itself(clip: Path, out: Path, method: str) -> None:
+    result = video(clip, "discover", out, "--method", method, "--load-size", 72, "--limit", 3)
+    assert result.exit_code == 0
+    record = check(out, "discover", 3)
+    assert record["result"]["method"] == method and record["options"]["method"] == method
+    assert record["result"]["facet"] == "value@3-mean" and record["result"]["frames"] == 3
+    objects = 0
+    with Engine.open("builtin", threads=1) as engine, open_source(clip) as source:
+        for frame, data in zip(source, map(partial(data_of, out), range(3)), strict=False):
+            expected = engine.discover([frame.pixels], method, load_size=72)[0]
+            np.testing.assert_array_equal(data["masks"], expected.masks)
+            np.testing.assert_array_equal(data["boxes"], expected.boxes)
+            objects += len(expected)
+    assert record["result"]["objects"] == objects > 0
+
+
+def test_a_method_needs_its_task_and_a_name(clip: Path, out: Path) -> None:
+    with pytest.raises(InputError, match="--method has no meaning for --task pca"):
+        video(clip, "pca", out, "--method", "lost")
+    with pytest.raises(InputError, match="no method 'loost': expected one of tokencut"):
+        video(clip, "discover", out, "--method", "loost")
+    assert not out.exists()
 
 
 def test_masks_follow_the_picture(clip: Path, first_mask: Path, out: Path) -> None:
