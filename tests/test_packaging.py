@@ -65,7 +65,7 @@ def test_no_bare_top_level_packages() -> None:
 def test_the_builtin_bundle_is_small_and_ships() -> None:
     folder = importlib.resources.files("facetrt.engine") / "builtin"
     files = {path.name: len(path.read_bytes()) for path in folder.iterdir()}
-    assert set(files) == {"manifest.json", "encoder.onnx", "positional.npy"}
+    assert set(files) == {"manifest.json", "encoder.onnx", "padding.npy", "positional.npy"}
     assert sum(files.values()) <= 4 << 20
 
 

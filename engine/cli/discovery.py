@@ -234,7 +234,9 @@ def found_head(
     job: Job,
     options: TrainingOptions,
     running: RunOptions,
-    facet: FacetChoice = BUNDLES_CHOICE,
+    facet: Annotated[
+        str | None, typer.Option("--facet", help="KIND@LAYER that it weighs; the bundle's choice by default.")
+    ] = None,
     load_size: Annotated[int, typer.Option("--load-size", min=1, help="Shorter side of photographs.")] = TRAINING_SIZE,
     skip_broken: SkipOption = False,
 ) -> None:

@@ -40,7 +40,7 @@ MOMENTS, TINY, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01  # AdamW's
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Of the training of a head, with the published defaults."""
+    """Options of the training of a head, with the published defaults."""
 
     steps: Annotated[int, Setting("How often the head is changed.", minimum=1, maximum=100_000)] = 500
     batch: Annotated[int, Setting("Photographs per step.", minimum=1, maximum=10_000)] = 50

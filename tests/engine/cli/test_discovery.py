@@ -138,6 +138,11 @@ def test_a_head_is_trained_and_used(images: Path, tmp_path: Path) -> None:
     assert image["facet"] == "value@3-mean" and (image["why_empty"] or image["facts"]["form"] == "head")
 
 
+def test_a_head_weighs_one_facet(images: Path, tmp_path: Path) -> None:
+    refused = discover(images / "a.png", "--out", tmp_path / "out", "--facet", "key@3,query@3", command="found-head")
+    assert isinstance(refused.exception, FacetrtError) and "a head weighs one facet" in str(refused.exception)
+
+
 def test_maps_lie_on_the_image_without_the_border() -> None:
     geometry = Geometry((100, 60), (56, 32), 8, 8, resized=(50, 30))
     bits = np.zeros((7, 4), np.bool_)
