@@ -12,7 +12,7 @@ from scipy.linalg import eigh
 
 from facetrt.kernels import eigenvectors as module
 from facetrt.kernels.affinity import CosineGraph, Graph, spectral_graph, threshold_graph
-from facetrt.kernels.eigenvectors import smallest_eigenvectors
+from facetrt.kernels.eigenvectors import sign_of_lapack, smallest_eigenvectors
 from facetrt.kernels.errors import InputError
 
 
@@ -97,3 +97,17 @@ def test_too_many_nodes_for_the_dense_solver_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "MAX_DENSE", 100)
     with pytest.raises(InputError, match="143 nodes did not converge"):
         smallest_eigenvectors(graph, 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sign_is_that_of_lapack(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid_h, grid_w = (int(side) for side in random.integers(7, 15, 2))
+    rows = field(grid_h, grid_w) + random.normal(size=(grid_h * grid_w, 32)).astype(np.float32)
+    graph = threshold_graph(rows, 0.15)
+    if seed % 2:
+        graph = graph.without(random.random(len(graph)) < 0.3)
+    vector, degree = smallest_eigenvectors(graph, 2).vectors[:, 1], graph.degree
+    expected = eigh(np.diag(degree) - graph.dense(), np.diag(degree), subset_by_index=(1, 2))[1][:, 0]
+    assert sign_of_lapack(graph, vector) == np.sign(expected @ (degree * vector))
+    assert sign_of_lapack(graph, -vector) == -sign_of_lapack(graph, vector)

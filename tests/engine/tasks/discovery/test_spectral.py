@@ -7,6 +7,7 @@ import pytest
 from helpers_discovery import make_scene, two_sides
 from numpy.typing import NDArray
 
+from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.tasks.discovery.discovering import boxes_on_original
 from facetrt.engine.tasks.discovery.grid import boxes_of
 from facetrt.engine.tasks.discovery.spectral import (
@@ -69,12 +70,10 @@ def test_regions_boxes_and_their_number_are_the_published_ones(objects: Golden) 
     np.testing.assert_array_equal(segments, objects[f"{expected}segments"])
     assert regions_by_gap(objects["dss.struct.chelsea.eigenvalues"]) == objects["dss.struct.chelsea.adaptive_k"]
     for erode, dilate in ((1, 1), (2, 3), (2, 5)):
-        method, geometry = Spectral(erode=erode, dilate=dilate), make_scene(np.zeros((216, 2)), GRID).features.geometry
+        method, geometry = Spectral(erode=erode, dilate=dilate), Geometry((96, 144), (96, 144), 8, 8)
         boxes, numbers = (objects[f"{expected}boxes_e{erode}_d{dilate}{end}"] for end in ("", "_index"))
         for number, box in zip(numbers, boxes, strict=True):
-            own = boxes_of(
-                method._opened(segments == number)[None], make_scene(np.zeros((216, 2)), GRID).features.geometry
-            )
+            own = boxes_of(method._opened(segments == number)[None], geometry)
             np.testing.assert_array_equal(own[0], box)
 
 
