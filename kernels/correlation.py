@@ -12,7 +12,7 @@ from facetrt.kernels.products import TIE
 
 
 def positive_degree(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each of ``rows (n, C)``, the number of other rows with a positive inner product, ``(n,)``.
+    """The number of other rows with a positive inner product, for each of ``rows (n, C)``: ``(n,)``.
 
     Products closer to 0 than rounding are computed again in float64, in a fixed order, so that no processor counts
     otherwise. Only blocks of the products are held. Source: specification, lost step 1.

@@ -159,7 +159,7 @@ def test_saliency_modes(tiny_engine: Engine) -> None:
 def test_bad_options(tiny_engine: Engine, features: list[Features]) -> None:
     with pytest.raises(InputError, match="needs at least 2"):
         tiny_engine.cosegment([photo(40, 40)])
-    with pytest.raises(InputError, match="expected one of grabcut, crf, pydensecrf, none"):
+    with pytest.raises(InputError, match="expected one of grabcut, crf, pydensecrf, bilateral, none"):
         tiny_engine.cosegment(features, refine="magic")
     for name, value in (("elbow", np.nan), ("elbow", 0), ("saliency_threshold", np.inf), ("outlier_threshold", np.nan)):
         with pytest.raises(InputError, match=name):
