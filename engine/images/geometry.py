@@ -60,6 +60,12 @@ class Geometry:
         return (height - self.patch) % self.stride, (width - self.patch) % self.stride
 
     @property
+    def covered_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the upper-left part of the loaded image that patches cover."""
+        height, width = (self.stride * (cells - 1) + self.patch for cells in self.grid)
+        return height, width
+
+    @property
     def picture_size(self) -> tuple[int, int]:
         """``(height, width)`` of the picture in loaded pixels, without a border that was added."""
         return self.resized or self.image_size

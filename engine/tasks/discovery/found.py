@@ -109,7 +109,8 @@ class FoundMethod(Method):
             facts = {"form": "background", "seed": stage.seed, "head_weights": stage.weights.tolist()}
             return self._objects(geometry, cells, loaded_masks(cells[None], geometry)[0], None, maps, facts)
         logits = apply_head(scene.rows, head).reshape(geometry.grid)
-        large = bilinear(logits, _covered(geometry))
+        whole = geometry.stride == geometry.patch  # overlapping patches' cells are spread over all of the image
+        large = bilinear(logits, geometry.covered_size if whole else geometry.image_size)
         soft = np.zeros(geometry.image_size, np.float32)
         soft[: large.shape[0], : large.shape[1]] = 1 / (1 + np.exp(-large.astype(np.float64)))
         facts = {"form": "head", "head": head.source}
@@ -204,13 +205,6 @@ def pieces(mask: Bools, extent_: Extent) -> Bools:
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     order = 1 + np.argsort(-sizes, kind="stable")
     return np.asarray(labels == order[:, None, None])
-
-
-def _covered(geometry: Geometry) -> tuple[int, int]:
-    """``(height, width)`` of what patches cover."""
-    if geometry.stride != geometry.patch:
-        return geometry.image_size
-    return geometry.grid[0] * geometry.patch, geometry.grid[1] * geometry.patch
 
 
 def _back(masks: Bools, geometry: Geometry) -> Bools:

@@ -18,8 +18,8 @@ def boxes_of(cells: Bools, geometry: Geometry) -> NDArray[np.float64]:
     Where patches do not overlap, a cell is its patch. Where they do, it is the ``stride`` × ``stride`` pixels around
     its centre, and the outermost cells reach to the edge.
     """
-    grid_h, grid_w = geometry.grid
-    rows, columns = (_edges(size, geometry) for size in (grid_h, grid_w))
+    sides = zip(geometry.grid, geometry.covered_size, strict=True)
+    rows, columns = (_edges(count, covered, geometry) for count, covered in sides)
     boxes = []
     for each in cells:
         left, top, right, bottom = extent(each) or (0, 0, 0, 0)
@@ -44,11 +44,11 @@ def nothing(geometry: Geometry, why: str, **maps: NDArray[Any]) -> Found:
     return Found(empty, np.zeros((0, 4)), np.zeros((0, *size), np.bool_), maps=maps, why_empty=why)
 
 
-def _edges(cells: int, geometry: Geometry) -> NDArray[np.float64]:
+def _edges(cells: int, covered: int, geometry: Geometry) -> NDArray[np.float64]:
     """Where cells begin along an axis, and where the last one ends, ``(cells + 1,)``."""
     margin = (geometry.patch - geometry.stride) / 2
     edges = np.arange(cells + 1) * float(geometry.stride) + margin
-    edges[0], edges[-1] = 0, (cells - 1) * geometry.stride + geometry.patch
+    edges[0], edges[-1] = 0, covered
     return np.asarray(edges, np.float64)
 
 

@@ -76,7 +76,8 @@ class Spectral(Method):
         """See :class:`Method`."""
         geometry = scene.features.geometry
         if self.factor is not None:
-            geometry = Geometry(geometry.original_size, geometry.image_size, self.factor, self.factor, geometry.resized)
+            covered = geometry.covered_size
+            geometry = Geometry(covered, covered, self.factor, self.factor)
         read = self._decompose(scene, geometry)
         if read is None:
             return nothing(scene.features.geometry, TOO_FEW)
@@ -139,7 +140,7 @@ class _Read:
         """A result with masks at the original size by the published rule."""
         grid = self.geometry
         if grid.stride == grid.patch:
-            masks = enlarged(cells, (grid.grid[0] * grid.patch, grid.grid[1] * grid.patch), self.image_size)
+            masks = enlarged(cells, grid.covered_size, self.image_size)
         else:
             masks = loaded_masks(cells, grid)
         return Found(cells, boxes, masks, **({"maps": self.maps, "facts": self.facts} | more))
@@ -170,12 +171,6 @@ def enlarged(cells: Bools, covered: tuple[int, int], size: tuple[int, int]) -> B
     masks = np.stack([opencv_nearest(each, size) for each in cells])
     masks[:, : covered[0], : covered[1]] = np.stack([opencv_nearest(each, covered) for each in cells])
     return masks
-
-
-def finer(geometry: Geometry, factor: int) -> Geometry:
-    """A grid of cells of ``factor`` pixels on the part of the image that patches cover."""
-    height, width = (side * geometry.patch for side in geometry.grid)
-    return Geometry((height, width), (height, width), factor, factor)
 
 
 def signed(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -105,3 +105,11 @@ def test_signs_follow_the_share_of_positive_entries() -> None:
 def test_too_few_cells_find_nothing() -> None:
     found = Spectral(eigenvectors=9).find(make_scene(np.ones((9, 4)), (3, 3)))
     assert found.why_empty is not None and "too few cells" in found.why_empty
+
+
+def test_a_finer_grid_lies_on_what_patches_cover() -> None:
+    """Not on the whole image, in whose last columns one more cell would find room."""
+    rows = two_sides((12, 14), np.s_[4:9, 4:10])
+    found = Spectral(factor=4).find(make_scene(rows, (12, 14), size=(96, 119)))
+    assert found.maps["degree"].shape == (24, 28)
+    assert found.loaded_masks.shape[1:] == (96, 119)
