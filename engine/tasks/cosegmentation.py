@@ -117,7 +117,7 @@ class Mask:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """``(height, width)`` bool at the original size: :attr:`loaded_mask` enlarged by nearest neighbour."""
-        return enlarge_mask(self.loaded_mask, self.geometry.original_size)
+        return enlarge_mask(self.geometry.on_picture(self.loaded_mask), self.geometry.original_size)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class PartMap:
     @property
     def labels(self) -> Labels:
         """``(height, width)`` int16 at the original size: :attr:`loaded_labels` enlarged by nearest neighbour."""
-        shifted = (self.loaded_labels + 1).astype(np.uint8)
+        shifted = (self.geometry.on_picture(self.loaded_labels) + 1).astype(np.uint8)
         return pillow_nearest(shifted, self.geometry.original_size).astype(np.int16) - 1
 
 

@@ -109,8 +109,10 @@ class MaskPropagator:
 
         Raises:
             InputError: labels of another size or kind, without an object, or whose objects are too small for the grid;
-                features without the facet.
+                features without the facet, or with an added border.
         """
+        if features.geometry.resized is not None:
+            raise InputError(f"{features.name} was padded, and labels lie on whole frames: encode them with fit 'none'")
         descriptors = self._descriptors(features)
         cells = reduce_labels(_check_labels(features, labels), features.grid)
         values = np.union1d([0], cells).astype(np.int64)

@@ -110,3 +110,18 @@ def test_what_cannot_be_padded_says_so(tiny_engine: Engine, tiny_weights: Path, 
     fixed = export_tiny(tiny_weights, tmp_path / "fixed", size=(56, 72), facets=facets(tiny_engine.manifest.facets[0]))
     with Engine.open(fixed) as engine, pytest.raises(InputError, match="has one fixed size"):
         engine.encode([photo(51, 70)], load_size=None, fit="pad")
+
+
+def test_tasks_leave_an_added_border_out(tiny_engine: Engine) -> None:
+    """Masks and maps of parts come to lie on the photograph; labels that need whole frames refuse it."""
+    features = tiny_engine.encode([photo(51, 70), photo(51, 70, seed=1)], load_size=None, fit="pad", stride=8)
+    masks = tiny_engine.cosegment(features, refine="none", sample_interval=1)
+    for mask in masks:
+        np.testing.assert_array_equal(mask.mask, mask.loaded_mask[:51, :70])
+    parts = tiny_engine.segment_parts(features, refine="none", sample_interval=1, num_parts=2)
+    for part in parts:
+        np.testing.assert_array_equal(part.labels, part.loaded_labels[:51, :70])
+    labels = np.zeros((51, 70), np.int64)
+    labels[16:32, 16:40] = 1
+    with pytest.raises(InputError, match="was padded"):
+        tiny_engine.propagator(facet="key@2").start(features[0], labels)
