@@ -594,7 +594,8 @@ class Engine:
             )
         chosen = make_method(method, options)
         terms = parse_terms(fuse if fuse is not None else facet or chosen.facet(self.manifest))
-        return Discovery(chosen, terms, self.manifest, parse(Refinement, refine, "refine"), self._segmenter)
+        segmenter = self._segmenter if chosen.uses_segmenter else None
+        return Discovery(chosen, terms, self.manifest, parse(Refinement, refine, "refine"), segmenter)
 
     @overload
     def apply(
@@ -744,7 +745,7 @@ class Engine:
 
     @cached_property
     def _segmenter(self) -> Segmenter | None:
-        data = self._encoder.segmenter
+        data = self._encoder.read_file(SEGMENTER)
         return None if data is None else Segmenter.read(data, SEGMENTER)
 
     @contextmanager

@@ -47,13 +47,13 @@ class Bundle:
     encoder: bytes = field(repr=False)
     positional: NDArray[np.float32] | None = field(repr=False)
     padding: NDArray[np.float32] | None = field(repr=False, default=None)
-    segmenter: bytes | None = field(repr=False, default=None)
 
     @staticmethod
     def open(path: Path | str, *, complete: bool = True) -> Bundle:
         """Read a bundle folder (or the name ``builtin``) and check every file's presence and size.
 
-        The SHA-256 of the encoder and its table are checked here, those of plans and kernels by :meth:`read`, at use.
+        The SHA-256 of the encoder and its tables are checked here, those of plans, of kernels and of the segmenter by
+        :meth:`read`, at use.
 
         Args:
             complete: False opens it with plans and kernels that are missing or damaged, which is for replacing them.
@@ -69,7 +69,8 @@ class Bundle:
         for name, entry in manifest.files.items():
             if complete or not read_later(name):
                 check_present(folder, name, entry)
-        contents = {n: _read_checked(folder, n, entry) for n, entry in manifest.files.items() if not read_later(n)}
+        now = {n: entry for n, entry in manifest.files.items() if not read_later(n) and n != SEGMENTER}
+        contents = {name: _read_checked(folder, name, entry) for name, entry in now.items()}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
         model, positional, padding = manifest.architecture, None, None
@@ -82,7 +83,7 @@ class Bundle:
             check_graph(contents[ENCODER], manifest)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from None
-        return Bundle(folder, manifest, contents[ENCODER], positional, padding, contents.get(SEGMENTER))
+        return Bundle(folder, manifest, contents[ENCODER], positional, padding)
 
     def read(self, name: str) -> bytes:
         """Contents of a listed file, checked.

@@ -158,10 +158,9 @@ class Encoder(Passes[NDArray[Any]]):
             )
             self._padded_table = lru_cache(maxsize=8)(self._make_padded_table)
 
-    @property
-    def segmenter(self) -> bytes | None:
-        """The file of SelfMask's segmenter, if the bundle has one."""
-        return self._bundle.segmenter
+    def read_file(self, name: str) -> bytes | None:
+        """A file of the bundle, checked; None if it has none of that name."""
+        return self._bundle.read(name) if name in self.manifest.files else None
 
     def encode(
         self,

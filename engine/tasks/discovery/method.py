@@ -30,7 +30,7 @@ class Scene:
         rows: the same of one facet, or of several that were fused.
         facet: what the rows are called.
         manifest: of the bundle.
-        segmenter: SelfMask's, if the bundle holds one.
+        segmenter: SelfMask's, if the method uses it and the bundle holds one.
     """
 
     features: Features
@@ -49,10 +49,12 @@ class Method(ABC):
         name: what users type.
         load_size: how images are loaded unless one says otherwise. Most methods are published at the images' own size,
             on data sets whose shorter sides are of 500 pixels at most; larger photographs are loaded at 512.
+        uses_segmenter: whether it is given the bundle's segmenter, which is read for it alone.
     """
 
     name: ClassVar[str]
     load_size: ClassVar[LoadSize] = OWN_SIZE
+    uses_segmenter: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(self)

@@ -51,6 +51,7 @@ class SelfMask(Method):
     """
 
     name: ClassVar[str] = "selfmask"
+    uses_segmenter: ClassVar[bool] = True
 
     generator: Annotated[Generator, Setting("Who makes the mask.")] = Generator.AUTO
 
