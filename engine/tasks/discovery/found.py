@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -81,13 +82,18 @@ class FoundMethod(Method):
         """
         if self.form is Form.BACKGROUND:
             return None
-        head = manifest.found_head if self.head is None else read_head(self.head)
+        head = self._own_head or manifest.found_head
         if head is None and self.form is Form.HEAD:
             raise InputError(
                 "this bundle holds no head of FOUND: train one with 'facetrt found-head', add the published one with "
                 "'facetrt export BUNDLE --found-head decoder_weights.pt', or use form=background"
             )
         return head
+
+    @cached_property
+    def _own_head(self) -> LinearHead | None:
+        """The head in the file that was named, which is read once."""
+        return None if self.head is None else read_head(self.head)
 
     def facet(self, manifest: Manifest) -> str:
         """The head's, or the bundle's own."""
