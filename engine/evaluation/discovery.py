@@ -206,7 +206,8 @@ def read_boxed(root: Path, options: CorLocOptions) -> list[reader.Boxed]:
     """Images with boxes in whichever layout the folder has; masks give the boxes around them."""
     if not root.is_dir():
         raise MissingFileError(f"{root} is no folder: expected PASCAL VOC, COCO20k, or images/SET with masks/SET")
-    found = reader.read_voc(root, options.split, difficult=options.difficult) or reader.read_coco20k(root)
+    found = reader.read_voc(root, options.split, difficult=options.difficult)
+    found = reader.read_coco20k(root) if found is None else found
     if found is not None:
         return found[: options.limit]
     try:

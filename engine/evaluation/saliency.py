@@ -6,7 +6,7 @@ Source: specification, common-evaluation §2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +21,22 @@ from facetrt.engine.evaluation.protocol import Choice, Record, Row, Summary, by_
 from facetrt.engine.evaluation.saliency_scores import Variant
 from facetrt.engine.evaluation.scores import mean_of
 from facetrt.engine.settings import Setting
+from facetrt.engine.tasks.discovery.method import Method
 from facetrt.engine.tasks.discovery.objects import Objects
+from facetrt.engine.tasks.discovery.tokencut import TokenCut, TokenCutForm
 
 
 @dataclass(frozen=True)
 class SaliencyOptions(DiscoveryOptions):
     """Options of the scores of saliency maps."""
 
-    settings: Annotated[str, Setting("Options of the method: NAME=VALUE, with commas between them.")] = "form=mask"
     variant: Annotated[Variant, Setting("Whose scores: they are on different scales.")] = Variant.TOKENCUT
+
+    def chosen_method(self) -> Method:
+        """TokenCut's masks are those of its saliency task, unless its form is named."""
+        method = super().chosen_method()
+        named = "form" in self.settings
+        return replace(method, form=TokenCutForm.MASK) if isinstance(method, TokenCut) and not named else method
 
 
 class Saliency(DiscoveryEvaluation):
