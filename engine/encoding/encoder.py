@@ -419,7 +419,9 @@ class Encoder(Passes[NDArray[Any]]):
         low = options.saliency is SaliencyMode.LOW_RESOLUTION
         halves = [image.pixels if image.half is None else image.half for image in batch] if low else []
         padded = batch[0].resized if options.fit is Fit.PAD else None
-        seen = [options.fit.seen(image.pixels, self.manifest.architecture.patch) for image in batch]
+        seen = [image.pixels for image in batch]
+        if self.manifest.dynamic:  # the table of one fixed size is that of the whole image
+            seen = [options.fit.seen(pixels, self.manifest.architecture.patch) for pixels in seen]
         outputs, attention = self.outputs(seen, halves, self.stride(options), padded)
         features = []
         for i, image in enumerate(batch):

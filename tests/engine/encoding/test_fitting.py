@@ -112,6 +112,13 @@ def test_what_cannot_be_padded_says_so(tiny_engine: Engine, tiny_weights: Path, 
         engine.encode([photo(51, 70)], load_size=None, fit="pad")
 
 
+def test_a_fixed_size_that_is_no_multiple_needs_no_crop(tiny_weights: Path, tmp_path: Path) -> None:
+    fixed = export_tiny(tiny_weights, tmp_path / "fixed", size=(51, 70))
+    with Engine.open(fixed) as engine:
+        plain, cropped = (engine.encode([photo(51, 70)], load_size=None, fit=fit)[0] for fit in ("none", "crop"))
+    np.testing.assert_array_equal(cropped[cropped.facets[0]], plain[plain.facets[0]])
+
+
 def test_tasks_leave_an_added_border_out(tiny_engine: Engine) -> None:
     """Masks and maps of parts come to lie on the photograph; labels that need whole frames refuse it."""
     features = tiny_engine.encode([photo(51, 70), photo(51, 70, seed=1)], load_size=None, fit="pad", stride=8)
