@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
+from facetrt.engine.tasks.discovery.fusing import read_weight
 from facetrt.engine.video.alignment import Alignment, DescriptorMap, Positions, Shapes, align, peaks
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
@@ -104,6 +105,9 @@ class _View:
     positions: Positions
 
 
+EXPECTED = "expected a form like key@3+2*query@3"  # of facets that are blended
+
+
 @dataclass(frozen=True)
 class _Found:
     """Where points were found in a frame: ``positions (n, 2)``, ``shapes (n, 2, 2)`` and so on."""
@@ -149,7 +153,7 @@ class Blend:
             rows = features[facet.strip()]
             mean = np.asarray(rows.mean(axis=0), np.float32)
             spread = float(np.sqrt(np.square(rows - mean).sum(axis=1).mean()))
-            terms.append((facet.strip(), mean, _weight(weight, text) if star else 1.0, spread))
+            terms.append((facet.strip(), mean, read_weight(weight, text, EXPECTED) if star else 1.0, spread))
         return cls([(facet, mean, weight / max(spread, NORM_FLOOR)) for facet, mean, weight, spread in terms])
 
     def map(self, features: Features) -> Float:
@@ -163,16 +167,6 @@ class Blend:
         if not np.isfinite(joined).all():
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
         return joined
-
-
-def _weight(text: str, whole: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < np.inf:
-        raise InputError(f"facet {whole!r}: {text!r} is no weight: expected a form like key@3+2*query@3")
-    return weight
 
 
 class Tracker:

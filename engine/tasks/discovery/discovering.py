@@ -161,5 +161,5 @@ def _resized(mask: Bools, size: tuple[int, int]) -> Bools:
 
 
 def _picture(features: Features) -> Pixels:
-    """The loaded picture without a border that was added, and with one that was cut off repeated."""
+    """The loaded picture without a border that was added."""
     return np.ascontiguousarray(features.geometry.on_picture(features.pixels.transpose(2, 0, 1)).transpose(1, 2, 0))

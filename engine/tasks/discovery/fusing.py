@@ -61,18 +61,23 @@ def parse_terms(text: str | Sequence[str]) -> tuple[Term, ...]:
     for part in whole.replace(",", "+").split("+"):
         weight, star, facet = part.strip().rpartition("*")
         name = facet.strip()
-        terms.append(Term(name.removesuffix(MEAN), _weight(weight, whole) if star else 1.0, name.endswith(MEAN)))
+        terms.append(Term(name.removesuffix(MEAN), read_weight(weight, whole) if star else 1.0, name.endswith(MEAN)))
     facets = [term.facet for term in terms]
     if not all(facets) or len(set(facets)) < len(facets):
         raise InputError(f"facet {whole!r}: {EXPECTED}")
     return tuple(terms)
 
 
-def _weight(text: str, whole: str) -> float:
+def read_weight(text: str, whole: str, expected: str = EXPECTED) -> float:
+    """The weight of a facet, of which ``whole`` is written.
+
+    Raises:
+        InputError: no positive number; ``expected`` says what it should be.
+    """
     try:
         weight = float(text)
     except ValueError:
         weight = 0.0
     if not 0 < weight < np.inf:
-        raise InputError(f"facet {whole!r}: {text!r} is no weight: {EXPECTED}")
+        raise InputError(f"facet {whole!r}: {text!r} is no weight: {expected}")
     return weight
