@@ -113,7 +113,7 @@ def threshold_graph(rows: Float, threshold: float, weak: float = 1e-5) -> Thresh
     Raises:
         InputError: a descriptor that is not finite.
     """
-    unit = unit_rows(rows)
+    unit = unit_length(rows)
     count = len(unit)
     bits = np.empty((-(-count // 8), count), np.uint8)
 
@@ -188,7 +188,7 @@ class CosineGraph(Graph):
 
 def weighted_graph(rows: Float, threshold: float, weak: float = 1e-5) -> CosineGraph:
     """TokenCut's ablation: the cosine where that is at least ``threshold``, ``weak`` elsewhere."""
-    return CosineGraph(unit_rows(rows), least=threshold, weak=weak)
+    return CosineGraph(unit_length(rows), least=threshold, weak=weak)
 
 
 def spectral_graph(rows: Float, colours: Any = None, *, unit: bool = False) -> CosineGraph:
@@ -197,7 +197,7 @@ def spectral_graph(rows: Float, colours: Any = None, *, unit: bool = False) -> C
     Args:
         unit: take products of the rows as they are: they were of length 1 before they were resampled.
     """
-    given = rows if unit else unit_rows(rows)
+    given = rows if unit else unit_length(rows)
     largest = max(float(np.einsum("nc,nc->n", given, given).max(initial=0)), float(np.finfo(np.float32).tiny))
     return CosineGraph(given, least=0.0, weak=0.0, scale=largest, more=colours)
 
@@ -206,7 +206,7 @@ class StretchedGraph(Graph):
     """Cosines shifted and scaled to [0, 1] as a whole matrix, SelfMask's graph; two thin products are one with it."""
 
     def __init__(self, rows: Float) -> None:
-        self.unit = unit_rows(rows)
+        self.unit = unit_length(rows)
         self.low, high = _range(self.unit)
         self.spread = max(high - self.low, float(np.finfo(np.float32).tiny))
 
@@ -229,7 +229,7 @@ class StretchedGraph(Graph):
         return np.asarray((unit @ unit.T - self.low) / self.spread)
 
 
-def unit_rows(rows: Float) -> Float:
+def unit_length(rows: Float) -> Float:
     """``rows (n, C)`` divided by their lengths, which are computed in float64; rows of zeros stay.
 
     Raises:

@@ -14,7 +14,7 @@ from facetrt.kernels.affinity import (
     ThresholdGraph,
     spectral_graph,
     threshold_graph,
-    unit_rows,
+    unit_length,
     weighted_graph,
 )
 from facetrt.kernels.colour_affinity import colour_affinity
@@ -30,7 +30,7 @@ def rows_of(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def cosines(rows: NDArray[Any]) -> NDArray[np.float64]:
-    unit = unit_rows(rows).astype(np.float64)
+    unit = unit_length(rows).astype(np.float64)
     return np.asarray(unit @ unit.T)
 
 
@@ -82,7 +82,7 @@ def test_a_graph_too_large_to_be_held_gives_the_same_products(monkeypatch: pytes
 
 def test_edges_next_to_the_threshold_are_decided_in_float64() -> None:
     rows = np.array([[1, 0], [0.6, 0.8], [0.6, -0.8], [0.28, 0.96]], np.float32)
-    unit = unit_rows(rows).astype(np.float64)
+    unit = unit_length(rows).astype(np.float64)
     threshold = float(unit[0] @ unit[1])
     edges = threshold_graph(rows, threshold).strong()
     assert not edges[0, 1] and not edges[1, 0]

@@ -27,7 +27,7 @@ from facetrt.engine.tasks.discovery.heads import read_head
 from facetrt.engine.tasks.discovery.method import Method, Scene
 from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.masks import all_but_largest, bilateral_mask, iou, largest_beside_background
-from facetrt.kernels.affinity import unit_rows
+from facetrt.kernels.affinity import unit_length
 from facetrt.kernels.components import connected_components, extent, largest_component
 from facetrt.kernels.errors import InputError
 
@@ -181,7 +181,7 @@ def background_of(keys: Float, attention: Float, *, weighted: bool = True) -> Ba
     looked_at = np.einsum("h,hn->n", weights, attention.astype(np.float64))
     seed = int(looked_at.argmin())
     scaled = (keys * weights[:, None]).reshape(len(keys), -1)
-    unit = unit_rows(scaled.astype(np.float32)).astype(np.float64)
+    unit = unit_length(scaled.astype(np.float32)).astype(np.float64)
     cosine = np.einsum("nc,c->n", unit, unit[seed])
     return Background(cosine > LIKE_BACKGROUND, seed, weights, {"attention": looked_at, "seed_cosine": cosine})
 

@@ -24,7 +24,7 @@ from facetrt.engine.tasks.discovery.grid import boxes_of, loaded_masks, nothing
 from facetrt.engine.tasks.discovery.method import Method, Scene
 from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.masks import spectral_crf
-from facetrt.kernels.affinity import spectral_graph, unit_rows
+from facetrt.kernels.affinity import spectral_graph, unit_length
 from facetrt.kernels.colour_affinity import colour_affinity
 from facetrt.kernels.components import largest_component
 from facetrt.kernels.eigenvectors import smallest_eigenvectors
@@ -89,7 +89,7 @@ class Spectral(Method):
 
     def _decompose(self, scene: Scene, geometry: Geometry) -> _Read | None:
         """The eigenvectors, if there are as many cells."""
-        unit = unit_rows(scene.rows)
+        unit = unit_length(scene.rows)
         if self.factor is not None:
             map_ = unit.reshape(*scene.features.grid, -1)
             unit = bilinear(map_.transpose(2, 0, 1), geometry.grid).transpose(1, 2, 0).reshape(-1, unit.shape[1])
