@@ -8,15 +8,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers_gpu import FakeGpu
+from safetensors.torch import save_file
 
+from facetrt.engine import Engine
 from facetrt.engine.bundle.bundle import Bundle
+from facetrt.engine.bundle.manifest import LinearHead
+from facetrt.engine.tasks.discovery.heads import write_head
 from facetrt.export import kernels
-from facetrt.export.additions import add_kernels
+from facetrt.export.additions import add_found_head, add_kernels
 from facetrt.export.plans import PlanOptions, build_plan
-from facetrt.kernels.errors import BackendError, BundleError
+from facetrt.kernels.errors import BackendError, BundleError, InputError
 
 OPTIONS = PlanOptions(allow_unfused=True, opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(16, 16))
 OTHER = PlanOptions(allow_unfused=True, opt_batch=1, max_batch=1, min_size=(8, 8), opt_size=(8, 8), max_size=(12, 12))
@@ -116,3 +123,46 @@ def test_remains_of_dead_builds_go_and_others_stay(bundle: Path) -> None:
     add_kernels(bundle, ["sm_80"])
     assert [folder.exists() for folder in remains.values()] == [False, True]
     assert Bundle.open(bundle).kernel_architectures() == ["sm_80", "sm_90"]
+
+
+def test_a_head_is_added_from_any_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    weight, bias = np.linspace(-1, 1, 48, dtype=np.float32), np.array([0.25], np.float32)
+    head = LinearHead("key@2", [float(value) for value in weight], 0.25, "trained")
+    write_head(head, tmp_path / "head.json")
+    tensors = {"weight": torch.from_numpy(weight).reshape(1, 48, 1, 1), "bias": torch.from_numpy(bias)}
+    torch.save({"decoder": tensors}, tmp_path / "decoder_weights.pt")
+    np.savez(tmp_path / "head.npz", weight=weight, bias=bias)
+    save_file(tensors, tmp_path / "head.safetensors")
+    for name in ("head.json", "decoder_weights.pt", "head.npz", "head.safetensors"):
+        added = add_found_head(folder, tmp_path / name)
+        kept = Bundle.open(folder).manifest.found_head
+        assert kept == added and (kept.facet, kept.weight, kept.bias) == (head.facet, head.weight, head.bias)
+    with Engine.open(folder) as engine:
+        assert engine.discovery("found").name == "key@2"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": np.zeros(47, "f4"), "bias": np.zeros(1, "f4")}, "47, 1 numbers: expected FOUND's head, 48 weights"),
+        ({"weight": np.zeros(48, "f4")}, "expected FOUND's head"),
+        ({"weight": np.full(48, np.nan, "f4"), "bias": np.zeros(1, "f4")}, "finite"),
+    ],
+)
+def test_what_is_no_head_leaves_the_bundle_as_it_was(
+    tiny_bundle: Path, tmp_path: Path, tensors: dict[str, Any], message: str
+) -> None:
+    np.savez(tmp_path / "head.npz", **tensors)
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=message):
+        add_found_head(tiny_bundle, tmp_path / "head.npz")
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+def test_heads_for_other_facets_and_the_shipped_bundle_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    write_head(LinearHead("value@0", [1.0] * 48, 0.0, "trained"), tmp_path / "head.json")
+    with pytest.raises(InputError, match="value@0 was not exported"):
+        add_found_head(tiny_bundle, tmp_path / "head.json")
+    with pytest.raises(InputError, match="is not changed"):
+        add_found_head("builtin", tmp_path / "head.json")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import TINY, deterministic_weights, photo
 from numpy.typing import NDArray
 from torch import nn
 
-from facetrt.engine.tasks.discovery.segmenter import Segmenter
+from facetrt.engine import Engine
+from facetrt.engine.bundle.manifest import BY_SIZE, SEGMENTER
+from facetrt.engine.tasks.discovery.segmenter import Segmenter, _shapes
+from facetrt.export.export_options import ExportOptions, GraphPrecision
+from facetrt.export.exporting import export_bundle
+from facetrt.export.models import MODELS
 from facetrt.export.segmenter import read_segmenter
 from facetrt.kernels.errors import BundleError, InputError
 
@@ -125,3 +132,34 @@ def test_what_is_no_plain_npz_is_refused(weights: dict[str, NDArray[Any]]) -> No
     for data, message in ((packed.getvalue(), "compressed"), (wide.getvalue(), "float64"), (b"PK", "cut off")):
         with pytest.raises(BundleError, match=message):
             Segmenter.read(data, "segmenter.npz")
+
+
+def test_a_checkpoint_becomes_a_bundle_that_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder interpolates its table to a size, as its publishers' does; the export compares both with torch."""
+    spec = replace(
+        TINY,
+        name="tinymask",
+        dim=64,
+        heads=1,
+        default_facets=("key@2", "normed@2"),
+        segmenter=True,
+        positional_rule=BY_SIZE,
+    )
+    monkeypatch.setitem(MODELS, "tinymask", spec)
+    random = np.random.default_rng(0)
+    decoder = {name: random.normal(size=shape).astype("f4") for name, shape in _shapes(3, 64, 1, 32).items()}
+    encoder = {f"encoder.{name}": values for name, values in deterministic_weights(spec).items()}
+    np.savez(tmp_path / "weights.npz", **encoder, **decoder)
+    options = ExportOptions(stride=8, precision=GraphPrecision.FP32, measure=False)
+    manifest = export_bundle("tinymask", tmp_path / "bundle", options, weights=tmp_path / "weights.npz")
+    assert manifest.positional_rule == BY_SIZE and SEGMENTER in manifest.files
+    with Engine.open(tmp_path / "bundle") as engine:
+        found = engine.discover([photo(60, 76)], "selfmask")[0]
+        assert found.facts["generator"] == "segmenter" if len(found) else "segmenter" in str(found.why_empty)
+        voted = engine.discover([photo(60, 76)], "selfmask", generator="voting")[0]
+        assert voted.facts["generator"] == "voting"
+    (tmp_path / "bundle" / SEGMENTER).write_bytes(b"x" * manifest.files[SEGMENTER].bytes)
+    with Engine.open(tmp_path / "bundle") as engine:  # what nobody asks for is not read
+        assert len(engine.encode([photo(60, 76)])) == 1
+        with pytest.raises(BundleError, match="sha256"):
+            engine.discover([photo(60, 76)], "selfmask")
