@@ -21,7 +21,7 @@ from facetrt.export.additions import add_found_head, add_kernels
 from facetrt.export.export_options import GPU, ExportOptions, GraphPrecision, Target
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.plans import PlanOptions, build_plan, check_fusible, check_options, check_target
-from facetrt.kernels.errors import InputError
+from facetrt.kernels.errors import InputError, MissingFileError
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def export(context: typer.Context, request: Request, options: ExportOptions, pla
     else:
         if flavour is not None and options.precision is not GraphPrecision.AUTO:  # else once it is known
             check_fusible(options.precision, plan, flavour)
+        if request.found_head is not None and not request.found_head.is_file():
+            raise MissingFileError(f"{request.found_head} does not exist: expected FOUND's head")
         folder = _export_model(request, options)
     if request.found_head is not None:
         head = add_found_head(folder, request.found_head)
