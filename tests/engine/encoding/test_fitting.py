@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, export_tiny, facets, photo
+from helpers import TINY, export_tiny, photo
 
 from facetrt.engine import Engine
 from facetrt.engine.features.store import FeatureStore
@@ -102,18 +102,22 @@ def test_a_store_keeps_the_border(tiny_engine: Engine, tmp_path: Path) -> None:
         tiny_engine.extract([photo(51, 70)], tmp_path / "store", load_size=None)
 
 
-def test_what_cannot_be_padded_says_so(tiny_engine: Engine, tiny_weights: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def fixed(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one size that is no multiple of its patch."""
+    return export_tiny(tiny_weights, tmp_path_factory.mktemp("fixed") / "bundle", size=(51, 70), measure=False)
+
+
+def test_what_cannot_be_padded_says_so(tiny_engine: Engine, fixed: Path) -> None:
     with pytest.raises(InputError, match="exclude each other"):
         tiny_engine.encode([photo(51, 70)], fit="pad", saliency="low_resolution")
     with pytest.raises(InputError, match="fit 'fill'"):
         tiny_engine.encode([photo(51, 70)], fit="fill")
-    fixed = export_tiny(tiny_weights, tmp_path / "fixed", size=(56, 72), facets=facets(tiny_engine.manifest.facets[0]))
     with Engine.open(fixed) as engine, pytest.raises(InputError, match="has one fixed size"):
         engine.encode([photo(51, 70)], load_size=None, fit="pad")
 
 
-def test_a_fixed_size_that_is_no_multiple_needs_no_crop(tiny_weights: Path, tmp_path: Path) -> None:
-    fixed = export_tiny(tiny_weights, tmp_path / "fixed", size=(51, 70))
+def test_a_fixed_size_that_is_no_multiple_needs_no_crop(fixed: Path) -> None:
     with Engine.open(fixed) as engine:
         plain, cropped = (engine.encode([photo(51, 70)], load_size=None, fit=fit)[0] for fit in ("none", "crop"))
     np.testing.assert_array_equal(cropped[cropped.facets[0]], plain[plain.facets[0]])
