@@ -6,11 +6,14 @@ job itself found.
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.benchmarks.baselines.cuts import solve
+from facetrt.benchmarks.cpu.scenes import scene_rows
 from facetrt.engine.engine import Engine
-from facetrt.kernels import best_buddies
+from facetrt.kernels import best_buddies, smallest_eigenvectors, threshold_graph
+from facetrt.kernels.affinity import ThresholdGraph
 from facetrt.kernels.errors import FacetrtError, InputError
 
 
@@ -57,6 +63,27 @@ def _best_buddies(grid: int, channels: int) -> float:
     return _seconds(lambda: best_buddies(a, b))
 
 
+def _discover(bundle: str, paths: list[str], count: int, side: int, method: str) -> float:
+    """``count`` images, of which ``paths`` are repeated; each is forgotten when it is done, as the command does."""
+    many = itertools.islice(itertools.cycle(paths), count)
+    with Engine.open(bundle) as engine:
+        return _seconds(lambda: deque(engine.discover_iter(many, method, load_size=side), maxlen=0))
+
+
+def _eigenvector(grid: tuple[int, int], channels: int, threshold: float, dense: bool) -> dict[str, float]:
+    """The second eigenvector of a scene's graph; ``array_mib`` is the peak of what that allocates."""
+    small, large = (
+        threshold_graph(scene_rows((side[0], side[1]), channels), threshold) for side in ((9, 9), tuple(grid))
+    )
+
+    def run(graph: ThresholdGraph) -> object:
+        return solve(graph.dense()) if dense else smallest_eigenvectors(graph, 2)
+
+    run(small)  # loads libraries
+    tracemalloc.start()  # NumPy's and SciPy's arrays: the process's own peak hides what memory freed before can hold
+    return {"seconds": _seconds(lambda: run(large)), "array_mib": tracemalloc.get_traced_memory()[1] / 2**20}
+
+
 def _stream(bundle: str, side: int, warm: int, frames: int) -> dict[str, float]:
     """One stream over many small frames. Resident memory is the median of samples over ``warm`` frames, which begins
     after the first ``warm``; over as many at the end again.
@@ -85,6 +112,8 @@ JOBS: dict[str, Callable[..., float | dict[str, float]]] = {
     "match": _match,
     "cosegment": _cosegment,
     "best_buddies": _best_buddies,
+    "discover": _discover,
+    "eigenvector": _eigenvector,
     "stream": _stream,
 }
 

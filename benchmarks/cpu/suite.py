@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from facetrt.benchmarks.cpu import encoder, kernels, memory, scaling
+from facetrt.benchmarks.cpu import discovery, encoder, kernels, memory, scaling
 from facetrt.benchmarks.cpu import task_times as tasks
 from facetrt.benchmarks.cpu.workbench import Sizes, Workbench
 from facetrt.benchmarks.machine import commit, machine, versions
@@ -94,7 +94,8 @@ def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[st
     facet = str(bench.cosegment_facet)
     rows += found
     rows += kernels.measure(bench, [np.ascontiguousarray(item[facet]) for item in features], features[0].grid)
-    rows += [*tasks.measure_parts(bench), *memory.measure(bench), *scaling.measure(bench)]
+    rows += [*tasks.measure_parts(bench), *discovery.measure(bench)]
+    rows += [*memory.measure(bench), *scaling.measure(bench)]
     if against is not None:
         from facetrt.benchmarks.cpu.against import measure
 
@@ -125,5 +126,22 @@ def bars(sizes: Sizes) -> list[Bar]:
         Bar(f"cosegment, {sizes.images} images, bf16, vs research style", "cosegment", bf16, research, 10),
         Bar(f"cosegment, {sizes.images} images, fp32, vs strong glue", "cosegment", fp32, glue, 1.5),
         Bar(f"cosegment, {sizes.images} images, bf16, vs strong glue", "cosegment", bf16, glue, 1.5),
+        *(
+            Bar(f"TokenCut, whole image, {name}, vs research style", discovery.TOKENCUT, name, research, 3)
+            for name in (fp32, bf16)
+        ),
+        Bar("second eigenvector, vs SciPy's", discovery.EIGENVECTOR, discovery.LANCZOS, discovery.DENSE, 30),
+        Bar("memory of that, vs SciPy's", memory.SECTION, memory.LANCZOS, memory.DENSE, 100),
+        Bar("MaskCut, three cuts, vs research style", discovery.MASKCUT, discovery.OURS, research, 15),
+        Bar("FOUND, vs the encoder alone", discovery.FOUND, discovery.ENCODER, discovery.HEAD, 1.05, at_most=True),
+        Bar(
+            f"peak memory of discovery, {sizes.collection} images",
+            memory.SECTION,
+            memory.DISCOVER.format(sizes.collection),
+            None,
+            1536,
+            at_most=True,
+            unit="MiB",
+        ),
         Bar(f"time per image, {sizes.many} images vs {sizes.images}", scaling.NUMBERS, few, many, 1.1, at_most=True),
     ]

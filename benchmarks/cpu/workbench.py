@@ -48,6 +48,10 @@ class Sizes:
         parts: images of a part co-segmentation.
         sides: image sizes of the scaling curve.
         large_grid: side of the grid whose best buddies' memory is measured; 111 is 448 pixels at stride 4.
+        discovery: cells of an image in which objects are looked for.
+        eigenvector: cells of the graph whose second eigenvector is looked for.
+        maskcut: cells of the graph that is cut three times.
+        collection: images of the discovery whose memory is measured.
         product: side of the square matrices whose product shows the machine's limit.
         seconds: for the whole suite, roughly: rounds are dropped to keep to it.
     """
@@ -58,11 +62,28 @@ class Sizes:
     parts: int = 4
     sides: tuple[int, ...] = (112, 160, 224, 320)
     large_grid: int = 111
+    discovery: tuple[int, int] = (30, 40)
+    eigenvector: tuple[int, int] = (60, 80)
+    maskcut: tuple[int, int] = (60, 60)
+    collection: int = 1000
     product: int = 2048
     seconds: float = 500
 
 
-QUICK = Sizes(side=96, images=4, many=8, parts=2, sides=(64, 96), large_grid=13, product=128, seconds=0)  # one round
+QUICK = Sizes(
+    side=96,
+    images=4,
+    many=8,
+    parts=2,
+    sides=(64, 96),
+    large_grid=13,
+    discovery=(6, 8),
+    eigenvector=(9, 12),
+    maskcut=(9, 9),
+    collection=8,
+    product=128,
+    seconds=0,  # one round
+)
 
 
 @dataclass

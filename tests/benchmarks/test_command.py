@@ -30,6 +30,9 @@ def test_bench_end_to_end(tmp_path: Path, tiny_bundle: Path, tiny_weights: Path)
     assert rows["match", "facetrt fp32"]["quality"] == {"equal best buddies": 1, "equal points": 1}
     assert rows["cosegment", "facetrt fp32"]["quality"] == {"mask IoU": 1, "equal clusters": 1}
     assert rows["kernels", "elbow sweep"]["quality"] == {"equal labels": 1}
+    assert rows["discover: tokencut", "facetrt fp32"]["quality"] == {"equal cells": 1}
+    assert rows["discover: maskcut, three cuts", "facetrt"]["quality"] == {"equal cells": 1}
+    assert rows["discover: second eigenvector", "smallest_eigenvectors"]["quality"]["cosine"] > 1 - 1e-9
     assert rows["memory", "match, fp32"]["value"]["median"] > 20
     assert all(bar["met"] is None and bar["reason"] for bar in data["bars"])  # quick sizes are not the bars'
     with pytest.raises(OutputError, match="exists already"):
