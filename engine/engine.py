@@ -634,7 +634,8 @@ class Engine:
             model: from :func:`learn_cosegmentation`, :func:`learn_parts` or a file.
             image: an image, or its features from :meth:`encode` or :meth:`stream`.
             load_size: of an image; that of the images the model was learned from if None.
-            refine: ``none``, ``crf``, ``pydensecrf``, and ``grabcut`` for masks; see :class:`Refinement`.
+            refine: ``none``, ``crf`` or ``pydensecrf``, for masks also ``grabcut`` or ``bilateral``; see
+                :class:`Refinement`.
             smoother: averages over the frames of a video that it is given to, one after the other.
 
         Raises:

@@ -9,6 +9,7 @@ from facetrt.kernels.lazy import show
 if TYPE_CHECKING:
     from facetrt.kernels.affinity import spectral_graph, threshold_graph, weighted_graph
     from facetrt.kernels.best_buddies import BestBuddies, best_buddies, cosine_similarity
+    from facetrt.kernels.bilateral import BilateralGrid, Scales
     from facetrt.kernels.colour_affinity import colour_affinity
     from facetrt.kernels.components import connected_components
     from facetrt.kernels.dense_crf import dense_crf
@@ -24,6 +25,7 @@ show(
     {
         "facetrt.kernels.affinity": ("spectral_graph", "threshold_graph", "weighted_graph"),
         "facetrt.kernels.best_buddies": ("BestBuddies", "best_buddies", "cosine_similarity"),
+        "facetrt.kernels.bilateral": ("BilateralGrid", "Scales"),
         "facetrt.kernels.colour_affinity": ("colour_affinity",),
         "facetrt.kernels.components": ("connected_components",),
         "facetrt.kernels.dense_crf": ("dense_crf",),
@@ -39,10 +41,12 @@ show(
 __all__ = [
     "Assignment",
     "BestBuddies",
+    "BilateralGrid",
     "Eigenvectors",
     "FacetrtError",
     "InputError",
     "KMeans",
+    "Scales",
     "Votes",
     "assign",
     "best_buddies",

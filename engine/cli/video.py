@@ -49,6 +49,7 @@ from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, Defau
 from facetrt.engine.settings import Setting, check, values_of
 from facetrt.engine.tasks.discovery.catalogue import METHODS
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
+from facetrt.engine.tasks.refinement import Refinement, check_available
 from facetrt.engine.tasks.similarity import parse_point
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
 from facetrt.engine.video.stream import Policy, PolicyChoice, Stream
@@ -87,6 +88,9 @@ class Request:
         Path | None, Setting("cosegment, parts: from --save-model; learned from the video without it.")
     ] = None
     method: Annotated[str | None, Setting(f"discover: one of {', '.join(METHODS)} (tokencut).")] = None
+    refine: Annotated[
+        Refinement | None, Setting("How masks are refined on each frame; slower. Not for track and pca (none).")
+    ] = None
     limit: Annotated[int | None, Setting("Stop after so many frames.", minimum=1)] = None
     policy: PolicyChoice = Policy.AUTO
     latency_budget: Annotated[
@@ -172,9 +176,16 @@ def check_request(request: Request) -> None:
         ("--first-mask", request.first_mask, task is VideoTask.MASK),
         ("--model", request.model, task.clusters),
         ("--method", request.method, task is VideoTask.DISCOVER),
+        ("--refine", request.refine, bool(task.refinements)),
     ):
         if value is not None and not allowed:
             raise InputError(f"{option} has no meaning for --task {task}: leave it out")
+    if request.refine is not None:
+        if request.refine not in task.refinements:
+            raise InputError(
+                f"--refine {request.refine} does not fit --task {task}: expected one of {', '.join(task.refinements)}"
+            )
+        check_available(request.refine)
     if request.points is not None and request.point:
         raise InputError("--points chooses points and --point gives them: use one of the two")
     if task is VideoTask.MASK and request.first_mask is None:
@@ -275,18 +286,19 @@ def _said(stopped: BaseException | None) -> str | None:
 def _prepare(engine: Engine, request: Request) -> tuple[Viewer, EncodeOptions]:
     """The task's viewer, and how it wants frames to be encoded."""
     asked = LOAD_SIZE if isinstance(request.load_size, DefaultSize) else request.load_size
+    refine = request.refine or Refinement.NONE
     if request.first_mask is not None:
-        return MaskViewer(engine, read_first_mask(request.first_mask)), EncodeOptions(asked)
+        return MaskViewer(engine, read_first_mask(request.first_mask), refine), EncodeOptions(asked)
     if request.task is VideoTask.TRACK:
         return TrackViewer(engine, request.points_xy), EncodeOptions(asked)
     if request.task is VideoTask.PCA:
         return PcaViewer(engine), EncodeOptions(asked)
     if request.task is VideoTask.DISCOVER:
-        discovery = engine.discovery(request.method or "tokencut")
+        discovery = engine.discovery(request.method or "tokencut", refine=refine)
         return DiscoverViewer(discovery), discovery.method.encoding(engine.manifest, asked)
     model = _model(engine, request, asked)
     size = model.load_size if isinstance(request.load_size, DefaultSize) else asked
-    return ModelViewer(engine, model), EncodeOptions(size, stride=model.stride)
+    return ModelViewer(engine, model, refine), EncodeOptions(size, stride=model.stride)
 
 
 def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:

@@ -21,8 +21,10 @@ from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.learning import learn_cosegmentation, learn_parts
 from facetrt.engine.tasks.discovery.discovering import Discovery
+from facetrt.engine.tasks.masks import refine_objects
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
 from facetrt.engine.tasks.pca import fit_pca
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.engine.video.propagation import Labels
 from facetrt.engine.video.sources import Frame, open_source
@@ -51,6 +53,15 @@ class VideoTask(StrEnum):
     def clusters(self) -> bool:
         """Whether it applies a model."""
         return self in (VideoTask.COSEGMENT, VideoTask.PARTS)
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """How what it finds can be refined on the frame."""
+        if self in (VideoTask.MASK, VideoTask.DISCOVER):
+            return tuple(known for known in Refinement if known is not Refinement.PYDENSECRF)
+        if not self.clusters:
+            return ()
+        return tuple(known for known in Refinement if not (known.two_labels and self is VideoTask.PARTS))
 
 
 @dataclass(frozen=True)
@@ -118,17 +129,20 @@ class TrackViewer(Viewer):
 
 
 class MaskViewer(Viewer):
-    """Objects of the first frame's mask, followed. ``labels (H, W)``: 0 background, objects from 1."""
+    """Objects of the first frame's mask, followed. ``labels (H, W)``: 0 background, objects from 1.
 
-    def __init__(self, engine: Engine, labels: Labels) -> None:
-        self._propagator, self._labels = engine.propagator(), labels
+    Refinement changes what is shown and written, not what is followed.
+    """
+
+    def __init__(self, engine: Engine, labels: Labels, refine: Refinement = Refinement.NONE) -> None:
+        self._propagator, self._labels, self._refine = engine.propagator(), labels, refine
         self._dtype = np.uint8 if labels.max(initial=0) <= 255 else np.int32
         self._started = False
 
     def feed(self, result: StreamResult) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
         if self._started:
-            labels = self._propagator.step(result.features)
+            labels = refine_objects(result.frame.pixels, self._propagator.step(result.features), self._refine)
         else:
             self._propagator.start(result.features, self._labels)
             self._started, labels = True, self._labels
@@ -142,20 +156,29 @@ class MaskViewer(Viewer):
 
 
 class ModelViewer(Viewer):
-    """A model applied to every frame, smoothed over time. What is drawn has smooth borders between the cells."""
+    """A model applied to every frame, smoothed over time.
 
-    def __init__(self, engine: Engine, model: SegmentationModel | PartsModel) -> None:
-        self._engine, self._model, self._smoother = engine, model, Smoother()
+    What is drawn has smooth borders between the cells, or those of the refinement.
+    """
+
+    def __init__(
+        self, engine: Engine, model: SegmentationModel | PartsModel, refine: Refinement = Refinement.NONE
+    ) -> None:
+        self._engine, self._model, self._refine, self._smoother = engine, model, refine, Smoother()
 
     def feed(self, result: StreamResult) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
         frame, features, model = result.frame, result.features, self._model
         if isinstance(model, PartsModel):
-            cells = self._engine.apply(model, features, smoother=self._smoother).cells
-            labels = cells_on_pixels(cells.astype(np.int16), features.geometry)
+            part = self._engine.apply(model, features, refine=self._refine, smoother=self._smoother)
+            labels = part.labels
+            if self._refine is Refinement.NONE:
+                labels = cells_on_pixels(part.cells.astype(np.int16), features.geometry)
             return [Drawn(frame, parts_overlay(frame.pixels, labels), {"labels": labels})]
-        found = self._engine.apply(model, features, smoother=self._smoother)
-        mask = cells_on_pixels(found.cells.astype(np.int8), features.geometry) > 0
+        found = self._engine.apply(model, features, refine=self._refine, smoother=self._smoother)
+        mask = found.mask
+        if self._refine is Refinement.NONE:
+            mask = cells_on_pixels(found.cells.astype(np.int8), features.geometry) > 0
         return [Drawn(frame, mask_overlay(frame.pixels, mask), {"mask": mask})]
 
     def facts(self) -> dict[str, Any]:

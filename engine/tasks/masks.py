@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.images.loading import Pixels
+from facetrt.engine.tasks.refinement import Refinement, check_available, grabcut
 from facetrt.kernels.bilateral import BilateralGrid
 from facetrt.kernels.components import connected_components
 from facetrt.kernels.dense_crf import dense_crf
+from facetrt.kernels.errors import InputError
 
 Bools = NDArray[np.bool_]
 
@@ -95,3 +99,33 @@ def all_but_largest(mask: Bools) -> Bools:
     if (sizes > 0).sum() < 2:
         return np.zeros_like(mask)
     return np.asarray(labels != sizes.argmax())
+
+
+def refine_objects(pixels: Pixels, labels: NDArray[np.integer], refinement: Refinement) -> NDArray[np.int64]:
+    """Labels of objects ``(h, w)``, 0 background, refined on the picture ``(h, w, 3)``: each object as a mask.
+
+    A pixel that several objects claim goes to the one that claims it most, or to the first.
+
+    Raises:
+        InputError: labels of another size than the picture, or ``pydensecrf``, which is co-segmentation's.
+        MissingDependencyError: ``bilateral`` without SciPy.
+    """
+    if pixels.shape[:2] != labels.shape:
+        raise InputError(f"labels of shape {labels.shape} on a picture of {pixels.shape[:2]}: expected the same size")
+    if refinement is Refinement.PYDENSECRF:
+        raise InputError("refine 'pydensecrf' is co-segmentation's: use crf, bilateral, grabcut or none here")
+    check_available(refinement)
+    values = np.unique(labels[labels != 0])
+    claims: list[NDArray[Any]]
+    if refinement is Refinement.NONE or not len(values):
+        return labels.astype(np.int64)
+    if refinement is Refinement.BILATERAL:
+        grid = BilateralGrid.of(np.ascontiguousarray(pixels))
+        claims = [grid.solve(labels == value) for value in values]
+    elif refinement is Refinement.CRF:
+        claims = [maskcut_crf(pixels, labels == value).astype(np.float64) for value in values]
+    else:
+        cut = [grabcut(pixels, labels == value) for value in values]
+        claims = [(labels == value if found is None else found) for value, found in zip(values, cut, strict=True)]
+    strength = np.stack([np.full(labels.shape, 0.5), *claims])
+    return np.asarray(np.concatenate([[0], values])[strength.argmax(axis=0)], np.int64)

@@ -24,6 +24,9 @@ from facetrt.engine.cli.main import program
 from facetrt.engine.cli.viewers import PcaViewer
 from facetrt.engine.engine import Engine
 from facetrt.engine.learning import learn_cosegmentation
+from facetrt.engine.tasks.masks import refine_objects
+from facetrt.engine.tasks.models import load_model
+from facetrt.engine.tasks.refinement import Refinement
 from facetrt.engine.video import sources
 from facetrt.engine.video.sources import open_source
 from facetrt.kernels.errors import (
@@ -172,6 +175,32 @@ def test_a_model_is_learned_from_the_video(task: str, clip: Path, out: Path, mon
     assert data_of(out, 3)["mask" if task == "cosegment" else "labels"].shape == SIZE
 
 
+@pytest.mark.parametrize("refine", ["bilateral", "crf", "grabcut"])
+def test_followed_masks_are_refined_on_each_frame(clip: Path, first_mask: Path, out: Path, refine: str) -> None:
+    given = np.asarray(Image.open(first_mask))
+    video(clip, "mask", out, "--first-mask", first_mask, "--load-size", 72, "--limit", 3, "--refine", refine)
+    with Engine.open("builtin", threads=1) as engine, open_source(clip) as source:
+        frames = [frame.pixels for frame, _ in zip(source, range(3), strict=False)]
+        features = engine.encode(frames, load_size=72)
+        propagator = engine.propagator()
+        propagator.start(features[0], given)
+        plain = [propagator.step(item) for item in features[1:]]
+    assert np.array_equal(data_of(out, 0)["labels"], given)
+    changed = 0
+    for number, (pixels, labels) in enumerate(zip(frames[1:], plain, strict=True), 1):
+        expected = refine_objects(pixels, labels, Refinement(refine))
+        np.testing.assert_array_equal(data_of(out, number)["labels"], expected)
+        changed += int((expected != labels).sum())
+    assert changed > 0 and check(out, "mask", 3)["options"]["refine"] == refine
+
+
+def test_a_model_is_applied_with_refinement(clip: Path, model: Path, out: Path) -> None:
+    video(clip, "cosegment", out, "--model", model, "--limit", 1, "--refine", "bilateral")
+    with Engine.open("builtin", threads=1) as engine, open_source(clip) as source:
+        expected = engine.apply(load_model(model), next(iter(source)).pixels, refine="bilateral")
+    np.testing.assert_array_equal(data_of(out, 0)["mask"], expected.mask)
+
+
 def test_components_of_a_folder(tmp_path: Path, out: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -280,6 +309,9 @@ def test_without_pyav_nothing_begins(clip: Path, out: Path, monkeypatch: pytest.
         ("track", ("--point", "1;2"), "expected X,Y"),
         ("track", ("--point", "500,2", "--load-size", 64), "lies outside the image"),
         ("parts", ("--model", "MODEL"), "holds a segmentation model"),
+        ("pca", ("--refine", "crf"), "--refine has no meaning for --task pca"),
+        ("parts", ("--refine", "grabcut"), "--refine grabcut does not fit --task parts: expected one of crf, pyd"),
+        ("discover", ("--refine", "pydensecrf"), "expected one of grabcut, crf, bilateral, none"),
         ("pca", ("--latency-budget", 0), "more than 0 milliseconds"),
         ("pca", ("--camera", 0), "either IN"),
     ],

@@ -10,6 +10,7 @@ from helpers import photo
 from facetrt.engine import PAPER_COSEGMENT, Engine, Features, InputError, Refinement, cluster_elbow
 from facetrt.engine.features.collection import LazySequence
 from facetrt.engine.tasks.descriptors import normalise
+from facetrt.engine.tasks.masks import bilateral_mask
 from facetrt.engine.tasks.refinement import enlarge_mask, grabcut
 from facetrt.kernels import assign, kmeans, parallel
 
@@ -65,7 +66,7 @@ def test_lazy_descriptors_are_read_twice_and_cluster_alike(features: list[Featur
         assert a.dtype == np.int64
 
 
-@pytest.mark.parametrize("refine", ["grabcut", "crf"])
+@pytest.mark.parametrize("refine", ["grabcut", "crf", "bilateral"])
 def test_threads_change_nothing(
     tiny_engine: Engine, features: list[Features], monkeypatch: pytest.MonkeyPatch, refine: str
 ) -> None:
@@ -79,6 +80,9 @@ def test_threads_change_nothing(
         np.testing.assert_array_equal(a.loaded_mask, b.loaded_mask)
         if refine == "grabcut":
             np.testing.assert_array_equal(a.loaded_mask, grabcut(item.pixels, enlarge_mask(a.cells, item.image_size)))
+        if refine == "bilateral":
+            solved = bilateral_mask(item.pixels, enlarge_mask(a.cells, item.image_size))[0]
+            np.testing.assert_array_equal(a.loaded_mask, solved)
 
 
 def test_progress_counts_encoding_and_then_refinement(tiny_engine: Engine) -> None:

@@ -53,7 +53,7 @@ def parts(tiny_engine: Engine, features: list[Features]) -> PartsModel:
     return learn_parts(tiny_engine, features, **PARTS)
 
 
-@pytest.mark.parametrize("refine", ["none", "grabcut", "crf"])
+@pytest.mark.parametrize("refine", ["none", "grabcut", "crf", "bilateral"])
 def test_on_the_learned_images_masks_are_those_of_cosegmentation(
     tiny_engine: Engine, features: list[Features], segmentation: SegmentationModel, refine: str
 ) -> None:
@@ -299,7 +299,7 @@ def test_smoothing_takes_flicker_out_of_a_still_scene(
     assert (steady == truth).mean() > (alone == truth).mean()
 
 
-@pytest.mark.parametrize("refine", ["none", "grabcut", "crf"])
+@pytest.mark.parametrize("refine", ["none", "grabcut", "crf", "bilateral"])
 def test_smoothing_one_scene_changes_nothing(
     tiny_engine: Engine, features: list[Features], segmentation: SegmentationModel, refine: str
 ) -> None:
