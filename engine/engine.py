@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.images.fitting import Fit
-from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize, load_image
+from facetrt.engine.images.loading import DEFAULT_SIZE, DefaultSize, ImageLike, LoadSize, Pixels, load_image
 from facetrt.engine.machine.memory import MAX_CELLS
 from facetrt.engine.settings import parse
 from facetrt.engine.tasks.augmentation import augment
@@ -559,7 +559,9 @@ class Engine:
                 if not isinstance(item, Features):
                     raise InputError(MIXED)
                 self._check_origin(item, None)
-                yield discovery.find(item)
+                with self._runner.graphs() as graph:
+                    found = discovery.find(item, graph=graph)
+                yield found
                 tally.add()
             return
         encoding = discovery.method.encoding(self.manifest, load_size, fit, stride)
@@ -574,7 +576,10 @@ class Engine:
         with closing(self._encoder.encode_numbered(numbered(), encoding, tally.add, on_broken)) as encoded:
             for number, item in encoded:
                 image = waiting.pop(number)
-                yield discovery.find(item, lambda image=image: load_image(image).pixels)  # type: ignore[misc]
+                original = partial(_original, image)
+                with self._runner.graphs() as graph:
+                    found = discovery.find(item, original, graph)
+                yield found
                 for old in [known for known in waiting if known < number]:  # broken ones
                     del waiting[old]
 
@@ -855,6 +860,11 @@ def _refuse_load_size(load_size: LoadSize) -> None:
             f"load_size={load_size} was given with features, which are loaded already: leave it out, or encode the "
             "images with it"
         )
+
+
+def _original(image: ImageLike) -> Pixels:
+    """The picture at its original size."""
+    return load_image(image).pixels
 
 
 def _peek(images: Any) -> tuple[ImageLike | Features | None, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,10 +18,14 @@ from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import map_threads, one_blas_thread
 from facetrt.kernels.products import TIE
 
+if TYPE_CHECKING:
+    from facetrt.kernels.eigenvectors import Eigenvectors
+
 Float = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Vectors = NDArray[np.float64]
 
+NOT_FINITE = "descriptors hold numbers that are not finite: the encoder, or what it was given, is damaged"
 BLOCK_ROWS = 64  # of cosines made at a time: 5 MB of 19,200 cells
 HELD_BYTES = 128 << 20  # a float32 matrix up to this size is kept between products: 5,792 cells
 PATTERNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # (256, 8)
@@ -43,12 +47,24 @@ class Graph(ABC):
     def product(self, vector: Vectors) -> Vectors:
         """``W @ vector`` for ``(n,)`` float64."""
 
+    def solve(self, count: int, start: Vectors | None) -> Eigenvectors | None:
+        """The smallest eigenvectors, of a graph that something else holds than this process; None of others."""
+        return None
+
     def dense(self) -> Vectors:
         """W, ``(n, n)`` float64, for few nodes: it takes n products."""
         return np.stack([self.product(column) for column in np.eye(len(self))], axis=1)
 
 
-class ThresholdGraph(Graph):
+class CutGraph(Graph):
+    """A graph that cells can be taken out of, to be cut again."""
+
+    @abstractmethod
+    def without(self, cells: Bools) -> CutGraph:
+        """The same with only weak edges at ``cells (n,)``: what descriptors of zeros there would give."""
+
+
+class ThresholdGraph(CutGraph):
     """1 between cells whose cosine exceeds a threshold, ``weak`` between all others.
 
     A product looks up the sums of eight values of the vector at a time, by the bits of their edges, in float64 and in
@@ -87,7 +103,7 @@ class ThresholdGraph(Graph):
         return np.where(self.strong(), 1.0, self.weak)
 
     def without(self, cells: Bools) -> ThresholdGraph:
-        """The same with only weak edges at ``cells (n,)``: what descriptors of zeros there would give."""
+        """See :class:`CutGraph`."""
         kept = ~np.asarray(cells, np.bool_)
         bits = self.bits & np.packbits(kept)[:, None]
         bits[:, ~kept] = 0
@@ -239,7 +255,7 @@ def unit_length(rows: Float) -> Float:
         raise InputError(f"descriptors of shape {rows.shape}: expected (cells, channels) of at least one cell")
     squares = np.einsum("nc,nc->n", rows, rows, dtype=np.float64)
     if not np.isfinite(squares).all():
-        raise InputError("descriptors hold numbers that are not finite: the encoder, or what it was given, is damaged")
+        raise InputError(NOT_FINITE)
     return np.asarray(rows / np.maximum(np.sqrt(squares), 1e-12)[:, None], np.float32)
 
 

@@ -56,6 +56,9 @@ def smallest_eigenvectors(graph: Graph, count: int, *, start: Vectors | None = N
     Raises:
         InputError: a node without any edge, or no convergence with more than ``MAX_DENSE`` nodes.
     """
+    elsewhere = graph.solve(count, start)
+    if elsewhere is not None:
+        return elsewhere
     degree = np.asarray(graph.degree, np.float64)
     if not (degree > 0).all():
         raise InputError(
@@ -144,11 +147,7 @@ def _lanczos(graph: Graph, degree: Vectors, count: int, start: Vectors | None) -
         return vector, coefficients
 
     with one_blas_thread:
-        first = np.random.RandomState(0).uniform(-1, 1, len(degree))  # the same numbers in every version of NumPy
-        if start is not None and np.isfinite(start).all() and np.ptp(start) > 0:
-            norm = np.linalg.norm(root * start)
-            first = root * start / norm + 1e-3 * first / np.linalg.norm(first)
-        vector, _ = orthogonal(first, 0)
+        vector, _ = orthogonal(first_vector(root, start), 0)
         basis[0] = vector / np.linalg.norm(vector)
         while products < MAX_PRODUCTS:
             for number in range(kept, size):
@@ -166,9 +165,9 @@ def _lanczos(graph: Graph, degree: Vectors, count: int, start: Vectors | None) -
                 if number > wanted and (number % 4 == 3 or number == size - 1):
                     similar, shares = np.linalg.eigh(projected[: number + 1, : number + 1])
                     residuals = length * np.abs(shares[-1])
-                    if _converged(similar, residuals, wanted):
+                    if converged(similar, residuals, wanted):
                         ritz = shares[:, : -wanted - 1 : -1].T @ basis[: number + 1]
-                        return _made(trivial, ritz, similar, residuals, wanted, scale, products)
+                        return eigenvectors_of(trivial, ritz, similar, residuals, wanted, scale, products)
             kept = wanted + KEPT
             chosen = shares[:, -kept:]
             last = basis[size].copy()
@@ -179,7 +178,15 @@ def _lanczos(graph: Graph, degree: Vectors, count: int, start: Vectors | None) -
     return None
 
 
-def _converged(similar: Vectors, residuals: Vectors, wanted: int) -> bool:
+def first_vector(root: Vectors, start: Vectors | None) -> Vectors:
+    """What the search begins with, ``(n,)``, of the roots of the degrees: anything, or near what is expected."""
+    first = np.random.RandomState(0).uniform(-1, 1, len(root))  # the same numbers in every version of NumPy
+    if start is None or not np.isfinite(start).all() or not np.ptp(start) > 0:
+        return first
+    return np.asarray(root * start / np.linalg.norm(root * start) + 1e-3 * first / np.linalg.norm(first))
+
+
+def converged(similar: Vectors, residuals: Vectors, wanted: int) -> bool:
     """Whether each wanted vector is near its true one, as far as its distance to its neighbours tells."""
     if not wanted:
         return True
@@ -188,9 +195,10 @@ def _converged(similar: Vectors, residuals: Vectors, wanted: int) -> bool:
     return bool((residuals[-wanted:] <= np.maximum(TOLERANCE * apart, ROUNDING)).all())
 
 
-def _made(
+def eigenvectors_of(
     trivial: Vectors, ritz: Vectors, similar: Vectors, residuals: Vectors, wanted: int, scale: Vectors, products: int
 ) -> Eigenvectors:
+    """What is known of the ``wanted`` largest ones of the similar problem, ``ritz (wanted, n)``, as a result."""
     values = np.concatenate([[0.0], 1 - similar[: -wanted - 1 : -1]])
     vectors = np.stack([trivial, *ritz], axis=1) * scale[:, None]
     gap = float(similar[-wanted] - similar[-wanted - 1]) if wanted else float(1 - similar[-1])

@@ -19,8 +19,10 @@ from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import ImageLike
 from facetrt.engine.images.reading_ahead import read_ahead
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions
+from facetrt.engine.tasks.discovery.method import GraphMaker
 from facetrt.engine.tasks.refinement import Refiner
 from facetrt.engine.tasks.running import Runner, encode_missing
+from facetrt.kernels.device.graph import threshold_graph
 from facetrt.kernels.errors import FacetrtError, InputError
 
 
@@ -106,6 +108,12 @@ class DeviceRunner(Runner):
         """The CRF on a lane that is taken for the while."""
         with self._backend.lane() as lane:
             yield device_refiner(lane.device, Lock())
+
+    @contextmanager
+    def graphs(self) -> Iterator[GraphMaker]:
+        """On a lane that is taken for the while; what comes down are degrees and eigenvectors."""
+        with self._backend.lane() as lane:
+            yield partial(threshold_graph, lane.device)
 
     def _frames(
         self, images: Iterable[ImageLike], encoding: EncodeOptions, tally: Tally, on_broken: OnBroken | None

@@ -16,8 +16,10 @@ from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import ImageLike
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions, HostImages, Images
+from facetrt.engine.tasks.discovery.method import GraphMaker
 from facetrt.engine.tasks.matching import HostPair, Pair
 from facetrt.engine.tasks.refinement import Refiner, refine_labels
+from facetrt.kernels.affinity import threshold_graph
 from facetrt.kernels.errors import InputError
 
 Held = TypeVar("Held")  # features, wherever a runner holds them
@@ -63,6 +65,10 @@ class Runner(ABC):
     @abstractmethod
     def refiner(self) -> AbstractContextManager[Refiner]:
         """What runs the CRF."""
+
+    @abstractmethod
+    def graphs(self) -> AbstractContextManager[GraphMaker]:
+        """What makes and solves the graphs of cells that discovery cuts."""
 
     def check(self, options: CosegmentOptions) -> None:  # noqa: B027
         """Raise :class:`InputError` for options that this runner lacks."""
@@ -115,6 +121,9 @@ class HostRunner(Runner):
 
     def refiner(self) -> AbstractContextManager[Refiner]:
         return nullcontext(refine_labels)
+
+    def graphs(self) -> AbstractContextManager[GraphMaker]:
+        return nullcontext(threshold_graph)
 
 
 def encode_missing(

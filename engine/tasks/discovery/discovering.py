@@ -15,10 +15,11 @@ from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.tasks.discovery.fusing import Term, fuse
 from facetrt.engine.tasks.discovery.grid import nothing
-from facetrt.engine.tasks.discovery.method import Method, Scene
+from facetrt.engine.tasks.discovery.method import GraphMaker, Method, Scene
 from facetrt.engine.tasks.discovery.objects import Bools, Found, Objects
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.engine.tasks.refinement import Refinement, check_available, enlarge_mask, grabcut
+from facetrt.kernels.affinity import threshold_graph
 from facetrt.kernels.components import extent
 from facetrt.kernels.errors import InputError
 
@@ -54,11 +55,17 @@ class Discovery:
         """What the rows are called."""
         return "+".join(map(str, self.terms))
 
-    def find(self, features: Features, original: Callable[[], Pixels] | None = None) -> Objects:
+    def find(
+        self,
+        features: Features,
+        original: Callable[[], Pixels] | None = None,
+        graph: GraphMaker = threshold_graph,
+    ) -> Objects:
         """The objects of one image.
 
         Args:
             original: gives the picture at its original size, for refinement; without it the loaded one is refined on.
+            graph: see :class:`Scene`.
 
         Raises:
             InputError: descriptors that are not finite, or of a width that the method cannot take.
@@ -69,7 +76,7 @@ class Discovery:
             try:
                 parts = [term.rows(features) for term in self.terms]
                 rows = fuse(self.terms, parts)
-                found = self.method.find(Scene(features, parts, rows, self.name, self.manifest, self.segmenter))
+                found = self.method.find(Scene(features, parts, rows, self.name, self.manifest, self.segmenter, graph))
             except InputError as error:
                 raise InputError(f"{features.name}: {error}") from error
         objects = self._objects(features, found)

@@ -21,7 +21,6 @@ from facetrt.engine.tasks.discovery.grid import nothing
 from facetrt.engine.tasks.discovery.method import Method, Scene
 from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.masks import fill_holes, iou, maskcut_crf
-from facetrt.kernels.affinity import threshold_graph
 from facetrt.kernels.components import component_at, extent
 from facetrt.kernels.eigenvectors import sign_of_lapack
 
@@ -85,7 +84,7 @@ class MaskCut(Method):
     def _rounds(self, scene: Scene) -> Iterator[tuple[Bools, Bools, Cut]]:
         """Each round's mask of loaded pixels, its cells, and the cut."""
         geometry = scene.features.geometry
-        graph = whole = threshold_graph(scene.rows, self.tau, self.weak)
+        graph = whole = scene.graph(scene.rows, self.tau, self.weak)
         painted = previous = np.zeros(geometry.grid, np.bool_)
         covered = np.zeros(geometry.image_size, np.bool_)
         found: Cut | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +16,10 @@ from facetrt.engine.settings import check, parse
 from facetrt.engine.tasks.discovery.objects import Bools, Found
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.engine.tasks.masks import bilateral_mask, maskcut_crf
+from facetrt.kernels.affinity import CutGraph, threshold_graph
 
 OWN_SIZE = AtMost(512)
+GraphMaker = Callable[[Float, float, float], CutGraph]  # as threshold_graph, which is the host's
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Scene:
         facet: what the rows are called.
         manifest: of the bundle.
         segmenter: SelfMask's, if the method uses it and the bundle holds one.
+        graph: makes the graph of cells that are alike, where the engine's tasks run.
     """
 
     features: Features
@@ -39,6 +42,7 @@ class Scene:
     facet: str
     manifest: Manifest
     segmenter: Segmenter | None = None
+    graph: GraphMaker = threshold_graph
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from facetrt.engine.tasks.discovery.cutting import NO_CUT, cut
 from facetrt.engine.tasks.discovery.grid import boxes_of, loaded_masks, nothing
 from facetrt.engine.tasks.discovery.method import Method, Scene
 from facetrt.engine.tasks.discovery.objects import Found
-from facetrt.kernels.affinity import threshold_graph, weighted_graph
+from facetrt.kernels.affinity import weighted_graph
 from facetrt.kernels.components import component_at
 
 
@@ -48,7 +48,7 @@ class TokenCut(Method):
     def find(self, scene: Scene) -> Found:
         """See :class:`Method`."""
         geometry = scene.features.geometry
-        graph = (weighted_graph if self.weighted else threshold_graph)(scene.rows, self.tau, self.weak)
+        graph = (weighted_graph if self.weighted else scene.graph)(scene.rows, self.tau, self.weak)
         maps: dict[str, Any] = {"degree": graph.degree.reshape(geometry.grid)}
         found = cut(graph)
         if found is None:

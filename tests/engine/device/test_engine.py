@@ -62,6 +62,18 @@ def test_cosegment_on_two_streams_gives_the_cpus_masks(
         np.testing.assert_array_equal(mine.labels, repeated.labels)
 
 
+def test_objects_are_those_of_the_cpu(tiny_engine: Engine, bundle: Path, fake_gpu: FakeGpu) -> None:
+    options = {"facet": "key@1-mean", "load_size": (24, 28), "fit": "none", "stride": 4, "tau": 0.3, "crf": False}
+    image = photo(24, 28, seed=3)
+    (expected,) = tiny_engine.discover([image], "maskcut", **options)
+    with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
+        (found,) = engine.discover([image], "maskcut", **options)
+    launched = {name for name, _, _ in fake_gpu.gpu.launches}
+    assert {"graph_strong_edges", "graph_product", "graph_keep_edges"} <= launched and len(expected)
+    np.testing.assert_array_equal(found.cells, expected.cells)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
 def test_descriptors_stay_on_the_device(tiny_engine: Engine, bundle: Path) -> None:
     image = photo(40, 52)
     with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
