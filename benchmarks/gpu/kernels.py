@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.benchmarks.baselines.common import elbow_sweep, load_pixels
+from facetrt.benchmarks.cpu.discovery import THRESHOLD
 from facetrt.benchmarks.cpu.kernels import crf_energy
+from facetrt.benchmarks.cpu.scenes import scene_rows
 from facetrt.benchmarks.gpu.encoder import product, torch_pass
 from facetrt.benchmarks.gpu.workbench import CountingDevice, GpuWorkbench
 from facetrt.benchmarks.results import Row, Spread
@@ -21,9 +23,10 @@ from facetrt.engine.samples import sample_images
 from facetrt.engine.tasks.clustering import MAX_CLUSTERS, cluster_elbow
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions
 from facetrt.engine.tasks.descriptors import normalise
-from facetrt.kernels import best_buddies, dense_crf, log_bin, vote
+from facetrt.kernels import best_buddies, dense_crf, log_bin, smallest_eigenvectors, threshold_graph, vote
 from facetrt.kernels.device import best_buddies as device_buddies
 from facetrt.kernels.device import dense_crf as device_crf
+from facetrt.kernels.device import graph as device_graph
 from facetrt.kernels.device import kmeans as device_kmeans
 from facetrt.kernels.device import log_bin as device_log_bin
 from facetrt.kernels.device import preprocess
@@ -91,6 +94,7 @@ def measure(bench: GpuWorkbench) -> list[Row]:
         "k-means sweep": lambda name: _sweep(bench, name),
         "vote": lambda name: _vote(bench, name),
         "dense_crf": lambda name: _dense_crf(bench, name),
+        "second eigenvectors": lambda name: _eigenvectors(bench, name),
     }
     rows = [row for name, make in makers.items() for row in _measure(bench, name, make)]
     return [*rows, *_memory(bench, large)]
@@ -302,6 +306,32 @@ def _dense_crf(bench: GpuWorkbench, name: str) -> Case:
 
     host = {f"{name}, on the CPU": lambda: dense_crf(image, energy, iterations=rounds)}
     return Case(name, lambda: device_crf.mean_field(device, held, lattices, iterations=rounds), quality, host)
+
+
+def _eigenvectors(bench: GpuWorkbench, name: str) -> Case:
+    """Graphs and second eigenvectors of a batch of scenes, beside one on the CPU and by torch's dense solver."""
+    device, torch = bench.kernels, bench.torch
+    rows = scene_rows(bench.sizes.eigenvector, bench.spec.dim)
+    held = device.upload(np.stack([rows] * bench.sizes.batch))
+
+    def work() -> Any:
+        return device_graph.solve(device_graph.threshold_graphs(device, held, THRESHOLD), 2)
+
+    def dense() -> Any:
+        weights = torch.from_numpy(threshold_graph(rows, THRESHOLD).dense()).to(bench.target.torch)
+        scale = weights.sum(dim=1).rsqrt()
+        return torch.linalg.eigh(scale[:, None] * weights * scale)[1][:, -2]
+
+    def quality(result: Any) -> Mapping[str, float]:
+        expected = smallest_eigenvectors(threshold_graph(rows, THRESHOLD), 2).vectors[:, 1]
+        found = result[0].vectors[:, 1]
+        return {"cosine": float(abs(found @ expected) / (np.linalg.norm(found) * np.linalg.norm(expected)))}
+
+    baselines = {
+        f"{name}, one image on the CPU": lambda: smallest_eigenvectors(threshold_graph(rows, THRESHOLD), 2),
+        f"{name}, one image by torch's dense solver": dense,
+    }
+    return Case(name, work, quality, baselines)
 
 
 def _memory(bench: GpuWorkbench, grid: tuple[int, int]) -> list[Row]:

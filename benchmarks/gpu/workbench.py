@@ -58,7 +58,7 @@ class GpuSizes(Sizes):
 
 QUICK_GPU = GpuSizes(
     side=32, images=4, large_grid=6, product=128, seconds=0, batch=2, calls=1, window=0.0, decoded=(20, 28), labels=2,
-    iterations=1, restarts=1, crf_iterations=1,
+    iterations=1, restarts=1, crf_iterations=1, eigenvector=(4, 6),
 )  # fmt: skip
 
 
