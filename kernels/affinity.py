@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import map_threads, one_blas_thread
 from facetrt.kernels.products import TIE
-
-if TYPE_CHECKING:
-    from facetrt.kernels.eigenvectors import Eigenvectors
 
 Float = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -46,10 +43,6 @@ class Graph(ABC):
     @abstractmethod
     def product(self, vector: Vectors) -> Vectors:
         """``W @ vector`` for ``(n,)`` float64."""
-
-    def solve(self, count: int, start: Vectors | None) -> Eigenvectors | None:
-        """The smallest eigenvectors, of a graph that something else holds than this process; None of others."""
-        return None
 
     def dense(self) -> Vectors:
         """W, ``(n, n)`` float64, for few nodes: it takes n products."""

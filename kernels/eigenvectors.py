@@ -6,12 +6,13 @@ eigenvector is known, and Lanczos' method with restarts finds the next ones from
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.kernels.affinity import Graph
+from facetrt.kernels.affinity import CutGraph, Graph
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import one_blas_thread
 
@@ -47,6 +48,14 @@ class Eigenvectors:
     products: int
 
 
+class SolvedElsewhere(CutGraph):
+    """A graph that something else holds than this process."""
+
+    @abstractmethod
+    def solve(self, count: int, start: Vectors | None) -> Eigenvectors:
+        """See :func:`smallest_eigenvectors`."""
+
+
 def smallest_eigenvectors(graph: Graph, count: int, *, start: Vectors | None = None) -> Eigenvectors:
     """The ``count`` smallest eigenvectors of the normalised Laplacian, fewer if there are fewer nodes.
 
@@ -56,9 +65,8 @@ def smallest_eigenvectors(graph: Graph, count: int, *, start: Vectors | None = N
     Raises:
         InputError: a node without any edge, or no convergence with more than ``MAX_DENSE`` nodes.
     """
-    elsewhere = graph.solve(count, start)
-    if elsewhere is not None:
-        return elsewhere
+    if isinstance(graph, SolvedElsewhere):
+        return graph.solve(count, start)
     degree = np.asarray(graph.degree, np.float64)
     if not (degree > 0).all():
         raise InputError(

@@ -111,7 +111,7 @@ class DeviceRunner(Runner):
 
     @contextmanager
     def graphs(self) -> Iterator[GraphMaker]:
-        """On a lane that is taken for the while; what comes down are degrees and eigenvectors."""
+        """Graphs on a lane that is taken for the while: what comes down are degrees and eigenvectors."""
         with self._backend.lane() as lane:
             yield partial(threshold_graph, lane.device)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.kernels.affinity import NOT_FINITE, Bools, CutGraph, Float, ThresholdGraph, Vectors
+from facetrt.kernels.affinity import NOT_FINITE, Bools, Float, ThresholdGraph, Vectors
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.eigenvectors import (
@@ -22,6 +22,7 @@ from facetrt.kernels.eigenvectors import (
     MAX_PRODUCTS,
     ROUNDING,
     Eigenvectors,
+    SolvedElsewhere,
     converged,
     eigenvectors_of,
     first_vector,
@@ -147,7 +148,7 @@ class DeviceGraphs:
         return ThresholdGraph(np.packbits(strong.T, axis=0), self.weak)
 
 
-class DeviceGraph(CutGraph):
+class DeviceGraph(SolvedElsewhere):
     """One image's graph on the device, for what works on graphs one by one."""
 
     def __init__(self, graphs: DeviceGraphs) -> None:
@@ -160,19 +161,19 @@ class DeviceGraph(CutGraph):
 
     @property
     def degree(self) -> Vectors:
-        """See :class:`Graph`."""
+        """See :class:`facetrt.kernels.affinity.Graph`."""
         return np.asarray(self.graphs.degree[0])
 
     def product(self, vector: Vectors) -> Vectors:
-        """See :class:`Graph`."""
+        """See :class:`facetrt.kernels.affinity.Graph`."""
         return np.asarray(self.graphs.product(vector[None])[0])
 
     def solve(self, count: int, start: Vectors | None) -> Eigenvectors:
-        """On the device; see :class:`Graph`."""
+        """See :class:`SolvedElsewhere`."""
         return solve(self.graphs, count, None if start is None else start[None])[0]
 
     def without(self, cells: Bools) -> DeviceGraph:
-        """See :class:`CutGraph`."""
+        """See :class:`facetrt.kernels.affinity.CutGraph`."""
         return DeviceGraph(self.graphs.without(cells[None]))
 
 
