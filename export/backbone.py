@@ -6,23 +6,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from facetrt.export.models import import_export_libraries
+from facetrt.export.backbones.layouts import is_transformers, publishers_names
+from facetrt.export.backbones.model_spec import import_export_libraries
 from facetrt.kernels.errors import InputError
 
 #: Keys and prefixes that hold a model, the one to take first. An average of the student over time is the better model.
 ROLES = ("teacher", "model_ema", "state_dict_ema", "student")  # the averages of DeiT's and of timm's training
-CONTAINERS = ("model", "state_dict", "model_state_dict")
-PREFIXES = ("backbone", "encoder", "net", "vit")
+CONTAINERS = ("model", "state_dict", "model_state_dict", "target_encoder")
+PREFIXES = ("backbone", "encoder", "net", "trunk", "vision_encoder", "visual", "vit")
 ORDER = (*ROLES, *CONTAINERS)
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # anywhere in a name
 KNOWN = {*ORDER, *PREFIXES, *WRAPPERS}
 #: First parts of names that belong to classifiers and to what only training needs.
 HEADS = {
-    "classifier", "decoder", "decoder_blocks", "decoder_embed", "decoder_norm", "decoder_pos_embed", "decoder_pred",
-    "dino_head", "fc", "fc_norm", "head", "head_dist", "heads", "ibot_head", "linear", "mask_token", "masked_embed",
-    "pre_logits", "predictor", "projection_head", "projector", "prototypes",
+    "attn_pool", "classifier", "cls_norm", "decoder", "decoder_blocks", "decoder_embed", "decoder_norm",
+    "decoder_pos_embed", "decoder_pred",
+    "dino_head", "fc", "fc_norm", "head", "head_dist", "heads", "ibot_head", "linear", "lm_head", "local_cls_norm",
+    "mask_token", "masked_embed", "pre_logits", "predictor", "projection_head", "projector", "projectors", "prototypes",
 }  # fmt: skip
-ANCHORS = {"cls_token", "pos_embed", "patch_embed.proj.weight"}  # any of them: a ViT by timm's and DINO's names
+#: Any of them: a ViT by timm's and DINO's names, or by OpenAI's.
+ANCHORS = {"cls_token", "pos_embed", "patch_embed.proj.weight", "class_embedding", "conv1.weight"}
 MAX_DEPTH = 8
 SHOWN = 4
 
@@ -58,7 +61,10 @@ def find_backbone(loaded: Any, source: str) -> Backbone:
         InputError: no such tensors, or two models of which neither goes first.
     """
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, name, tensor in _tensors(loaded):
+    found = list(_tensors(loaded))
+    if is_transformers(name for _, name, _ in found):
+        found = [((), *each) for each in publishers_names({name: tensor for _, name, tensor in found}).items()]
+    for path, name, tensor in found:
         prefix, own = _split(path, name)
         group = groups.setdefault(prefix, {})
         if own in group and not _same(group[own], tensor):

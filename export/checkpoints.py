@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from facetrt.export.models import import_export_libraries
+from facetrt.export.backbones.model_spec import import_export_libraries
 from facetrt.kernels.errors import InputError, MissingFileError
 
-MAX_CHECKPOINT_BYTES = 2 << 30
+MAX_CHECKPOINT_BYTES = 5 << 30  # DINOv2's giant has 4.5 billion
 MAX_SAFETENSORS_HEADER = 100_000_000  # the format's own bound
 FORMATS = "a file that torch.save wrote, .safetensors or .npz"
 MAGIC = 0x1950A86A20F9469CFC6C  # begins a file that torch wrote before 1.6

@@ -1,8 +1,11 @@
-"""The network that is exported: a timm ViT cut down to what the outputs need.
+"""The network that is exported: a ViT cut down to what the outputs need, one for all families.
 
 * No block after the last one that an output depends on; of that block only the projections asked for.
 * Saliency takes one row of the last attention: the [CLS] query against all keys, never the t × t matrix.
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
+* Models that rotate turn queries and keys together, by halves of each head's channels, in fp32 between two casts: in
+  TensorRT that is inside the kernel that moves heads anyway. Where neighbouring channels turn together, the weights are
+  put in the order of halves, which changes no product, and facets are put back.
 * In fp16 and bf16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because
   ViTs do not survive naive fp16. So do whole blocks, and [CLS] attention, where the contract needs it
   (:class:`facetrt.engine.bundle.manifest.Fp32Parts`).
@@ -10,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +22,14 @@ from torch import Tensor, nn
 
 from facetrt.engine.bundle.manifest import Fp32Parts
 from facetrt.export.attention import attention
+from facetrt.export.backbones.parts import BlockParts, Mlp, NetworkParts, read_network
 from facetrt.export.export_options import Facet, FacetKind
 
 RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
 QKV = (FacetKind.QUERY, FacetKind.KEY, FacetKind.VALUE)  # order of the thirds of the fused projection
+ROTATED = {FacetKind.ROTATED_QUERY: FacetKind.QUERY, FacetKind.ROTATED_KEY: FacetKind.KEY}
+QUICK = 1.702  # of QuickGELU
+TANH = (0.7978845608028654, 0.044715)  # of GELU's approximation: the square root of 2 / pi, and the cube's share
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,32 @@ class Arithmetic:
         if not self.rounded:
             result: Tensor = linear(x)
             return result
-        return self(self(nn.functional.linear(x, linear.weight)) + linear.bias)
+        product = self(nn.functional.linear(x, linear.weight))
+        return product if linear.bias is None else self(product + linear.bias)
 
-    def activate(self, activation: nn.Module, x: Tensor) -> Tensor:
-        """An activation; as in the graph, GELU is five operations."""
-        if self.rounded and isinstance(activation, nn.GELU):
+    def activate(self, kind: str, x: Tensor) -> Tensor:
+        """An activation (see :class:`facetrt.export.backbones.parts.Mlp`), in the operations of the graph."""
+        a = self.product
+        if kind == "silu":
+            return a(x * a(torch.sigmoid(x)))
+        if kind == "quick":
+            return a(x * a(torch.sigmoid(a(QUICK * x))))
+        if kind == "tanh":
+            scale, share = TANH
+            inner = a(scale * a(x + a(share * a(a(x * x) * x))))
+            return a(a(0.5 * x) * a(1 + a(torch.tanh(inner))))
+        if self.rounded:  # GELU is five operations
             return self(x * self(0.5 * self(self(torch.erf(self(x / 2**0.5))) + 1)))
-        result: Tensor = activation(x)
-        return self.product(result)
+        return nn.functional.gelu(x)
 
     def linear(self, linear: nn.Linear, rows: Tensor | None = None) -> nn.Linear:
         """A copy of a layer in this arithmetic, or of some of its rows; in fp32 the numbers stay bit for bit."""
-        weight, bias = (v if rows is None else v[rows] for v in (linear.weight, linear.bias))
-        weight, bias = self(weight), self(bias)
-        copy = nn.Linear(linear.in_features, len(weight), dtype=weight.dtype)
-        copy.weight, copy.bias = nn.Parameter(weight), nn.Parameter(bias)
+        weight, bias = (v if rows is None or v is None else v[rows] for v in (linear.weight, linear.bias))
+        weight = self(weight)
+        copy = nn.Linear(linear.in_features, len(weight), bias=bias is not None, device="meta")
+        copy.weight = nn.Parameter(weight)
+        if bias is not None:
+            copy.bias = nn.Parameter(self(bias))
         return copy
 
 
@@ -76,19 +94,19 @@ HALF_LOGITS = 64.0  # attention logits up to here lose less than 2 % of a weight
 
 
 class FacetEncoder(nn.Module):
-    """``forward(images, positional, rows, cols)`` → one tensor per facet, then [CLS] attention if asked.
+    """``forward(images, positional, rows, cols, rotation)`` → one tensor per facet, then [CLS] attention if asked.
 
-    Shapes as in :class:`facetrt.engine.backends.base.Backend`. A static encoder has its positional table baked in and
-    takes ``images`` alone.
+    Shapes as in :class:`facetrt.engine.backends.base.Backend`. A static encoder has its tables baked in and takes
+    ``images`` alone; only models that rotate take ``rotation``.
 
     Args:
-        vit: a timm ``VisionTransformer`` with its weights.
+        vit: a timm network with its weights, see :func:`facetrt.export.backbones.parts.read_network`.
         mean, std: per-channel normalisation of RGB in [0, 1].
         saliency_heads: heads whose [CLS] attention is averaged, or None for no saliency output.
         arithmetic: of the blocks; in fp32 stays what ``fp32`` names.
         logits: the largest attention logit of each block, where it was measured. A block that stays in fp32 beside
             others in fp16 computes its attention in fp16 if these are small: fp32 attention is fused by no builder.
-        table: ``(1, grid_h, grid_w, C)`` positional table of a static encoder.
+        tables: ``positional`` and ``rotation`` of a static encoder.
     """
 
     def __init__(
@@ -103,27 +121,30 @@ class FacetEncoder(nn.Module):
         arithmetic: Arithmetic = FP32,
         fp32: Fp32Parts | None = None,
         logits: Sequence[float] = (),
-        table: Tensor | None = None,
+        tables: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        fp32 = fp32 or Fp32Parts()
+        fp32, parts, tables = fp32 or Fp32Parts(), read_network(vit), tables or {}
         small = {i for i, logit in enumerate(logits) if logit <= HALF_LOGITS and arithmetic.dtype is torch.float16}
         exact = replace(FP32, fused=arithmetic.dtype is torch.float32)
         self.facets = tuple(facets)
-        self.patches = _bytes_convolution(vit.patch_embed.proj, stride, mean, std)
-        self.cls = nn.Parameter(vit.cls_token + vit.pos_embed[:, :1])
-        self.table = None if table is None else nn.Parameter(table)
-        last = len(vit.blocks) - 1
+        self.patches = _bytes_convolution(parts.patches, stride, mean, std)
+        self.prefix = nn.Parameter(parts.prefix)
+        self.norm_pre = parts.norm_pre
+        self.table = nn.Parameter(tables["positional"]) if "positional" in tables else None
+        self.rotation = nn.Parameter(tables["rotation"]) if "rotation" in tables else None
+        last = len(parts.blocks) - 1
         wanted: dict[int, set[FacetKind]] = {}
         for facet in self.facets:
             wanted.setdefault(facet.layer, set()).add(facet.kind)
         if saliency_heads is not None:
             wanted.setdefault(last, set())
         depth = 1 + max(wanted)
-        self.norm = vit.norm if any(facet.kind is FacetKind.NORMED for facet in self.facets) else None
+        self.norm = parts.norm if any(facet.kind is FacetKind.NORMED for facet in self.facets) else None
         self.blocks = nn.ModuleList(
             Block(
-                vit.blocks[layer],
+                parts,
+                layer,
                 kinds=wanted.get(layer, set()),
                 complete=layer + 1 < depth or bool(wanted[layer] & RESULTS),
                 saliency_heads=saliency_heads if layer == last else None,
@@ -135,7 +156,12 @@ class FacetEncoder(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, positional: Tensor | None = None, rows: Tensor | None = None, cols: Tensor | None = None
+        self,
+        images: Tensor,
+        positional: Tensor | None = None,
+        rows: Tensor | None = None,
+        cols: Tensor | None = None,
+        rotation: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         pixels = images.float()  # first of all: TensorRT knows bytes at its edge only
         x = self.patches(pixels.permute(0, 3, 1, 2))  # (B, C, conv_h, conv_w)
@@ -143,15 +169,32 @@ class FacetEncoder(nn.Module):
             x = x.index_select(2, rows).index_select(3, cols)
         table = positional if self.table is None else self.table
         x = (x.permute(0, 2, 3, 1) + table).flatten(1, 2)  # (B, n, C)
-        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.prefix.shape[1]:
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.norm_pre is not None:
+            x = self.norm_pre(x)
+        turn = self._turn(rotation if self.rotation is None else self.rotation)
         outputs: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
-            x, named = block(x)
+            x, named = block(x, turn)
             outputs |= {f"{name}@{layer}": value for name, value in named.items()}
             if Facet(FacetKind.NORMED, layer) in self.facets and self.norm is not None:
                 outputs[f"normed@{layer}"] = self.norm(x)
         saliency = [value for name, value in outputs.items() if name.startswith("cls_attention")]
         return (*(outputs[str(facet)] for facet in self.facets), *saliency)
+
+    def _turn(self, rotation: Tensor | None) -> Turn | None:
+        """What turns all tokens, from ``(2, grid_h, grid_w, d / 2)`` sines and cosines: [CLS] and registers stay."""
+        if rotation is None:
+            return None
+        sine, cosine = rotation.flatten(1, 2).chunk(2)  # (1, n, d / 2) each
+        still = self.prefix.new_zeros(1, self.prefix.shape[1], rotation.shape[-1])
+        if self.prefix.shape[1]:
+            sine, cosine = torch.cat([still, sine], dim=1), torch.cat([still + 1, cosine], dim=1)
+        return sine[:, :, None], cosine[:, :, None], -sine[:, :, None]
+
+
+Turn = tuple[Tensor, Tensor, Tensor]  # sine, cosine, negative sine of each token's angles, (1, t, 1, d / 2)
 
 
 class Block(nn.Module):
@@ -162,7 +205,8 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        block: Any,
+        network: NetworkParts,
+        layer: int,
         *,
         kinds: set[FacetKind],
         complete: bool,
@@ -172,43 +216,78 @@ class Block(nn.Module):
         attention_arithmetic: Arithmetic,
     ) -> None:
         super().__init__()
+        parts = network.blocks[layer]
         self.kinds, self.complete, self.arithmetic, self.cls_arithmetic = kinds, complete, arithmetic, cls_arithmetic
         self.attention_arithmetic = attention_arithmetic
-        self.heads, self.scale = block.attn.num_heads, float(block.attn.scale)
+        self.heads, self.scale, self.prefix = parts.heads, parts.scale, network.prefix.shape[1]
         self.saliency_heads = None if saliency_heads is None else list(saliency_heads)
-        self.norm1 = block.norm1
+        self.norm1 = parts.norm1
+        self.back = _order_of_halves(parts).argsort() if network.interleaved else None
+        qkv = _by_halves(parts) if network.interleaved else parts.qkv
         apart = (
             saliency_heads is not None and cls_arithmetic != arithmetic
         )  # [CLS] attention has projections of its own
         shared = saliency_heads is not None and not apart
-        needed = [k for k in QKV if complete or k in kinds or (k is FacetKind.KEY and shared)]
+        projected = {ROTATED.get(kind, kind) for kind in kinds}
+        needed = [k for k in QKV if complete or k in projected or (k is FacetKind.KEY and shared)]
         self.needed = needed
-        self.qkv = _thirds(block.attn.qkv, needed, arithmetic) if needed else None
-        self.cls_key = _thirds(block.attn.qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
+        self.qkv = _thirds(qkv, needed, arithmetic) if needed else None
+        self.cls_key = _thirds(qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
         self.cls_query = None
         if apart or (shared and FacetKind.QUERY not in needed):
-            self.cls_query = _thirds(block.attn.qkv, [FacetKind.QUERY], cls_arithmetic)
+            self.cls_query = _thirds(qkv, [FacetKind.QUERY], cls_arithmetic)
         if complete:
-            self.proj = arithmetic.linear(block.attn.proj)
-            self.norm2 = block.norm2
-            self.fc1, self.fc2 = arithmetic.linear(block.mlp.fc1), arithmetic.linear(block.mlp.fc2)
-            self.activation = block.mlp.act
+            self.attention_norm, self.norm2 = parts.attention_norm, parts.norm2
+            self.proj = arithmetic.linear(parts.projection)
+            self.mlp = FeedForward(parts.mlp, arithmetic)
+            self.scale1, self.scale2 = (
+                None if scale is None else nn.Parameter(scale) for scale in (parts.scale1, parts.scale2)
+            )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, turn: Turn | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         a = self.arithmetic
         normed = self.norm1(x)  # (B, t, C)
-        thirds = a.apply(self.qkv, a(normed)).chunk(len(self.needed), dim=-1) if self.qkv is not None else ()
-        projected = dict(zip(self.needed, thirds, strict=True))
-        outputs = {str(kind): projected[kind].float() for kind in self.kinds - RESULTS}
+        projected = self._projected(a(normed), turn)
+        outputs = {str(kind): self._facet(kind, projected) for kind in self.kinds - RESULTS}
         if self.saliency_heads is not None:
-            outputs["cls_attention"] = self._cls_attention(normed, projected)
+            outputs["cls_attention"] = self._cls_attention(normed, projected, turn)
         if self.complete:
-            x = x + a.apply(self.proj, self._attend(*(projected[kind] for kind in QKV))).float()
-            hidden = a.activate(self.activation, a.apply(self.fc1, a(self.norm2(x))))
-            x = x + a.apply(self.fc2, hidden).float()
+            attended = self._attend(*(projected[kind] for kind in ATTENDED))
+            if self.attention_norm is not None:
+                attended = a(self.attention_norm(attended.float()))
+            x = _plus(x, a.apply(self.proj, attended).float(), self.scale1)
+            x = _plus(x, self.mlp(a(self.norm2(x))).float(), self.scale2)
         if FacetKind.TOKEN in self.kinds:
             outputs["token"] = x
         return x, outputs
+
+    def _projected(self, normed: Tensor, turn: Turn | None) -> dict[FacetKind, Tensor]:
+        """The thirds that are needed, and queries and keys as attention takes them."""
+        if self.qkv is None:
+            return {}
+        thirds = self.arithmetic.apply(self.qkv, normed)
+        found = dict(zip(self.needed, thirds.chunk(len(self.needed), dim=-1), strict=True))
+        turning = [(turned, plain) for turned, plain in ROTATED.items() if plain in found]
+        if turn is None or not turning:
+            return found | {turned: found[plain] for turned, plain in turning}
+        together = thirds[..., : len(turning) * found[turning[0][1]].shape[-1]]  # queries and keys come first
+        turned = self._rotate(together, turn, self.arithmetic).chunk(len(turning), dim=-1)
+        return found | {kind: value for (kind, _), value in zip(turning, turned, strict=True)}
+
+    def _rotate(self, x: Tensor, turn: Turn, a: Arithmetic) -> Tensor:
+        """``(B, t, heads · d)``, or several of them side by side, turned; in fp32.
+
+        Both halves are differences, never sums: a sum of two tensors is a residual addition to the readers of graphs.
+        """
+        sine, cosine, negative = turn
+        split = x.float().reshape(*x.shape[:2], -1, 2 * cosine.shape[-1])  # (B, t, heads, d)
+        first, second = split.chunk(2, dim=-1)
+        turned = torch.cat([first * cosine - second * sine, second * cosine - first * negative], dim=-1)
+        return a(turned.flatten(2))
+
+    def _facet(self, kind: FacetKind, projected: dict[FacetKind, Tensor]) -> Tensor:
+        value = projected[kind].float()
+        return value if self.back is None or kind is FacetKind.VALUE else value.index_select(2, self.back)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         a = self.attention_arithmetic
@@ -219,16 +298,20 @@ class Block(nn.Module):
         mixed = a.product(weights @ self._split(value))  # (B, heads, t, d)
         return self.arithmetic(mixed.transpose(1, 2).flatten(2))
 
-    def _cls_attention(self, normed: Tensor, projected: dict[FacetKind, Tensor]) -> Tensor:
-        """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32."""
+    def _cls_attention(self, normed: Tensor, projected: dict[FacetKind, Tensor], turn: Turn | None) -> Tensor:
+        """Mean attention of the chosen heads from [CLS] to the cells, ``(B, n)`` float32. Its query does not turn."""
         a = self.cls_arithmetic
-        key = projected[FacetKind.KEY] if self.cls_key is None else a.apply(self.cls_key, a(normed))
+        if self.cls_key is None:
+            key = projected[FacetKind.ROTATED_KEY]
+        else:
+            key = a.apply(self.cls_key, a(normed))
+            key = key if turn is None else self._rotate(key, turn, a)
         if self.cls_query is None:
             query = projected[FacetKind.QUERY][:, :1]
         else:
             query = a.apply(self.cls_query, a(normed)[:, :1])
         heads = query.reshape(query.shape[0], self.heads, 1, -1)  # of one token: a transposition is no more than that
-        weights = self._attention(heads, key, a)[:, self.saliency_heads, 0, 1:]
+        weights = self._attention(heads, key, a)[:, self.saliency_heads, 0, self.prefix :]
         return weights.mean(dim=1)
 
     def _attention(self, query: Tensor, key: Tensor, a: Arithmetic) -> Tensor:
@@ -241,19 +324,62 @@ class Block(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-def _bytes_convolution(proj: Any, stride: int, mean: Sequence[float], std: Sequence[float]) -> nn.Conv2d:
+ATTENDED = (FacetKind.ROTATED_QUERY, FacetKind.ROTATED_KEY, FacetKind.VALUE)
+
+
+class FeedForward(nn.Module):
+    """A block's MLP."""
+
+    def __init__(self, parts: Mlp, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.arithmetic, self.activation, self.gated, self.norm = arithmetic, parts.activation, parts.gated, parts.norm
+        self.fc1, self.fc2 = arithmetic.linear(parts.first), arithmetic.linear(parts.second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.arithmetic
+        hidden = a.apply(self.fc1, x)
+        if self.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = a.product(a.activate(self.activation, gate) * up)
+        else:
+            hidden = a.activate(self.activation, hidden)
+        if self.norm is not None:
+            hidden = a(self.norm(hidden.float()))
+        return a.apply(self.fc2, hidden)
+
+
+def _plus(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """A branch added to the residual stream; LayerScale is not folded into weights, where fp16 would lose it."""
+    return x + (branch if scale is None else branch * scale)
+
+
+def _order_of_halves(parts: BlockParts) -> Tensor:
+    """For each channel of queries and keys the one to take, so that those that turn together are d / 2 apart."""
+    d = parts.qkv.out_features // 3 // parts.heads
+    within = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
+    return (torch.arange(parts.heads)[:, None] * d + within).flatten()
+
+
+def _by_halves(parts: BlockParts) -> nn.Linear:
+    order, dim = _order_of_halves(parts), parts.qkv.out_features // 3
+    return FP32.linear(parts.qkv, torch.cat([order, order + dim, torch.arange(dim) + 2 * dim]))
+
+
+def _bytes_convolution(proj: nn.Conv2d, stride: int, mean: Sequence[float], std: Sequence[float]) -> nn.Conv2d:
     """The patch convolution for 0..255 input: ``w·(x/255 − mean)/std + b`` with the constants folded, in float64."""
     scale = 1 / torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
     offset = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1) * scale
     weight = proj.weight.double()
-    convolution = nn.Conv2d(3, proj.out_channels, proj.kernel_size, stride=stride)
+    bias = 0 if proj.bias is None else proj.bias.double()
+    height, width = proj.weight.shape[2:]
+    convolution = nn.Conv2d(3, proj.out_channels, (height, width), stride=stride)
     convolution.weight = nn.Parameter((weight * scale / 255).float())
-    convolution.bias = nn.Parameter((proj.bias.double() - (weight * offset).sum(dim=(1, 2, 3))).float())
+    convolution.bias = nn.Parameter((bias - (weight * offset).sum(dim=(1, 2, 3))).float())
     return convolution
 
 
 def _thirds(qkv: nn.Linear, kinds: Sequence[FacetKind], arithmetic: Arithmetic) -> nn.Linear:
     """The fused projection with only some of its thirds."""
-    dim = qkv.in_features
+    dim = qkv.out_features // 3
     rows = torch.cat([torch.arange(dim) + QKV.index(kind) * dim for kind in kinds])
     return arithmetic.linear(qkv, rows)

@@ -12,7 +12,7 @@ from facetrt.engine.settings import Setting, check
 from facetrt.kernels.errors import InputError
 
 GPU = "GPU"  # the panel of options in the command line's help
-FACET = re.compile(r"(key|query|value|token|normed)@(\d{1,3})")
+FACET = re.compile(r"(key|query|value|token|normed|rotated_key|rotated_query)@(\d{1,3})")
 
 
 class GraphPrecision(StrEnum):
@@ -38,13 +38,18 @@ class Target(StrEnum):
 
 
 class FacetKind(StrEnum):
-    """Which tensor of a block is taken. ``token`` is the block's result, ``normed`` the same after the final norm."""
+    """Which tensor of a block is taken. ``token`` is the block's result, ``normed`` the same after the final norm.
+
+    Queries and keys are those of the projection; ``rotated`` ones, of models with RoPE, are what attention takes.
+    """
 
     KEY = "key"
     QUERY = "query"
     VALUE = "value"
     TOKEN = "token"
     NORMED = "normed"
+    ROTATED_KEY = "rotated_key"
+    ROTATED_QUERY = "rotated_query"
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,7 @@ class Facet:
         """Read ``kind@layer``; raises :class:`InputError` for anything else."""
         found = FACET.fullmatch(text)
         if found is None:
-            raise InputError(
-                f"facet {text!r}: expected key, query, value, token or normed, then @ and a layer, like key@1"
-            )
+            raise InputError(f"facet {text!r}: expected {', '.join(FacetKind)}, then @ and a layer, like key@1")
         return Facet(FacetKind(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -80,7 +83,10 @@ def _architectures(text: str) -> tuple[str, ...]:
 class ExportOptions:
     """How to export a model. Without ``measure``, bf16 runs only if one insists."""
 
-    stride: Annotated[int, Setting("Of the patch convolution; divides the patch size.", minimum=1)] = 4
+    stride: Annotated[
+        int | None,
+        Setting("Of the patch convolution; divides the patch size. 4 by default, 7 for patches of 14.", minimum=1),
+    ] = None
     size: Annotated[tuple[int, int] | None, Setting("HEIGHTxWIDTH for a bundle of one size.")] = None
     facets: Annotated[
         tuple[Facet, ...] | None, Setting("KIND@LAYER, comma-separated; the model's defaults if not given.")

@@ -24,11 +24,11 @@ from facetrt.engine.backends.widening import widen
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.graph import check_graph
 from facetrt.engine.bundle.manifest import (
-    BY_SIZE,
     ENCODER,
     MANIFEST,
     PADDING,
     POSITIONAL,
+    ROTATION,
     SCHEMA,
     SEGMENTER,
     Architecture,
@@ -42,7 +42,7 @@ from facetrt.engine.bundle.manifest import (
     Ranges,
     TaskAgreement,
 )
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.positional import Cells
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.files import Content, atomic_folder
 from facetrt.engine.images.fitting import rounded_colour
@@ -55,8 +55,9 @@ from facetrt.engine.tasks.agreement import TASKS, FeaturePair, absent_tasks, com
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
+from facetrt.export.backbones.parts import read_network
 from facetrt.export.choosing import HALVES, Measures, choose_precision
-from facetrt.export.encoder import Arithmetic, FacetEncoder
+from facetrt.export.encoder import ROTATED, Arithmetic, FacetEncoder
 from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
 from facetrt.export.mending import file_entry
 from facetrt.export.models import ModelSpec, find_model
@@ -149,14 +150,22 @@ def export_bundle(
 
 def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     """Fill in the model's defaults and check that the model has what is asked."""
-    facets = options.facets or tuple(map(Facet.parse, spec.default_facets))
+    facets = options.facets or tuple(map(Facet.parse, spec.exported))
+    _check_kinds(spec, facets)
     too_deep = [str(facet) for facet in facets if facet.layer >= spec.depth]
     if too_deep:
         raise InputError(f"{', '.join(too_deep)}: {spec.name} has layers 0 to {spec.depth - 1}")
-    if spec.patch % options.stride:
-        raise InputError(f"stride {options.stride} does not divide the patch size {spec.patch} of {spec.name}")
+    stride = spec.default_stride if options.stride is None else options.stride
+    if spec.patch % stride:
+        raise InputError(
+            f"stride {stride} does not divide the patch size {spec.patch} of {spec.name}: expected "
+            f"{', '.join(map(str, spec.strides))}"
+        )
+    options = replace(options, stride=stride)
     heads = options.saliency_heads
-    if options.saliency and heads is None:
+    if heads is not None and not spec.prefix:
+        raise InputError(f"saliency is the attention of [CLS], and {spec.name} has no such token: leave the heads out")
+    if options.saliency and heads is None and spec.prefix:
         heads = spec.saliency_heads or tuple(range(spec.heads))
     if heads is not None and (not heads or not set(heads) <= set(range(spec.heads))):
         raise InputError(f"saliency heads {','.join(map(str, heads))}: {spec.name} has heads 0 to {spec.heads - 1}")
@@ -169,10 +178,17 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
 
 
+def _check_kinds(spec: ModelSpec, facets: Sequence[Facet]) -> None:
+    rotated = [str(facet) for facet in facets if facet.kind in ROTATED]
+    if rotated and spec.family.rotation is None:
+        raise InputError(f"{', '.join(rotated)}: queries and keys of {spec.name} do not rotate; use key or query")
+
+
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], options: ExportOptions) -> None:
     """The torch model that the graph is compared with holds its attention in full."""
-    grid_h, grid_w = grid_size(size, spec.patch, options.stride)
-    cells, stride = grid_h * grid_w, options.stride
+    stride = options.stride or spec.default_stride
+    grid_h, grid_w = grid_size(size, spec.patch, stride)
+    cells = grid_h * grid_w
     if options.max_cells is not None and cells > options.max_cells:
         remedy = "use a smaller --size or a larger --stride, or "
         raise InputError(f"size {size[0]}x{size[1]} makes {too_many(cells, options.max_cells, remedy)}")
@@ -204,13 +220,14 @@ def load_segmenter(spec: ModelSpec, weights: Path | None, download: DownloadProg
 
 def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest) -> Manifest:
     """Trace the encoder into ``folder``; returns the manifest with its files."""
-    table = _trained_table(vit, spec)
-    if options.size is None:
-        np.save(folder / POSITIONAL, table)
     parts = manifest.fp32_parts(options.precision)
-    network = make_encoder(vit, spec, options, table, fp32=parts, logits=manifest.ranges.logits)
+    network = make_encoder(vit, spec, options, manifest, fp32=parts, logits=manifest.ranges.logits)
     if options.size is None:
-        np.save(folder / PADDING, padding_of(network, spec))
+        positions = position_tables(vit, manifest)
+        tables = {POSITIONAL: positions.positional, ROTATION: positions.periods, PADDING: padding_of(network, spec)}
+        for name, table in tables.items():
+            if table is not None:
+                np.save(folder / name, table)
     trace(network, folder / ENCODER, options, manifest)
     return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
 
@@ -223,37 +240,46 @@ def padding_of(network: FacetEncoder, spec: ModelSpec) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.einsum("ckyx,k->yxc", weight, missing), np.float32)
 
 
-def _trained_table(vit: Any, spec: ModelSpec) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = vit.pos_embed[0, 1:].detach().numpy()
-    return np.ascontiguousarray(rows.reshape(spec.trained_grid, spec.trained_grid, spec.dim))
+def position_tables(vit: Any, manifest: Manifest) -> Bundle:
+    """A bundle without a graph, that knows where cells are.
+
+    Raises:
+        InputError: the network turns otherwise than its family says.
+    """
+    parts = read_network(vit)
+    if (None if parts.rotation is None else parts.rotation[0]) != manifest.rotation:
+        raise InputError(f"{manifest.model} rotates by {parts.rotation}: expected {manifest.rotation}")
+    periods = None if parts.rotation is None else parts.rotation[1]
+    table = None if parts.table is None else np.ascontiguousarray(parts.table.numpy(), np.float32)
+    free = replace(manifest, size=None, files={ENCODER: FileEntry(0, "")})
+    return Bundle(Path(), free, b"", table, periods=periods)
 
 
 def make_encoder(
     vit: Any,
     spec: ModelSpec,
     options: ExportOptions,
-    table: NDArray[np.float32],
+    manifest: Manifest,
     *,
     fp32: Fp32Parts | None = None,
     logits: Sequence[float] = (),
     emulated: bool = False,
 ) -> FacetEncoder:
-    """The pruned network; its positional table is baked in where the size is fixed.
+    """The pruned network; its positional and rotary tables are baked in where the size is fixed.
 
     Args:
         fp32: what stays in fp32 where ``options.precision`` is shorter.
         logits: see :class:`facetrt.export.encoder.FacetEncoder`.
         emulated: with the rounding of that precision in fp32 arithmetic, which runs in torch on any processor.
     """
-    baked = None
+    baked = {}
     if options.size is not None:
-        grid = grid_size(options.size, spec.patch, options.stride)
-        own = positional_table(table, grid, options.size, by_size=spec.positional_rule == BY_SIZE)
-        baked = torch.from_numpy(own.copy())[None]
+        cells = Cells(options.size, spec.patch, manifest.stride)
+        baked = {n: torch.from_numpy(v.copy()) for n, v in position_tables(vit, manifest).positions(cells).items()}
     mean, std = spec.normalisation
     encoder = FacetEncoder(
         vit,
-        stride=options.stride,
+        stride=manifest.stride,
         facets=options.facets or (),
         saliency_heads=options.saliency_heads,
         mean=mean,
@@ -261,7 +287,7 @@ def make_encoder(
         arithmetic=Arithmetic(DTYPES[options.precision], rounded=emulated),
         fp32=fp32,
         logits=logits,
-        table=baked,
+        tables=baked,
     )
     return encoder.eval()
 
@@ -272,8 +298,7 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
     In a dynamic graph the symbols are the batch, the grid of the patch convolution and the grid of cells taken from it:
     stating pixel sizes as multiples of the convolution's grid is what lets the tracer prove all shapes.
     """
-    patch, stride = manifest.architecture.patch, options.stride
-    inputs, shapes = _example(patch, stride, options.size, manifest.architecture.dim)
+    inputs, shapes = _example(manifest, options.size)
     with _quiet():
         program = torch.onnx.export(
             encoder,
@@ -294,22 +319,28 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
 
 
 def _example(
-    patch: int, stride: int, size: tuple[int, int] | None, dim: int
+    manifest: Manifest, size: tuple[int, int] | None
 ) -> tuple[dict[str, torch.Tensor], tuple[dict[int, Any], ...]]:
     """Example inputs, and which of their dimensions are symbols."""
     batch = Dim("batch", min=1, max=1024)
     if size is not None:
         return {"images": torch.zeros(2, *size, 3, dtype=torch.uint8)}, ({0: batch},)
     conv_h, conv_w, grid_h, grid_w = (Dim(n, min=2, max=4096) for n in ("conv_h", "conv_w", "grid_h", "grid_w"))
-    margin = patch - stride
-    inputs = {
-        "images": torch.zeros(2, stride * 9 + margin, stride * 11 + margin, 3, dtype=torch.uint8),
-        "positional": torch.zeros(1, 5, 6, dim),
-        "rows": torch.arange(5) * 2,
-        "cols": torch.arange(6) * 2,
-    }
+    model, stride = manifest.architecture, manifest.stride
+    margin = model.patch - stride
     height, width = (stride * cells + margin if margin else stride * cells for cells in (conv_h, conv_w))
-    return inputs, ({0: batch, 1: height, 2: width}, {1: grid_h, 2: grid_w}, {0: grid_h}, {0: grid_w})
+    inputs: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {
+        "images": (
+            torch.zeros(2, stride * 9 + margin, stride * 11 + margin, 3, dtype=torch.uint8),
+            {0: batch, 1: height, 2: width},
+        ),
+        "positional": (torch.zeros(1, 5, 6, model.dim), {1: grid_h, 2: grid_w}),
+        "rows": (torch.arange(5) * 2, {0: grid_h}),
+        "cols": (torch.arange(6) * 2, {0: grid_w}),
+    }
+    if manifest.rotation is not None:
+        inputs["rotation"] = (torch.zeros(2, 5, 6, model.head_dim // 2), {1: grid_h, 2: grid_w})
+    return {name: value for name, (value, _) in inputs.items()}, tuple(shape for _, shape in inputs.values())
 
 
 @contextmanager
@@ -390,19 +421,17 @@ def task_trial(
     vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest
 ) -> Callable[[GraphPrecision, Fp32Parts], TaskAgreement]:
     """Measures what tasks make of a half precision, on small photographs, by emulated rounding, against fp32."""
-    table, side = _trained_table(vit, spec), task_side(spec.patch)
+    positions, side = position_tables(vit, manifest), task_side(spec.patch)
     pairs = task_pairs(side)
     measured = f"{len(pairs)} photographs of {side} pixels and second views of them, {EMULATED}"
     free = replace(options, size=None)  # whatever the bundle's size, the photographs stay small
-    sized = replace(manifest, size=None, files={ENCODER: FileEntry(0, "")})
 
     def encode(precision: GraphPrecision, parts: Fp32Parts) -> list[FeaturePair]:
         chosen = replace(free, precision=precision)
         emulated = precision is not GraphPrecision.FP32
         logits = manifest.ranges.logits
-        network = make_encoder(vit, spec, chosen, table, fp32=parts, logits=logits, emulated=emulated)
-        bundle = Bundle(Path(), sized, b"", table)
-        encoder = Encoder(bundle, TorchBackend(bundle, network), max_cells=None)
+        network = make_encoder(vit, spec, chosen, manifest, fp32=parts, logits=logits, emulated=emulated)
+        encoder = Encoder(positions, TorchBackend(positions, network), max_cells=None)
         found = encoder.encode([view for pair in pairs for view in pair], EncodeOptions())
         return list(zip(found, found, strict=True))
 
@@ -419,14 +448,13 @@ def task_trial(
 
 def emulation(vit: Any, spec: ModelSpec, options: ExportOptions, manifest: Manifest, sample: Sample) -> Trial:
     """Measures ``options.precision`` by rounding as hardware would, in torch, without tracing a graph."""
-    table = _trained_table(vit, spec)
-    bundle = Bundle(
-        Path(), replace(manifest, files={ENCODER: FileEntry(0, "")}), b"", table if manifest.dynamic else None
-    )
+    bundle = position_tables(vit, manifest)
+    if not manifest.dynamic:
+        bundle = replace(bundle, manifest=replace(bundle.manifest, size=manifest.size))
 
     def trial(parts: Fp32Parts) -> PrecisionRecord:
         logits = manifest.ranges.logits
-        network = make_encoder(vit, spec, options, table, fp32=parts, logits=logits, emulated=True)
+        network = make_encoder(vit, spec, options, manifest, fp32=parts, logits=logits, emulated=True)
         backend = TorchBackend(bundle, network)
         return measure(Precision(options.precision), parts, sample, backend, bundle, EMULATED)
 
@@ -485,10 +513,12 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, sample: 
 
 
 def _opened(folder: Path, manifest: Manifest) -> Bundle:
-    positional = np.load(folder / POSITIONAL) if manifest.dynamic else None
     encoder = (folder / ENCODER).read_bytes()
     check_graph(encoder, manifest)  # as opening will: what is written can be opened
-    return Bundle(folder, manifest, encoder, positional)
+    positional, periods = (
+        np.load(folder / name) if (folder / name).exists() else None for name in (POSITIONAL, ROTATION)
+    )
+    return Bundle(folder, manifest, encoder, positional, periods=periods)
 
 
 def _outputs(bundle: Bundle, images: Iterable[NDArray[np.uint8]]) -> list[Outputs]:
@@ -552,11 +582,12 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
     mean, std = spec.normalisation
     return Manifest(
         schema=SCHEMA,
+        family=spec.family.name,
         model=spec.name,
         description=spec.description,
         checkpoint=checkpoint,
-        architecture=Architecture(spec.dim, spec.depth, spec.heads, spec.patch, spec.trained_grid),
-        stride=options.stride,
+        architecture=Architecture(spec.dim, spec.depth, spec.heads, spec.patch, spec.trained_grid, spec.prefix),
+        stride=options.stride or spec.default_stride,
         facets=facets,
         saliency_heads=None if options.saliency_heads is None else list(options.saliency_heads),
         normalisation=Normalisation(list(mean), list(std)),
@@ -568,7 +599,8 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         precisions={},
         ranges=Ranges([], []),
         tools=_tools(),
-        positional_rule=spec.positional_rule,
+        positional_rule=str(spec.table_rule) if spec.trained_grid else None,
+        rotation=spec.family.rotation,
     )
 
 

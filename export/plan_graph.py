@@ -96,12 +96,14 @@ def profile_shapes(manifest: Manifest, batches: tuple[int, int, int], sizes: tup
     """
     if manifest.size is not None:
         return {"images": [[batch, *manifest.size, 3] for batch in batches]}
-    patch, dim = manifest.architecture.patch, manifest.architecture.dim
+    model = manifest.architecture
+    patch, half = model.patch, model.head_dim // 2
     strides = (patch, manifest.stride, manifest.stride)
     grids = [grid_size(size, patch, stride) for size, stride in zip(sizes, strides, strict=True)]
     return {
         "images": [[batch, *size, 3] for batch, size in zip(batches, sizes, strict=True)],
-        "positional": [[1, *grid, dim] for grid in grids],
+        "positional": [[1, *grid, model.dim] for grid in grids],
+        **({} if manifest.rotation is None else {"rotation": [[2, *grid, half] for grid in grids]}),
         "rows": [[grid[0]] for grid in grids],
         "cols": [[grid[1]] for grid in grids],
     }

@@ -207,7 +207,7 @@ class TorchBackend(Backend):
 
     @torch.no_grad()
     def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
-        names = ("images", "positional", "rows", "cols")
+        names = ("images", "positional", "rows", "cols", "rotation")
         outputs = self._network(*(torch.from_numpy(np.array(inputs[name])) for name in names if name in inputs))
         return [output.numpy() for output in outputs]
 
@@ -281,31 +281,36 @@ def measure_ranges(model: ReferenceModel, images: Sequence[Pixels], *, residual:
     blocks = model.vit.blocks
     logits, activations = [0.0] * len(blocks), [0.0] * len(blocks)
 
-    def hook(layer: int, *, qkv: bool) -> Callable[..., None]:
-        def keep(module: Any, inputs: Any, output: Tensor) -> None:
-            stored = [output] if residual else [*inputs, output]
-            activations[layer] = max(activations[layer], *(float(each.abs().max()) for each in stored))
-            if qkv:
-                logits[layer] = max(logits[layer], _largest_logit(output, blocks[layer].attn))
+    def keep(layer: int, *stored: Tensor) -> None:
+        activations[layer] = max(activations[layer], *(float(each.abs().max()) for each in stored))
 
-        return keep
+    def attended(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        keep(layer, query, key, value)
+        logits[layer] = max(logits[layer], _largest_logit(query[0], key[0]) * float(blocks[layer].attn.scale))
+
+    def hook(layer: int) -> Callable[..., None]:
+        return lambda module, inputs, output: keep(layer, *([output] if residual else [*inputs, output]))
 
     handles = [
-        module.register_forward_hook(hook(layer, qkv=module is block.attn.qkv))
+        module.register_forward_hook(hook(layer))
         for layer, block in enumerate(blocks)
-        for module in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, *([block] * residual))
+        for module in _storing(block, residual=residual)
     ]
     try:
         for pixels in images:
-            model.run(pixels, [])
+            model.run(pixels, [], attended)
     finally:
         for handle in handles:
             handle.remove()
     return Ranges(logits, activations)
 
 
-def _largest_logit(qkv: Tensor, attention: Any) -> float:
-    """Over heads and pairs of tokens; a head at a time."""
-    query, key, _ = qkv[0].reshape(qkv.shape[1], 3, attention.num_heads, -1).unbind(1)  # (t, heads, d)
-    products = (query[:, head] @ key[:, head].T for head in range(attention.num_heads))
-    return max(float(product.abs().max()) for product in products) * float(attention.scale)
+def _storing(block: Any, *, residual: bool) -> list[Any]:
+    """What gives out tensors that are stored, but for queries, keys and values."""
+    layers = [module for module in block.mlp.modules() if isinstance(module, torch.nn.Linear)]
+    return [block.attn.proj, *layers, *([block] if residual else [block.norm1])]
+
+
+def _largest_logit(query: Tensor, key: Tensor) -> float:
+    """Over heads and pairs of tokens, of ``(heads, t, d)``, before they are scaled; a head at a time."""
+    return max(float((q @ k.T).abs().max()) for q, k in zip(query, key, strict=True))

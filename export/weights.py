@@ -14,11 +14,13 @@ from facetrt.engine.bundle.manifest import Checkpoint
 from facetrt.engine.files import atomic_file
 from facetrt.export import builtin
 from facetrt.export.backbone import find_backbone, listed
+from facetrt.export.backbones.layouts import looks_like
+from facetrt.export.backbones.model_spec import ModelSpec, import_export_libraries
 from facetrt.export.checkpoints import MAX_CHECKPOINT_BYTES, read_checkpoint
-from facetrt.export.models import ModelSpec, import_export_libraries
 from facetrt.kernels.errors import InputError, MissingFileError
 
 CHUNK = 1 << 20
+HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
 
 DownloadProgress = Callable[[int, int | None], None]  # (bytes so far, bytes in all if known)
 Report = Callable[[str], None]
@@ -43,20 +45,50 @@ def load_weights(
         InputError: the file cannot be read.
     """
     if path is not None:
-        return _finished(read_state_dict(path, report), path.name)
+        return _finished(spec, read_state_dict(path, report), path.name)
     if spec.name == "builtin":
         torch, _ = import_export_libraries()
-        return _finished(
-            {name: torch.from_numpy(values) for name, values in builtin.state_dict().items()}, "closed form"
-        )
+        tensors = {name: torch.from_numpy(values) for name, values in builtin.state_dict().items()}
+        return _finished(spec, tensors, "closed form")
+    kept = find_cached(spec)
+    if kept is not None:
+        report(f"found {kept}")
+        return _finished(spec, read_state_dict(kept, report), kept.name)
+    if spec.url is not None:
+        return _finished(spec, read_state_dict(fetch_checkpoint(spec, progress), report), spec.url)
     if spec.timm_name is not None:
-        return _finished(_timm_state(spec.timm_name, report), f"timm:{spec.timm_name}")
-    if spec.url is None:
-        raise MissingFileError(
-            f"no supervised checkpoint of {spec.name} is published (timm's of that name is DINO's): pass one with "
-            "--weights, or export dino_vits8"
-        )
-    return _finished(read_state_dict(fetch_checkpoint(spec, progress), report), str(spec.url))
+        return _finished(spec, _timm_state(spec, report), f"timm:{spec.timm_name}")
+    raise MissingFileError(
+        f"no supervised checkpoint of {spec.name} is published (timm's of that name is DINO's): pass one with "
+        "--weights, or export dino_vits8"
+    )
+
+
+def find_cached(spec: ModelSpec) -> Path | None:
+    """The model's checkpoint where torch's and Hugging Face's downloads lie, by the names of its publisher and timm."""
+    if spec.file_name is not None and spec.family.name != "ibot":  # whose file names tell no model
+        folders = (cache_folder(), _torch_home() / "hub" / "checkpoints")
+        for path in (folder / spec.file_name for folder in folders):
+            if path.is_file():
+                _check_published(spec, path)
+                return path
+    if not spec.hub:
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    for repository in spec.hub:
+        for name in HUB_FILES:
+            found = try_to_load_from_cache(repository, name)
+            if isinstance(found, str):
+                return Path(found)
+    return None
+
+
+def _torch_home() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    return Path(os.environ.get("TORCH_HOME") or home)
 
 
 def read_state_dict(path: Path, report: Report = lambda note: None) -> StateDict:
@@ -71,8 +103,8 @@ def _backbone(loaded: Any, source: str, report: Report) -> StateDict:
     return found.tensors
 
 
-def _finished(state: StateDict, source: str) -> tuple[StateDict, Checkpoint]:
-    """The tensors in float32, and their SHA-256: of names, shapes and values, in the order of the names.
+def _finished(spec: ModelSpec, state: StateDict, source: str) -> tuple[StateDict, Checkpoint]:
+    """The tensors in float32 by timm's names, and their SHA-256: of names, shapes and values, in order of names.
 
     Raises:
         InputError: tensors that are no weights: of integers, sparse, not finite, or larger in all than a checkpoint.
@@ -81,6 +113,10 @@ def _finished(state: StateDict, source: str) -> tuple[StateDict, Checkpoint]:
     count = sum(tensor.numel() for tensor in state.values())  # before they are converted: views may be of any size
     if 4 * count > MAX_CHECKPOINT_BYTES:
         raise InputError(f"{source} has {count:,} weights: expected at most {MAX_CHECKPOINT_BYTES // 4:,}")
+    try:
+        state = spec.family.timm_names(state, spec)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     digest, weights = hashlib.sha256(), {}
     for name in sorted(state):
         tensor = state[name]
@@ -112,7 +148,8 @@ def load_strictly(model: Any, state: StateDict, source: str) -> None:
     found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names]
     if found:
         raise InputError(
-            f"{source} does not fit the model; tensors {'; '.join(found)}; is it another model's checkpoint?"
+            f"{source} does not fit the model; tensors {'; '.join(found)}; is it another model's checkpoint? It looks "
+            f"like {looks_like(state)}"
         )
     model.load_state_dict(state)
 
@@ -128,7 +165,8 @@ def fetch_checkpoint(spec: ModelSpec, progress: DownloadProgress | None = None) 
     A download goes to a temporary file and is renamed when its size is right, so a broken one leaves nothing.
     """
     url = str(spec.url)
-    target = cache_folder() / url.rsplit("/", 1)[1]
+    name = url.rsplit("/", 1)[1]
+    target = cache_folder() / (f"{spec.name}-{name}" if spec.family.name == "ibot" else name)
     if target.is_file():
         _check_published(spec, target)
         return target
@@ -154,7 +192,7 @@ def _check_published(spec: ModelSpec, path: Path) -> None:
             f"{path} has {size:,} bytes; the published checkpoint of {spec.name} has {spec.published_bytes:,}: delete "
             "it and export again, or pass a file that you trust with --weights"
         )
-    if spec.published_sha256 is not None and _sha256(path) != spec.published_sha256:
+    if spec.published_sha256 is not None and not _sha256(path).startswith(spec.published_sha256):
         raise InputError(
             f"{path} has SHA-256 {_sha256(path)[:12]}…; the published checkpoint of {spec.name} has "
             f"{spec.published_sha256[:12]}…: delete it and export again, or pass a file that you trust with --weights"
@@ -179,15 +217,18 @@ def _download(url: str, path: Path, progress: DownloadProgress | None) -> None:
             raise OSError(f"{done:,} of {total:,} bytes arrived")
 
 
-def _timm_state(name: str, report: Report) -> StateDict:
+def _timm_state(spec: ModelSpec, report: Report) -> StateDict:
     _, timm = import_export_libraries()
+    name = spec.timm_name
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
+        gated = f". {spec.family.access}" if spec.family.access else ""
+        place = f", or put the publisher's {spec.file} at {cache_folder() / spec.file}" if spec.file else ""
         raise MissingFileError(
             f"timm could not load the pretrained weights of {name}: {(str(error).splitlines() or [''])[0]:.200}. They "
             f"are published on the Hugging Face hub as timm/{name}: fetch the checkpoint elsewhere and pass "
-            "it with --weights"
+            f"it with --weights{place}{gated}"
         ) from error
     return _backbone(dict(model.state_dict()), f"timm's {name}", report)
 

@@ -31,7 +31,7 @@ from facetrt.benchmarks.baselines.common import (
     pick_diverse,
     salient_clusters,
 )
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.positional import Cells, positional_table
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.export_options import Facet, FacetKind
 from facetrt.export.models import ModelSpec
@@ -52,7 +52,7 @@ class Model:
         load_strictly(self.vit, dict(state), "the benchmark's weights")
         side = spec.trained_grid
         trained = self.vit.pos_embed[0, 1:].detach().numpy().reshape(side, side, -1)
-        self._table = lru_cache(maxsize=8)(lambda grid, size: torch.from_numpy(positional_table(trained, grid, size)))
+        self._table = lru_cache(maxsize=8)(lambda cells: torch.from_numpy(positional_table(trained, cells)))
 
     def encode(
         self, pixels: Pixels, facets: Sequence[Facet], *, saliency: bool, stride: int | None = None
@@ -88,7 +88,7 @@ class Model:
         images = ((torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std)[None]
         proj = self.vit.patch_embed.proj
         x = nn.functional.conv2d(images, proj.weight, proj.bias, stride=stride).permute(0, 2, 3, 1)
-        x = x + self._table(self.grid(pixels, stride), (pixels.shape[0], pixels.shape[1]))
+        x = x + self._table(Cells((pixels.shape[0], pixels.shape[1]), self.spec.patch, stride))
         return torch.cat([self.vit.cls_token + self.vit.pos_embed[:, :1], x.flatten(1, 2)], dim=1)
 
     def _block(self, block: Any, x: Tensor, normed: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -28,7 +28,7 @@ from facetrt.benchmarks.baselines.common import (
     salient_clusters,
 )
 from facetrt.benchmarks.baselines.strong_glue import best_buddies, log_bin
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.positional import Cells, positional_table
 from facetrt.engine.images.geometry import grid_size
 from facetrt.export.export_options import Facet
 from facetrt.export.models import ModelSpec
@@ -57,7 +57,9 @@ class StaticNetwork(nn.Module):
         load_strictly(self.vit, dict(state), "the benchmark's weights")
         side = spec.trained_grid
         trained = self.vit.pos_embed[0, 1:].detach().numpy().reshape(side, side, -1)
-        self.register_buffer("table", torch.from_numpy(positional_table(trained, self.grid, size)).flatten(0, 1))
+        self.register_buffer(
+            "table", torch.from_numpy(positional_table(trained, Cells(size, spec.patch, stride))).flatten(0, 1)
+        )
         for name, values in zip(("mean", "std"), spec.normalisation, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1) * 255)
 

@@ -23,8 +23,9 @@ CLOSED = "this engine is closed: open it again with Engine.open"
 Tensors = Mapping[str, NDArray[Any]]
 
 STATIC_INPUTS = ("images",)
-DYNAMIC_INPUTS = ("images", "positional", "rows", "cols")
-DTYPES = {"images": np.uint8, "positional": np.float32, "rows": np.int64, "cols": np.int64}
+DTYPES = {
+    "images": np.uint8, "positional": np.float32, "rotation": np.float32, "rows": np.int64, "cols": np.int64,
+}  # fmt: skip
 
 
 class Backend(ABC):
@@ -35,7 +36,8 @@ class Backend(ABC):
 
     Inputs: ``images (B, H, W, 3)`` uint8 RGB; for dynamic bundles also ``positional (1, grid_h, grid_w, C)`` float32
     and ``rows (grid_h,)``, ``cols (grid_w,)`` int64: which rows and columns of the strided patch convolution become
-    cells (all of them, or every second one for twice the stride).
+    cells (all of them, or every second one for twice the stride). Those of models that rotate queries and keys take
+    ``rotation (2, grid_h, grid_w, d / 2)`` float32 as well, sines and cosines.
 
     Attributes:
         options: what runs, without any ``auto``.
@@ -67,8 +69,8 @@ class Backend(ABC):
         """Encode one batch.
 
         Returns:
-            Each facet as ``(B, 1 + cells, C)`` float32, [CLS] row first, and ``cls_attention (B, cells)`` if the bundle
-            has saliency. The arrays belong to the caller.
+            Each facet as ``(B, prefix + cells, C)`` float32, [CLS] row first, then registers, and ``cls_attention
+            (B, cells)`` if the bundle has saliency. The arrays belong to the caller.
 
         Raises:
             BackendError: inputs that do not fit the encoder, or a failure inside the runtime.
@@ -105,7 +107,7 @@ class Backend(ABC):
             cells = inputs["rows"].size * inputs["cols"].size
         else:
             cells = math.prod(grid_size((images[1], images[2]), manifest.architecture.patch, manifest.stride))
-        tokens = (images[0], 1 + cells, manifest.architecture.dim)
+        tokens = (images[0], manifest.architecture.prefix + cells, manifest.architecture.dim)
         for name, value in outputs.items():
             wanted = (images[0], cells) if name == CLS_ATTENTION else tokens
             if value.shape != wanted or value.dtype != np.float32:
@@ -170,15 +172,19 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Shaped]) -> None:
     if manifest.size is not None and list(shape[1:3]) != manifest.size:
         raise BackendError(f"images of {shape[1]}×{shape[2]}: expected {manifest.size[0]}×{manifest.size[1]}")
     if manifest.dynamic:
-        wanted = (1, inputs["rows"].size, inputs["cols"].size, manifest.architecture.dim)
-        if inputs["positional"].shape != wanted:
-            raise BackendError(
-                f"positional has shape {inputs['positional'].shape}: expected {wanted} for the given rows and cols"
-            )
+        grid, model = (inputs["rows"].size, inputs["cols"].size), manifest.architecture
+        tables = {"positional": (1, *grid, model.dim), "rotation": (2, *grid, model.head_dim // 2)}
+        for name in tables.keys() & set(expected):
+            if inputs[name].shape != tables[name]:
+                raise BackendError(
+                    f"{name} has shape {inputs[name].shape}: expected {tables[name]} for the given rows and cols"
+                )
 
 
 def _expected_inputs(manifest: Manifest) -> tuple[str, ...]:
-    return DYNAMIC_INPUTS if manifest.dynamic else STATIC_INPUTS
+    if not manifest.dynamic:
+        return STATIC_INPUTS
+    return tuple(name for name in DTYPES if name != "rotation" or manifest.rotation is not None)
 
 
 def first_line(error: Exception) -> str:

@@ -215,7 +215,7 @@ def output_shapes(manifest: Manifest, inputs: DeviceTensors) -> dict[str, Shape]
     else:
         patch, stride = manifest.architecture.patch, manifest.stride
         cells = (1 + (height - patch) // stride) * (1 + (width - patch) // stride)
-    rows = (batch, 1 + cells, manifest.architecture.dim)
+    rows = (batch, manifest.architecture.prefix + cells, manifest.architecture.dim)
     return {name: (batch, cells) if name == CLS_ATTENTION else rows for name in manifest.outputs}
 
 

@@ -14,7 +14,7 @@ from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.run_options import BackendName, DeviceName, Precision, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Manifest, ParityReport, PlanRecord
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.positional import Cells
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.images.loading import resize
 from facetrt.engine.machine.memory import encoding_bytes, fits, too_much
@@ -128,13 +128,13 @@ def encoder_inputs(bundle: Bundle, batch: int, size: Size, step: int = 1) -> Ten
     photos = [resize(image, size) for image in list(sample_images().values())[: COMPARED_IMAGES - 1]]
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     images = np.stack([[*photos, noise][i % COMPARED_IMAGES] for i in range(batch)])
-    if bundle.positional is None:
+    if not bundle.manifest.dynamic:
         return {"images": images}
-    patch, stride = bundle.manifest.architecture.patch, bundle.manifest.stride
-    grid_h, grid_w = grid_size(size, patch, stride * step)
+    cells = Cells(size, bundle.manifest.architecture.patch, bundle.manifest.stride * step)
+    grid_h, grid_w = cells.grid
     return {
         "images": images,
-        "positional": positional_table(bundle.positional, (grid_h, grid_w), size)[None],
+        **bundle.positions(cells),
         "rows": np.arange(grid_h, dtype=np.int64) * step,
         "cols": np.arange(grid_w, dtype=np.int64) * step,
     }

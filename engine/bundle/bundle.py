@@ -24,10 +24,12 @@ from facetrt.engine.bundle.manifest import (
     PADDING,
     PLANS,
     POSITIONAL,
+    ROTATION,
     SEGMENTER,
     FileEntry,
     Manifest,
 )
+from facetrt.engine.bundle.positional import Cells, positional_table, rotation_table
 from facetrt.kernels.errors import BundleError, MissingFileError
 
 BUILTIN = "builtin"
@@ -47,6 +49,7 @@ class Bundle:
     encoder: bytes = field(repr=False)
     positional: NDArray[np.float32] | None = field(repr=False)
     padding: NDArray[np.float32] | None = field(repr=False, default=None)
+    periods: NDArray[np.float32] | None = field(repr=False, default=None)
 
     @staticmethod
     def open(path: Path | str, *, complete: bool = True) -> Bundle:
@@ -73,17 +76,37 @@ class Bundle:
         contents = {name: _read_checked(folder, name, entry) for name, entry in now.items()}
         if ENCODER not in contents:
             raise BundleError(f"{folder}: {MANIFEST} does not list {ENCODER}; export the bundle again")
-        model, positional, padding = manifest.architecture, None, None
+        model, positional, padding, periods = manifest.architecture, None, None, None
         if manifest.dynamic:
             shape = (model.trained_grid, model.trained_grid, model.dim)
-            positional = _read_table(POSITIONAL, contents.get(POSITIONAL), shape)
+            if model.trained_grid:
+                positional = _read_table(POSITIONAL, contents.get(POSITIONAL), shape)
+            if manifest.rotation is not None:
+                periods = _read_table(ROTATION, contents.get(ROTATION), (model.head_dim // 4,))
+                if not (periods > 0).all():
+                    raise BundleError(f"{folder / ROTATION} holds periods that are not positive: export again")
             if PADDING in contents:
                 padding = _read_table(PADDING, contents[PADDING], (model.patch, model.patch, model.dim))
         try:
             check_graph(contents[ENCODER], manifest)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from None
-        return Bundle(folder, manifest, contents[ENCODER], positional, padding)
+        return Bundle(folder, manifest, contents[ENCODER], positional, padding, periods)
+
+    def positions(self, cells: Cells) -> dict[str, NDArray[np.float32]]:
+        """What tells a dynamic encoder where cells are, by the names of its inputs.
+
+        ``positional (1, grid_h, grid_w, C)`` is added to the cells' embeddings, zeros where the model has no table;
+        ``rotation (2, grid_h, grid_w, d / 2)``, of models that rotate, holds sines and cosines.
+        """
+        grid, model = cells.grid, self.manifest.architecture
+        if self.positional is None:
+            found = {"positional": np.zeros((1, *grid, model.dim), np.float32)}
+        else:
+            found = {"positional": positional_table(self.positional, cells, self.manifest.table_rule)[None]}
+        if self.periods is not None and self.manifest.rotation is not None:
+            found["rotation"] = rotation_table(self.periods, cells, self.manifest.rotation)
+        return found
 
     def read(self, name: str) -> bytes:
         """Contents of a listed file, checked.
@@ -223,7 +246,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(place, name)
 
 
-def _read_table(name: str, data: bytes | None, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def _read_table(name: str, data: bytes | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The array in a file; its header is checked before NumPy makes room for what it states."""
     expected = math.prod(shape) * 4 + NPY_HEADER
     if data is None or len(data) != expected:

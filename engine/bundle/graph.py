@@ -22,7 +22,8 @@ from facetrt.kernels.errors import BundleError
 
 OPERATORS = frozenset(
     {"Add", "Cast", "Concat", "Constant", "Conv", "Div", "Erf", "Expand", "Gather", "GatherND", "LayerNormalization"}
-    | {"MatMul", "Mul", "ReduceMean", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze", "Transpose"}
+    | {"MatMul", "Mul", "Neg", "ReduceMean", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze"}
+    | {"Sub", "Tanh", "Transpose", "Unsqueeze"}
 )
 """Operators of the standard domain that the exporter writes, in graphs and in the bodies of its functions."""
 
@@ -67,7 +68,7 @@ class Limits:
     def of(manifest: Manifest) -> Limits:
         """An MLP may be of three matrices of four times the width (SwiGLU), and their first two in one."""
         model, outputs = manifest.architecture, len(manifest.outputs)
-        table = math.prod(_grid(manifest) or (1, 1)) * model.dim
+        table = math.prod(_grid(manifest) or (1, 1)) * model.dim * (1 if manifest.rotation is None else 2)
         patches = 3 * model.patch**2 * model.dim
         block = 20 * model.dim**2 + 64 * model.dim
         return Limits(
@@ -504,9 +505,12 @@ def _grid(manifest: Manifest) -> tuple[int, int] | None:
 def _inputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:
     if manifest.size is not None:
         return {"images": (UINT8, [None, *manifest.size, 3])}
+    model = manifest.architecture
+    rotation: dict[str, tuple[int, Expected]] = {"rotation": (FLOAT, [2, None, None, model.head_dim // 2])}
     return {
         "images": (UINT8, [None, None, None, 3]),
-        "positional": (FLOAT, [1, None, None, manifest.architecture.dim]),
+        "positional": (FLOAT, [1, None, None, model.dim]),
+        **(rotation if manifest.rotation is not None else {}),
         "rows": (INT64, [None]),
         "cols": (INT64, [None]),
     }
@@ -515,7 +519,7 @@ def _inputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:
 def _outputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:
     grid = _grid(manifest)
     cells = None if grid is None else math.prod(grid)
-    tokens = None if cells is None else 1 + cells
+    tokens = None if cells is None else manifest.architecture.prefix + cells
     facets: dict[str, tuple[int, Expected]] = {
         name: (FLOAT, [None, tokens, manifest.architecture.dim]) for name in manifest.facets
     }

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from facetrt.engine.bundle.positional import Rotation, TableRule
 from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.errors import BundleError, InputError
 
-SCHEMA = 4  # 4: what was measured of each precision; 3: TensorRT plans and compiled kernels
+SCHEMA = 5  # 5: families, registers, rotation; 4: what was measured of each precision; 3: TensorRT plans and kernels
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 POSITIONAL = "positional.npy"
+ROTATION = "rotation.npy"  # the periods of what queries and keys turn by
 PADDING = "padding.npy"
 SEGMENTER = "segmenter.npz"
 MAX_HEAD = 65_536  # channels that a head may weigh
-BY_SIZE = "size"  # how a positional table may be interpolated; by DINO's scale otherwise
 CLS_ATTENTION = "cls_attention"  # name of the graph output that saliency is made from
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -33,8 +34,12 @@ ARCHITECTURE = re.compile(r"sm_[1-9]\d{1,2}")
 KERNELS = "kernels"  # folder of compiled kernels, one folder for each architecture
 
 FACET_KINDS = ("key", "query", "value", "token", "normed")
+ROTATED_KINDS = ("rotated_key", "rotated_query")  # as attention takes them, of models that rotate
 MAX_FILES = 10_000  # listed, or found in the folder: plans and kernels of a few architectures are some hundreds
-MAX_ARCHITECTURE = {"dim": 1 << 14, "depth": 256, "heads": 256, "patch": 256, "trained_grid": 1024}  # no ViT is larger
+MAX_ARCHITECTURE = {
+    "dim": 1 << 14, "depth": 256, "heads": 256, "patch": 256, "trained_grid": 1024, "prefix": 256,
+}  # fmt: skip  # no ViT is larger
+MIN_ARCHITECTURE = {"trained_grid": 0, "prefix": 0}  # a model without a table, one without [CLS]
 MAX_SIDE = 1 << 16  # pixels of a fixed size
 FACET = re.compile(r"[a-z_]{1,32}@(\d{1,3})", re.ASCII)
 
@@ -57,20 +62,32 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of the ViT. ``trained_grid`` is the side of the square grid that its positional table covers."""
+    """Shape of the ViT.
+
+    Attributes:
+        trained_grid: side of the square grid that its positional table covers; 0 if it has none.
+        prefix: how many tokens stand before those of cells: [CLS], if any, then registers.
+    """
 
     dim: int
     depth: int
     heads: int
     patch: int
     trained_grid: int
+    prefix: int
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 1 <= value <= MAX_ARCHITECTURE[name]:
-                raise BundleError(f"architecture.{name} is {value}: expected 1 to {MAX_ARCHITECTURE[name]:,}")
+            low, high = MIN_ARCHITECTURE.get(name, 1), MAX_ARCHITECTURE[name]
+            if not low <= value <= high:
+                raise BundleError(f"architecture.{name} is {value}: expected {low} to {high:,}")
         if self.dim % self.heads:
             raise BundleError(f"architecture.heads is {self.heads}, which does not divide dim, {self.dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.dim // self.heads
 
 
 @dataclass(frozen=True)
@@ -268,12 +285,13 @@ class Manifest:
 
     ``size`` is None for a bundle of any size. ``plans`` describes the TensorRT plans among the files, by file name;
     ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
-    they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is ``size`` where the
-    model interpolates its table to a size, see :func:`facetrt.engine.bundle.positional.positional_table`;
-    ``found_head`` is FOUND's, where one was added.
+    they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is how its positional
+    table is brought to another grid, see :class:`facetrt.engine.bundle.positional.TableRule`; ``rotation`` how queries
+    and keys turn, None where they don't; ``found_head`` is FOUND's, where one was added.
     """
 
     schema: int
+    family: str
     model: str
     description: str
     checkpoint: Checkpoint
@@ -294,11 +312,14 @@ class Manifest:
     plans: dict[str, PlanRecord] = field(default_factory=dict)
     candidates: list[Candidate] | None = None
     positional_rule: str | None = None
+    rotation: Rotation | None = None
     found_head: LinearHead | None = None
 
     def __post_init__(self) -> None:
-        if self.positional_rule not in (None, BY_SIZE):
-            raise BundleError(f"positional_rule {self.positional_rule!r:.60}: expected {BY_SIZE!r}, or nothing")
+        if self.positional_rule not in (None, *TableRule):
+            raise BundleError(
+                f"positional_rule {self.positional_rule!r:.60}: expected {', '.join(TableRule)}, or nothing"
+            )
         if self.stride < 1 or self.architecture.patch % self.stride:
             raise BundleError(f"stride {self.stride} does not divide the patch size {self.architecture.patch}")
         if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= MAX_SIDE for side in self.size)):
@@ -337,6 +358,13 @@ class Manifest:
             raise BundleError(f"saliency_heads {chosen!r:.60}: expected some of the heads 0 to {heads - 1}, each once")
 
     def _check_numbers(self) -> None:
+        if self.rotation is not None:
+            if not all(map(math.isfinite, (self.rotation.scale, self.rotation.per_patch, self.rotation.offset))):
+                raise BundleError(f"rotation {self.rotation}: expected finite numbers")
+            if self.architecture.head_dim % 4:
+                raise BundleError(
+                    f"heads of {self.architecture.head_dim} channels cannot turn: expected a multiple of 4"
+                )
         for name, channels in vars(self.normalisation).items():
             if len(channels) != 3 or not all(math.isfinite(value) for value in channels):
                 raise BundleError(f"normalisation.{name} is {channels!r:.60}: expected three finite numbers")
@@ -344,6 +372,16 @@ class Manifest:
             raise BundleError(f"precision {self.precision!r:.60}: expected {', '.join(PRECISIONS)}")
         if len(self.files) > MAX_FILES:
             raise BundleError(f"the manifest lists {len(self.files):,} files: expected at most {MAX_FILES:,}")
+
+    @property
+    def table_rule(self) -> TableRule:
+        """How its positional table is brought to another grid."""
+        return TableRule(self.positional_rule or TableRule.SCALE)
+
+    @property
+    def facet_kinds(self) -> tuple[str, ...]:
+        """What its model has of each layer."""
+        return FACET_KINDS if self.rotation is None else (*FACET_KINDS, *ROTATED_KINDS)
 
     @property
     def dynamic(self) -> bool:
@@ -370,9 +408,9 @@ class Manifest:
         """The message where ``facet`` is asked for and was not exported: what there is, and what the model can have."""
         kind, _, layer = facet.partition("@")
         there = f"{facet} was not exported: this bundle has {', '.join(self.facets)}"
-        if kind in FACET_KINDS and layer.isdecimal() and int(layer) < self.architecture.depth:
+        if kind in self.facet_kinds and layer.isdecimal() and int(layer) < self.architecture.depth:
             return f"{there}; export the model again with --facets {','.join([*self.facets, facet])}"
-        return f"{there}; its model has {' and '.join(FACET_KINDS)} of layers 0 to {self.architecture.depth - 1}"
+        return f"{there}; its model has {' and '.join(self.facet_kinds)} of layers 0 to {self.architecture.depth - 1}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -388,21 +426,27 @@ class Manifest:
         if schema == 3:  # the same, but nothing was measured of other precisions
             empty = dataclasses.asdict(Ranges([], []))
             data |= {
-                "schema": SCHEMA,
                 "precisions": {},
                 "ranges": empty,
                 "plans": _plans_of_schema_3(data.get("plans")),
             }
+            schema = 4
+        if schema == 4:  # all models had [CLS] and no registers, and none rotated
+            data |= {"schema": SCHEMA, "family": "dino", "architecture": _with_prefix(data.get("architecture"))}
             schema = SCHEMA
         if schema != SCHEMA:
             raise BundleError(
-                f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schemas 3 and {SCHEMA}: export again"
+                f"{MANIFEST} has schema {schema!r}; this version of facetrt reads schemas 3 to {SCHEMA}: export again"
             )
         try:
             manifest: Manifest = _parse(Manifest, data, "")
         except InputError as error:
             raise BundleError(f"{MANIFEST}: {error}") from error
         return manifest
+
+
+def _with_prefix(architecture: Any) -> Any:
+    return {**architecture, "prefix": 1} if isinstance(architecture, dict) else architecture
 
 
 def _plans_of_schema_3(plans: Any) -> Any:

@@ -1,43 +1,129 @@
-"""The positional table for any grid, by the reference formula (DINO's bicubic interpolation).
+"""Where cells are, as the network is told: positional tables that are added, angles that queries and keys turn by.
 
-It is computed on the host, never inside a graph: it depends on the weights and the grid alone.
+Both depend on the weights and the grid alone, so they are computed on the host in float64, never inside a graph: what
+runtimes make of a cubic resizing differs. Source: specification, common DINO backbone §4, backbones in detail §2 to 4.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.images.geometry import grid_size
 from facetrt.kernels.parallel import one_blas_thread
 
-SCALE_GUARD = 0.1  # what DINO adds to a grid's side before it interpolates by scale
+Float64 = NDArray[np.float64]
+
+SCALE_GUARD = 0.1  # what DINO and DINOv2 add to a grid's side before they interpolate by scale
 CUBIC = -0.75  # the coefficient A of the bicubic kernel
+CUBIC_ANTIALIAS = -0.5  # the same where the kernel widens to smooth what is made smaller
+
+
+class TableRule(StrEnum):
+    """How a trained table is brought to another grid, as the code does that each family was published with.
+
+    Attributes:
+        SCALE: DINO's, by the scale (cells + 0.1) / side, whatever the stride.
+        SIZE: SelfMask's, by the grid's size, whatever the stride.
+        SCALE_CENTRES: DINOv2's without registers, like ``scale``, at the true centres of overlapping patches.
+        SIZE_CENTRES: MAE's and MSN's, like ``size``, at true centres.
+        ANTIALIAS: DINOv2's with registers, and timm's: by size with antialiasing, at true centres.
+    """
+
+    SCALE = "scale"
+    SIZE = "size"
+    SCALE_CENTRES = "scale-centres"
+    SIZE_CENTRES = "size-centres"
+    ANTIALIAS = "antialias"
+
+    @property
+    def true_centres(self) -> bool:
+        """Whether cells that coincide across strides get the same codes; DINO's own code spreads them evenly."""
+        return self in (TableRule.SCALE_CENTRES, TableRule.SIZE_CENTRES, TableRule.ANTIALIAS)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of an image: ``image_size (height, width)`` of the network's input, patches of ``patch`` pixels every
+    ``stride`` pixels.
+    """
+
+    image_size: tuple[int, int]
+    patch: int
+    stride: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(grid_h, grid_w)``."""
+        return grid_size(self.image_size, self.patch, self.stride)
+
+    def centres(self, axis: int) -> Float64:
+        """Of the cells along one axis, as shares in (0, 1) of the extent that the cells cover."""
+        return (np.arange(self.grid[axis]) * self.stride + self.patch / 2) / self._extent(axis)
+
+    def patches(self, axis: int) -> float:
+        """How many patches lie side by side in the extent that the cells of one axis cover."""
+        return self._extent(axis) / self.patch
+
+    def _extent(self, axis: int) -> int:
+        return (self.grid[axis] - 1) * self.stride + self.patch
 
 
 def positional_table(
-    trained: NDArray[np.float32], grid: tuple[int, int], image_size: tuple[int, int], *, by_size: bool = False
+    trained: NDArray[np.float32], cells: Cells, rule: TableRule = TableRule.SCALE
 ) -> NDArray[np.float32]:
-    """The trained patch table resampled to a grid.
+    """The trained patch table resampled to a grid; untouched where the code it was published with does not touch it.
 
     Args:
-        trained: ``(G, G, C)`` float32, the checkpoint's table without its [CLS] row.
-        grid: ``(grid_h, grid_w)``.
-        image_size: ``(height, width)`` of the network's input in pixels. A square input with G² cells uses the stored
-            table untouched, as in the reference.
-        by_size: interpolate to the grid's size instead of by DINO's scale, as SelfMask's networks do; they use the
-            stored table untouched wherever it has as many cells.
+        trained: ``(G, G, C)`` float32, the checkpoint's table without the rows of [CLS] and registers.
 
     Returns:
         ``(grid_h, grid_w, C)`` float32.
     """
-    side = trained.shape[0]
-    if grid[0] * grid[1] == side * side and (by_size or image_size[0] == image_size[1]):
+    side, grid, (height, width) = trained.shape[0], cells.grid, cells.image_size
+    square = rule in (TableRule.SIZE, TableRule.SIZE_CENTRES) or height == width
+    if grid[0] * grid[1] == side * side and square and not (rule.true_centres and cells.stride != cells.patch):
         return trained if grid == (side, side) else trained.reshape(*grid, -1)
-    more = 0.0 if by_size else SCALE_GUARD
-    rows, columns = _weights(side, grid[0], more), _weights(side, grid[1], more)
+    rows, columns = (_weights(side, cells, axis, rule) for axis in (0, 1))
     with one_blas_thread:  # the same bits on any number of threads
         table = np.einsum("yi,ijc,xj->yxc", rows, trained.astype(np.float64), columns, optimize=True)
     return np.ascontiguousarray(table, np.float32)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys turn with their cell (RoPE).
+
+    With ``u`` a cell's true centre along an axis, as a share of ``n`` patches side by side, its angles are
+    ``2π · c / period`` with ``c = scale · u + per_patch / n + offset``: half of a head's channels turn with the row,
+    half with the column, the row first unless ``x_first``.
+    """
+
+    scale: float
+    per_patch: float
+    offset: float
+    x_first: bool
+
+
+def rotation_table(periods: NDArray[np.float32], cells: Cells, rotation: Rotation) -> NDArray[np.float32]:
+    """Sine and cosine of each cell's angles, ``(2, grid_h, grid_w, d / 2)`` float32 for heads of d channels.
+
+    Args:
+        periods: ``(d / 4,)`` float32, the same for both axes.
+    """
+    angles = [2 * np.pi * _coordinates(cells, axis, rotation)[:, None] / periods.astype(np.float64) for axis in (0, 1)]
+    grid_h, grid_w = cells.grid
+    down = np.broadcast_to(angles[0][:, None], (grid_h, grid_w, len(periods)))
+    across = np.broadcast_to(angles[1][None], (grid_h, grid_w, len(periods)))
+    both = np.concatenate([across, down] if rotation.x_first else [down, across], axis=2)
+    return np.stack([np.sin(both), np.cos(both)]).astype(np.float32)
+
+
+def _coordinates(cells: Cells, axis: int, rotation: Rotation) -> Float64:
+    return rotation.scale * cells.centres(axis) + (rotation.per_patch / cells.patches(axis) + rotation.offset)
 
 
 def padding_correction(
@@ -62,23 +148,40 @@ def padding_correction(
     return np.asarray(sums[patch, patch] - sums[rows[:, None], columns], np.float32)
 
 
-def _weights(side: int, size: int, more: float) -> NDArray[np.float64]:
-    """``(size, side)`` interpolation matrix of one axis.
-
-    The reference passes the scale (size + 0.1)/side, and that scale, not size/side, maps the coordinates: ``more`` is
-    the 0.1.
-    """
-    source = (np.arange(size) + 0.5) * side / (size + more) - 0.5
+def _weights(side: int, cells: Cells, axis: int, rule: TableRule) -> Float64:
+    """``(cells, side)`` interpolation matrix of one axis."""
+    count = cells.grid[axis]
+    if rule is TableRule.ANTIALIAS:
+        return _smoothing(side, cells.centres(axis) * side, max(side / cells.patches(axis), 1.0))
+    # by scale the codes pass (size + 0.1) / side, and that scale, not size / side, maps the coordinates
+    more = SCALE_GUARD if rule in (TableRule.SCALE, TableRule.SCALE_CENTRES) else 0.0
+    if rule.true_centres:  # as in a grid of patches side by side
+        patches = cells.patches(axis)
+        source = cells.centres(axis) * patches * side / (patches + more) - 0.5
+    else:
+        source = (np.arange(count) + 0.5) * side / (count + more) - 0.5
     base = np.floor(source).astype(int)
-    matrix = np.zeros((size, side))
+    matrix = np.zeros((count, side))
     for tap in range(-1, 3):
         column = np.clip(base + tap, 0, side - 1)
-        np.add.at(matrix, (np.arange(size), column), _cubic(source - base - tap))
+        np.add.at(matrix, (np.arange(count), column), _cubic(source - base - tap, CUBIC))
     return matrix
 
 
-def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smoothing(side: int, centres: Float64, stretch: float) -> Float64:
+    """Weights of torch's antialiased bicubic: a kernel that is stretched, cut off at the borders and summed to one."""
+    matrix = np.zeros((len(centres), side))
+    low = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0).astype(int)
+    high = np.minimum(np.floor(centres + 2 * stretch + 0.5), side).astype(int)
+    for row, (first, last, centre) in enumerate(zip(low, high, centres, strict=True)):
+        taps = np.arange(first, last)
+        weights = _cubic((taps + 0.5 - centre) / stretch, CUBIC_ANTIALIAS)
+        matrix[row, taps] = weights / weights.sum()
+    return matrix
+
+
+def _cubic(distance: Float64, a: float) -> Float64:
     u = np.abs(distance)
-    near = (CUBIC + 2) * u**3 - (CUBIC + 3) * u**2 + 1
-    far = CUBIC * (u**3 - 5 * u**2 + 8 * u - 4)
-    return np.where(u <= 1, near, np.where(u < 2, far, 0.0))
+    near = (a + 2) * u**3 - (a + 3) * u**2 + 1
+    far = a * (u**3 - 5 * u**2 + 8 * u - 4)
+    return np.asarray(np.where(u <= 1, near, np.where(u < 2, far, 0.0)), np.float64)

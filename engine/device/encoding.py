@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.encoding.passes import Passes
-from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.features import Features, SaliencyMode, no_saliency
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.emptiness import detail_of
 from facetrt.engine.images.fitting import Fit
@@ -149,14 +149,15 @@ class DeviceEncoder(Passes[DeviceArray]):
         halves = [item.half for item in ready if item.half is not None]
         outputs, attention = self.outputs([item.loaded for item in ready], halves, self._encoder.stride(options))
         if attention is None:
-            raise InputError("this bundle has no saliency: export it with saliency (it is on by default)")
+            model = self.manifest
+            raise InputError(no_saliency("this bundle", model.model, has_cls=model.architecture.prefix > 0))
         saliency = select.normalise_saliency(self._device, attention)
-        tokens = outputs[facet]  # (B, 1 + cells, C)
+        tokens, prefix = outputs[facet], self.manifest.architecture.prefix  # (B, prefix + cells, C)
         found = []
         for i, item in enumerate(ready):
             rows, frame = tokens.rows(i, i + 1).reshape(*tokens.shape[1:]), item.frame
             record = self._encoder.record(frame.name, frame.original_size, frame.size, options, frame.detail)
-            cells = rows.rows(1, len(rows))
+            cells = rows.rows(prefix, len(rows))
             found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record))
         return found
 
@@ -190,7 +191,7 @@ class DeviceEncoder(Passes[DeviceArray]):
         features.cls(facet)  # raises where they lack it
         tokens = device.upload(features.tokens[facet])
         return DeviceFeatures(
-            rows=tokens.rows(1, len(tokens)),
+            rows=tokens.rows(features.prefix, len(tokens)),
             cls=tokens.rows(0, 1),
             saliency=device.upload(features.saliency.ravel()),
             pixels=None,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from facetrt.engine.backends.base import Backend
 from facetrt.engine.backends.run_options import DeviceName, Hint
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.manifest import BY_SIZE, ENCODER, PADDING
-from facetrt.engine.bundle.positional import padding_correction, positional_table
-from facetrt.engine.encoding.passes import LOW_RESOLUTION_STRIDE, Passes
+from facetrt.engine.bundle.manifest import ENCODER, PADDING
+from facetrt.engine.bundle.positional import Cells, padding_correction
+from facetrt.engine.encoding.passes import Passes, low_resolution_stride
 from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance, SaliencyMode
 from facetrt.engine.images.fitting import Fit, FitChoice, rounded_colour
 from facetrt.engine.images.geometry import Geometry, grid_size
@@ -152,10 +152,8 @@ class Encoder(Passes[NDArray[Any]]):
         )
         self._padding = bundle.padding
         self._bundle = bundle
-        if bundle.positional is not None:
-            self._table = lru_cache(maxsize=8)(
-                partial(positional_table, bundle.positional, by_size=manifest.positional_rule == BY_SIZE)
-            )
+        if manifest.dynamic:
+            self._positions = lru_cache(maxsize=8)(bundle.positions)
             self._padded_table = lru_cache(maxsize=8)(self._make_padded_table)
 
     def read_file(self, name: str) -> bytes | None:
@@ -245,6 +243,10 @@ class Encoder(Passes[NDArray[Any]]):
         return self._stream_batch(self._cells(size, options))
 
     @property
+    def _low_stride(self) -> int:
+        return low_resolution_stride(self.manifest.architecture.patch)
+
+    @property
     def _cell_bytes(self) -> int:
         return self.manifest.architecture.dim * 4 * len(self.manifest.facets)
 
@@ -293,12 +295,12 @@ class Encoder(Passes[NDArray[Any]]):
 
     def _check_low_resolution(self) -> None:
         """The weights are the same: every second cell of the stride-4 patch convolution is a cell at stride 8."""
-        stride = self.manifest.stride
-        if not self.manifest.dynamic or LOW_RESOLUTION_STRIDE % stride:
+        stride, low = self.manifest.stride, self._low_stride
+        if not self.manifest.dynamic or low % stride:
             kind = f"stride {stride}" if self.manifest.dynamic else "one fixed size"
-            fitting = [s for s in (8, 4, 2, 1) if self.manifest.architecture.patch % s == 0]
+            fitting = [s for s in range(low, 0, -1) if low % s == 0]
             raise InputError(
-                f"low-resolution saliency runs the encoder at half the image size and stride {LOW_RESOLUTION_STRIDE}, "
+                f"low-resolution saliency runs the encoder at half the image size and stride {low}, "
                 f"but this bundle has {kind}: use saliency='full' (--saliency full), or export with "
                 f"--dynamic and stride {' or '.join(map(str, fitting))}"
             )
@@ -352,7 +354,7 @@ class Encoder(Passes[NDArray[Any]]):
         patch, stride = self.manifest.architecture.patch, self.stride(options)
         cells = math.prod(grid_size(shape, patch, stride))
         if options.saliency is SaliencyMode.LOW_RESOLUTION and self.manifest.saliency_heads is not None:
-            cells = max(cells, math.prod(grid_size(half or shape, patch, LOW_RESOLUTION_STRIDE)))
+            cells = max(cells, math.prod(grid_size(half or shape, patch, self._low_stride)))
         return cells
 
     def _smaller(self, original: tuple[int, int], options: EncodeOptions) -> str:
@@ -397,7 +399,7 @@ class Encoder(Passes[NDArray[Any]]):
             grid_size(shape, patch, stride)
             if half is not None:
                 context = "low-resolution saliency halves the image: "
-                grid_size(half, patch, LOW_RESOLUTION_STRIDE)
+                grid_size(half, patch, self._low_stride)
         except InputError as error:
             raise InputError(f"{name}: {context}{error}{', or full saliency' if context else ''}") from error
 
@@ -483,22 +485,23 @@ class Encoder(Passes[NDArray[Any]]):
         """
         if not self.manifest.dynamic:
             return {}
-        grid = grid_size(size, self.manifest.architecture.patch, self.manifest.stride * step)
+        cells = Cells(size, self.manifest.architecture.patch, self.manifest.stride * step)
+        grid, positions = cells.grid, self._positions(cells)
+        if picture is not None:
+            positions = {**positions, "positional": self._padded_table(cells, picture)}
         return {
-            "positional": self._table(grid, size)[None]
-            if picture is None
-            else self._padded_table(grid, size, picture, self.manifest.stride * step)[None],
+            **positions,
             "rows": np.arange(grid[0], dtype=np.int64) * step,
             "cols": np.arange(grid[1], dtype=np.int64) * step,
         }
 
-    def _make_padded_table(
-        self, grid: tuple[int, int], size: tuple[int, int], picture: tuple[int, int], stride: int
-    ) -> Float:
+    def _make_padded_table(self, cells: Cells, picture: tuple[int, int]) -> Float:
         """The positional table with what makes padding exact: the graph adds it to the patches' embeddings."""
         if self._padding is None:
             raise InputError(f"this bundle has no {PADDING}, which padding needs: export it again")
-        return self._table(grid, size) + padding_correction(self._padding, grid, picture, stride)
+        return self._positions(cells)["positional"] + padding_correction(
+            self._padding, cells.grid, picture, cells.stride
+        )
 
 
 def _stack(images: Sequence[Pixels]) -> NDArray[np.uint8]:

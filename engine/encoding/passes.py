@@ -10,7 +10,13 @@ from facetrt.engine.backends.base import Shaped
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, Manifest
 from facetrt.engine.images.geometry import grid_size
 
-LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference
+LOW_RESOLUTION_STRIDE = 8  # of the second pass, as in the reference; that of other patches comes closest to it
+
+
+def low_resolution_stride(patch: int) -> int:
+    """The stride of the pass for low-resolution saliency: the largest up to 8 that divides the patch."""
+    return next(stride for stride in range(LOW_RESOLUTION_STRIDE, 0, -1) if patch % stride == 0)
+
 
 Array = TypeVar("Array", bound=Shaped)
 
@@ -23,7 +29,7 @@ class Passes(ABC, Generic[Array]):
     def outputs(
         self, images: Sequence[Array], halves: Sequence[Array], stride: int, picture: tuple[int, int] | None = None
     ) -> tuple[dict[str, Array], Array | None]:
-        """Each facet's tokens ``(B, 1 + cells, C)``, and [CLS] attention ``(B, cells)`` if the bundle has saliency.
+        """Each facet's tokens ``(B, prefix + cells, C)``, and [CLS] attention ``(B, cells)`` if there is saliency.
 
         Args:
             images: of one size, ``(h, w, 3)`` uint8.
@@ -36,8 +42,9 @@ class Passes(ABC, Generic[Array]):
         attention = outputs.pop(CLS_ATTENTION, None)
         if attention is None or not halves:
             return outputs, attention
-        small = self.run(halves, LOW_RESOLUTION_STRIDE // own)[CLS_ATTENTION]
-        small_grid = grid_size(_size(halves), patch, LOW_RESOLUTION_STRIDE)
+        low = low_resolution_stride(patch)
+        small = self.run(halves, low // own)[CLS_ATTENTION]
+        small_grid = grid_size(_size(halves), patch, low)
         return outputs, self.enlarge(small, small_grid, grid_size(_size(images), patch, stride))
 
     @abstractmethod

@@ -96,7 +96,7 @@ class Features(ImageRecord):
     """Descriptors of one image. ``features["key@9"]`` is ``(cells, C)`` float32, cells row-major, heads head-major.
 
     Attributes:
-        tokens: each facet as ``(1 + cells, C)`` float32, [CLS] row first.
+        tokens: each facet as ``(prefix + cells, C)`` float32: [CLS] first, then registers, where there are any.
         attention: mean [CLS] attention of the saliency heads, ``(grid_h, grid_w)`` float32 and not normalised, or None.
         pixels: the loaded image, ``(height, width, 3)`` uint8 RGB.
     """
@@ -124,9 +124,12 @@ class Features(ImageRecord):
         for array, value in (("tokens", tokens), ("attention", attention), ("pixels", pixels)):
             object.__setattr__(self, array, value)
         grid_h, grid_w = self.grid
+        cells = grid_h * grid_w
         for facet, rows in tokens.items():
-            if rows.ndim != 2 or len(rows) != 1 + grid_h * grid_w:
-                raise InputError(f"{facet} has shape {rows.shape}: expected {1 + grid_h * grid_w} rows")
+            if rows.ndim != 2 or len(rows) < cells or len(rows) != len(next(iter(tokens.values()))):
+                raise InputError(
+                    f"{facet} has shape {rows.shape}: expected {cells} rows, and as many before them in every facet"
+                )
         if attention is not None and attention.shape != self.grid:
             raise InputError(f"attention has shape {attention.shape}: expected {self.grid}")
 
@@ -141,12 +144,28 @@ class Features(ImageRecord):
         return ImageRecord(**_plain(self))
 
     def __getitem__(self, facet: str) -> Float:
-        return self._rows(facet)[1:]
+        return self._rows(facet)[self.prefix :]
+
+    @property
+    def prefix(self) -> int:
+        """How many rows of :attr:`tokens` stand before the cells: [CLS], then registers; 0 without [CLS]."""
+        return len(next(iter(self.tokens.values()))) - self.grid[0] * self.grid[1] if self.tokens else 1
 
     def cls(self, facet: str) -> Float:
-        """The facet's [CLS] row, ``(C,)``."""
-        first: Float = self._rows(facet)[0]
+        """The facet's [CLS] row, ``(C,)``.
+
+        Raises:
+            InputError: the facet was not exported, or the model has no [CLS].
+        """
+        rows = self._rows(facet)
+        if not self.prefix:
+            raise InputError(f"{self.provenance.model} has no [CLS] token: use cells, or a model that has one")
+        first: Float = rows[0]
         return first
+
+    def registers(self, facet: str) -> Float:
+        """The facet's rows of registers, ``(registers, C)``; none where the model has none."""
+        return self._rows(facet)[1 : self.prefix]
 
     def map(self, facet: str) -> Float:
         """The facet as ``(grid_h, grid_w, C)``."""
@@ -161,7 +180,7 @@ class Features(ImageRecord):
     def saliency(self) -> Float:
         """[CLS] attention min–max normalised within the image, ``(grid_h, grid_w)`` in [0, 1]; zeros if it is flat."""
         if self.attention is None:
-            raise InputError(f"{self.name} has no saliency: export the bundle with saliency (it is on by default)")
+            raise InputError(no_saliency(self.name, self.provenance.model, has_cls=self.prefix > 0))
         low, high = self.attention.min(), self.attention.max()
         if high <= low:
             return np.zeros_like(self.attention)
@@ -176,6 +195,13 @@ class Features(ImageRecord):
 def _plain(record: ImageRecord) -> dict[str, Any]:
     """The fields of a record, or of features' record."""
     return {each.name: getattr(record, each.name) for each in fields(ImageRecord)}
+
+
+def no_saliency(what: str, model: str, *, has_cls: bool) -> str:
+    """The message where saliency is needed and there is none."""
+    if has_cls:
+        return f"{what} has no saliency: export the bundle with saliency (it is on by default)"
+    return f"{what} has no saliency, which is the attention of [CLS]: {model} has no such token; use another model"
 
 
 def not_exported(facet: str, there: Sequence[str]) -> str:

@@ -5,7 +5,8 @@
       images/0000012/      a group per image, numbered by its place in the list; attributes: name, SHA-256 of its
                            source, sizes (height, width), grid, patch, stride, and what made it
         key@9              (grid_h, grid_w, C) float32, and so for every facet
-        key@9.cls          (C,) float32, its [CLS] row
+        key@9.cls          (C,) float32, its [CLS] row, of models that have one
+        key@9.registers    (registers, C) float32, of models that have some
         attention          (grid_h, grid_w) float32, [CLS] attention, not normalised; absent without saliency
         pixels             (height, width, 3) uint8 RGB, the loaded image
 
@@ -46,9 +47,9 @@ IMAGES = "images"
 CHUNK_BYTES = 16 << 20
 MAX_METADATA_BYTES = 1 << 20
 MAX_ROOT_BYTES = 64 << 20  # of the root's metadata, which lists the skipped images
-MAX_CHANNELS = 1 << 16
+MAX_CHANNELS, MAX_REGISTERS = 1 << 16, 256
 
-FACET = re.compile(r"[a-z]+@\d{1,3}")
+FACET = re.compile(r"[a-z_]+@\d{1,3}")
 NUMBER = re.compile(r"\d{7,12}")
 
 
@@ -233,7 +234,7 @@ def _read_image(folder: Path, settings: StoreSettings, facets: Sequence[str]) ->
     read = _Reader(group, folder)
     grid = geometry.grid
     return Features(
-        tokens={facet: _read_tokens(read, facet, grid) for facet in facets},
+        tokens={facet: _read_tokens(read, folder, facet, grid) for facet in facets},
         attention=read("attention", grid, np.float32) if (folder / "attention").exists() else None,
         saliency_mode=settings.saliency,
         geometry=geometry,
@@ -263,7 +264,10 @@ def write_image(folder: Path, features: Features, settings: StoreSettings, sourc
         **asdict(features.provenance),
     }
     arrays: dict[str, NDArray[Any]] = {facet: features.map(facet) for facet in settings.facets}
-    arrays |= {f"{facet}.cls": features.cls(facet) for facet in settings.facets}
+    if features.prefix:
+        arrays |= {f"{facet}.cls": features.cls(facet) for facet in settings.facets}
+    if features.prefix > 1:
+        arrays |= {f"{facet}.registers": features.registers(facet) for facet in settings.facets}
     arrays |= {"pixels": features.pixels}
     if features.attention is not None:
         arrays["attention"] = features.attention
@@ -391,16 +395,20 @@ class _Reader:
         )
 
 
-def _read_tokens(read: _Reader, facet: str, grid: tuple[int, int]) -> Float:
-    """``(1 + cells, C)``, [CLS] row first."""
+def _read_tokens(read: _Reader, folder: Path, facet: str, grid: tuple[int, int]) -> Float:
+    """``(prefix + cells, C)``: [CLS] first, then registers, as far as there are any."""
     channels = read.shape(facet)[-1]
     if channels > MAX_CHANNELS:
         raise InputError(f"{facet} has {channels:,} channels: expected at most {MAX_CHANNELS:,}")
-    cells = read(facet, (*grid, channels), np.float32)
-    tokens = np.empty((1 + grid[0] * grid[1], channels), np.float32)
-    tokens[0] = read(f"{facet}.cls", (channels,), np.float32)
-    tokens[1:] = cells.reshape(-1, channels)
-    return tokens
+    rows = [read(facet, (*grid, channels), np.float32).reshape(-1, channels)]
+    if (folder / f"{facet}.registers").exists():
+        count = read.shape(f"{facet}.registers")[0]
+        if count > MAX_REGISTERS:
+            raise InputError(f"{facet} has {count:,} registers: expected at most {MAX_REGISTERS:,}")
+        rows.insert(0, read(f"{facet}.registers", (count, channels), np.float32))
+    if len(rows) > 1 or (folder / f"{facet}.cls").exists():
+        rows.insert(0, read(f"{facet}.cls", (channels,), np.float32)[None])
+    return np.concatenate(rows)
 
 
 def _is_facet(value: Any) -> bool:

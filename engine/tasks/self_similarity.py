@@ -27,6 +27,7 @@ ROWS = 256  # of a product: the same ones whatever the block, so that no block s
 def self_similarity(features: Features, facet: str, *, block: int = 1024) -> Float:
     """Cosine of every token with every token, ``(t, t)`` float32 with t = 1 + cells; row and column 0 are [CLS].
 
+    Registers are left out, and a model without [CLS] has cells alone.
     Symmetric with unit diagonal up to rounding; rows of zeros give zeros. Beside the result only ``block`` and 256 rows
     are held. At 224 × 224 pixels and stride 4 the result takes 37 MB, and four times that per doubling of the cells.
 
@@ -63,6 +64,6 @@ def self_similarity_blocks(features: Features, facet: str, *, block: int = 1024)
 
 
 def _tokens(features: Features, facet: str) -> Float:
-    """All rows of a facet, [CLS] first, ``(t, C)``."""
-    features.cls(facet)  # raises the error for a facet that is not at hand
-    return features.tokens[facet]
+    """Rows of a facet, [CLS] first, without registers, ``(t, C)``."""
+    cells = features[facet]  # raises the error for a facet that is not at hand
+    return np.concatenate([features.cls(facet)[None], cells]) if features.prefix > 1 else features.tokens[facet]

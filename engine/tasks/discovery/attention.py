@@ -20,7 +20,8 @@ def attention_facets(manifest: Manifest) -> list[str]:
         InputError: the bundle lacks one; the message tells how to export it.
     """
     last = manifest.architecture.depth - 1
-    facets = [f"query@{last}", f"key@{last}"]
+    key = "key" if manifest.rotation is None else "rotated_key"  # [CLS] does not turn, cells do
+    facets = [f"query@{last}", f"{key}@{last}"]
     for facet in facets:
         if facet not in manifest.facets:
             raise InputError(
@@ -30,7 +31,9 @@ def attention_facets(manifest: Manifest) -> list[str]:
 
 
 def cls_attention(features: Features, manifest: Manifest) -> Float:
-    """The last block's attention of [CLS], ``(heads, 1 + cells)`` float32: to itself first. Rows sum to 1.
+    """The last block's attention of [CLS] to the cells, ``(heads, cells)`` float32.
+
+    Rows sum to less than 1: the rest is its attention to itself and to registers.
 
     Raises:
         InputError: a number that is not finite.
@@ -43,7 +46,7 @@ def cls_attention(features: Features, manifest: Manifest) -> Float:
     if not np.isfinite(logits).all():
         raise InputError("the attention of [CLS] is not finite: the encoder, or what it was given, is damaged")
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
+    return np.asarray((shares / shares.sum(axis=1, keepdims=True))[:, features.prefix :], np.float32)
 
 
 def per_head(rows: Float, manifest: Manifest) -> Float:

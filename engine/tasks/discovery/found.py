@@ -108,7 +108,7 @@ class FoundMethod(Method):
         """See :class:`Method`."""
         head, geometry = self.chosen_head(scene.manifest), scene.features.geometry
         if head is None:
-            attention = cls_attention(scene.features, scene.manifest)[:, 1:]
+            attention = cls_attention(scene.features, scene.manifest)
             stage = background_of(per_head(scene.rows, scene.manifest), attention, weighted=self.weighted)
             cells = ~stage.background.reshape(geometry.grid)
             maps: dict[str, Any] = {name: values.reshape(geometry.grid) for name, values in stage.maps.items()}

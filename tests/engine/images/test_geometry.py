@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facetrt.engine import Geometry, InputError
-from facetrt.engine.bundle.positional import positional_table
+from facetrt.engine.bundle.positional import Cells, positional_table
 from facetrt.engine.images.geometry import grid_size
 
 
@@ -56,11 +56,11 @@ def test_positional_table_equals_torch() -> None:
         expected = torch.nn.functional.interpolate(
             square, scale_factor=scale, mode="bicubic", recompute_scale_factor=False
         )[0]
-        got = positional_table(table, grid, (100, 101))
+        got = positional_table(table, Cells((8 * grid[0], 8 * grid[1] + 1), 8, 8))
         np.testing.assert_allclose(got, expected.permute(1, 2, 0).numpy(), atol=5e-6)
 
 
 def test_positional_table_is_untouched_for_a_square_image_with_the_trained_count() -> None:
     table = np.random.default_rng(0).standard_normal((6, 6, 2)).astype(np.float32)
-    assert positional_table(table, (6, 6), (48, 48)) is table
-    assert not np.allclose(positional_table(table, (6, 6), (48, 50)), table)
+    assert positional_table(table, Cells((48, 48), 8, 8)) is table
+    assert not np.allclose(positional_table(table, Cells((48, 50), 8, 8)), table)

@@ -1,0 +1,86 @@
+"""EVA-02 and Perception Encoder's spatial models: a positional table and RoPE, of neighbouring channels.
+
+EVA-02 counts patches, scaled to the grid it was trained on; its final norm belongs to its pooling, so there are no
+``normed`` facets. PE counts from 1, columns first, and has no final norm either. Source: specification, backbones in
+detail §7, from timm's code; the publishers' code was not read.
+"""
+
+from __future__ import annotations
+
+from facetrt.engine.bundle.positional import Rotation, TableRule
+from facetrt.export.backbones.model_spec import CLIP, HALF, Family, ModelSpec
+
+EVA_GRID, PE_GRID = 16, 32  # patches that angles refer to
+
+EVA02 = Family(
+    "eva02",
+    "EVA-02",
+    "MIT",
+    "timm",
+    TableRule.ANTIALIAS,
+    Rotation(float(EVA_GRID), -EVA_GRID / 2, 0.0, x_first=False),
+    marks=("blocks.0.attn.q_proj.weight",),
+)
+PE = Family(
+    "pe-spatial",
+    "PE spatial",
+    "Apache-2.0",
+    "timm",
+    TableRule.ANTIALIAS,
+    Rotation(float(PE_GRID), PE_GRID / 2, 0.0, x_first=True),
+)
+
+
+def _eva02(size: str, dim: int, heads: int, depth: int, tag: str) -> ModelSpec:
+    architecture = f"eva02_{size}_patch14_224"
+    return ModelSpec(
+        name=f"eva02_vit{size[0]}14{'' if tag == 'mim_in22k' else '_m38m'}",
+        description=f"EVA-02 ViT-{'Ti' if size == 'tiny' else size[0].upper()}/14",
+        patch=14,
+        dim=dim,
+        heads=heads,
+        depth=depth,
+        trained_grid=16,
+        normalisation=CLIP,
+        timm_name=f"{architecture}.{tag}",
+        hub=(f"timm/{architecture}.{tag}",),
+        aliases=(f"{architecture}.{tag}", *((architecture,) if tag == "mim_in22k" else ())),
+        architecture=architecture,
+        propagate_facet=f"token@{depth - 1}",
+        family=EVA02,
+    )
+
+
+def _pe(size: str, patch: int, dim: int, heads: int, depth: int) -> ModelSpec:
+    pixels = 512 if patch == 16 else 448
+    architecture = f"vit_pe_spatial_{size}_patch{patch}_{pixels}"
+    return ModelSpec(
+        name=f"pe_spatial_vit{size[0]}{patch}",
+        description=f"PE spatial ViT-{'Ti' if size == 'tiny' else size[0].upper()}/{patch}",
+        patch=patch,
+        dim=dim,
+        heads=heads,
+        depth=depth,
+        trained_grid=pixels // patch,
+        normalisation=HALF,
+        timm_name=f"{architecture}.fb",
+        hub=(f"timm/{architecture}.fb",),
+        aliases=(architecture, f"{architecture}.fb"),
+        architecture=architecture,
+        propagate_facet=f"token@{depth - 1}",
+        family=PE,
+    )
+
+
+MODELS = (
+    _eva02("tiny", 192, 3, 12, "mim_in22k"),
+    _eva02("small", 384, 6, 12, "mim_in22k"),
+    _eva02("base", 768, 12, 12, "mim_in22k"),
+    _eva02("large", 1024, 16, 24, "mim_in22k"),
+    _eva02("large", 1024, 16, 24, "mim_m38m"),
+    _pe("tiny", 16, 192, 3, 12),
+    _pe("small", 16, 384, 6, 12),
+    _pe("base", 16, 768, 12, 12),
+    _pe("large", 14, 1024, 16, 24),
+)
+FAMILIES = (EVA02, PE)
