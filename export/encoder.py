@@ -131,6 +131,10 @@ class FacetEncoder(nn.Module):
         self.patches = _bytes_convolution(parts.patches, stride, mean, std)
         self.prefix = nn.Parameter(parts.prefix)
         self.norm_pre = parts.norm_pre
+        self.still = None  # sines and cosines of what does not turn, (2, prefix, d / 2)
+        if parts.rotation is not None and parts.prefix.shape[1]:
+            angles = torch.zeros(parts.prefix.shape[1], 2 * len(parts.rotation[1]))
+            self.still = nn.Parameter(torch.stack([angles.sin(), angles.cos()]))
         self.table = nn.Parameter(tables["positional"]) if "positional" in tables else None
         self.rotation = nn.Parameter(tables["rotation"]) if "rotation" in tables else None
         last = len(parts.blocks) - 1
@@ -187,10 +191,10 @@ class FacetEncoder(nn.Module):
         """What turns all tokens, from ``(2, grid_h, grid_w, d / 2)`` sines and cosines: [CLS] and registers stay."""
         if rotation is None:
             return None
-        sine, cosine = rotation.flatten(1, 2).chunk(2)  # (1, n, d / 2) each
-        still = self.prefix.new_zeros(1, self.prefix.shape[1], rotation.shape[-1])
-        if self.prefix.shape[1]:
-            sine, cosine = torch.cat([still, sine], dim=1), torch.cat([still + 1, cosine], dim=1)
+        tokens = rotation.flatten(1, 2)  # (2, n, d / 2)
+        if self.still is not None:
+            tokens = torch.cat([self.still, tokens], dim=1)
+        sine, cosine = tokens.chunk(2)
         return sine[:, :, None], cosine[:, :, None], -sine[:, :, None]
 
 

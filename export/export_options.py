@@ -64,7 +64,10 @@ class Facet:
         """Read ``kind@layer``; raises :class:`InputError` for anything else."""
         found = FACET.fullmatch(text)
         if found is None:
-            raise InputError(f"facet {text!r}: expected {', '.join(FacetKind)}, then @ and a layer, like key@1")
+            raise InputError(
+                f"facet {text!r}: expected key, query, value, token or normed, or rotated_key or rotated_query of "
+                "models with RoPE, then @ and a layer, like key@1"
+            )
         return Facet(FacetKind(found[1]), int(found[2]))
 
     def __str__(self) -> str:

@@ -2,8 +2,8 @@
 
 * Queries and keys of cells turn in every block, all heads by the same table; [CLS] and registers don't.
 * Meta's checkpoints hold the periods rounded to bfloat16; timm drops them and computes in float32, which changes
-  results by 2e-3. Here a checkpoint's own periods count, and where it has none, as timm's, those that its network was trained
-  with: rounded ones for Meta's.
+  results by 2e-3. Here a checkpoint's own periods count, and where it has none, as timm's, those that its network
+  was trained with: rounded ones for Meta's.
 * The bias of keys is masked to zero. Meta's other biases of queries, keys and values are zero as well.
 
 Source: specification, backbones in detail §3; facebookresearch/dinov3.

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from facetrt.engine import Engine
-from facetrt.engine.bundle.manifest import BY_SIZE, SEGMENTER
+from facetrt.engine.bundle.manifest import SEGMENTER
+from facetrt.engine.bundle.positional import TableRule
 from facetrt.engine.tasks.discovery.segmenter import Segmenter, _shapes
+from facetrt.export.backbones.dino import SELFMASK
 from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import export_bundle
 from facetrt.export.models import MODELS
@@ -143,7 +145,7 @@ def test_a_checkpoint_becomes_a_bundle_that_segments(tmp_path: Path, monkeypatch
         heads=1,
         default_facets=("key@2", "normed@2"),
         segmenter=True,
-        positional_rule=BY_SIZE,
+        family=SELFMASK,
     )
     monkeypatch.setitem(MODELS, "tinymask", spec)
     random = np.random.default_rng(0)
@@ -152,7 +154,7 @@ def test_a_checkpoint_becomes_a_bundle_that_segments(tmp_path: Path, monkeypatch
     np.savez(tmp_path / "weights.npz", **encoder, **decoder)
     options = ExportOptions(stride=8, precision=GraphPrecision.FP32, measure=False)
     manifest = export_bundle("tinymask", tmp_path / "bundle", options, weights=tmp_path / "weights.npz")
-    assert manifest.positional_rule == BY_SIZE and SEGMENTER in manifest.files
+    assert manifest.positional_rule == TableRule.SIZE and SEGMENTER in manifest.files
     with Engine.open(tmp_path / "bundle") as engine:
         found = engine.discover([photo(60, 76)], "selfmask")[0]
         assert found.facts["generator"] == "segmenter" if len(found) else "segmenter" in str(found.why_empty)
