@@ -184,4 +184,5 @@ def _cubic(distance: Float64, a: float) -> Float64:
     u = np.abs(distance)
     near = (a + 2) * u**3 - (a + 3) * u**2 + 1
     far = a * (u**3 - 5 * u**2 + 8 * u - 4)
-    return np.where(u <= 1, near, np.where(u < 2, far, 0.0)).astype(np.float64, copy=False)
+    kernel: Float64 = np.where(u <= 1, near, np.where(u < 2, far, 0.0)).astype(np.float64)
+    return kernel

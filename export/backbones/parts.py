@@ -143,7 +143,7 @@ def _block(block: Any) -> BlockParts:
 
 
 def _projections(attention: Any) -> nn.Linear:
-    """Queries, keys and values as one layer, whose bias is left out where it is all zero."""
+    """Queries, keys and values as one layer; a bias that one of them lacks is zero."""
     if attention.qkv is None:
         layers = [attention.q_proj, attention.k_proj, attention.v_proj]
         weight, biases = torch.cat([layer.weight for layer in layers]), [layer.bias for layer in layers]
@@ -152,7 +152,7 @@ def _projections(attention: Any) -> nn.Linear:
         if getattr(attention, "q_bias", None) is not None:
             biases = [attention.q_bias, None, attention.v_bias]
     bias = None
-    if any(each is not None and bool(each.any()) for each in biases):
+    if any(each is not None for each in biases):
         share = len(weight) // len(biases)
         bias = torch.cat([weight.new_zeros(share) if each is None else each for each in biases])
     return _linear(weight, bias)

@@ -218,7 +218,7 @@ def test_models_and_their_saliency_heads() -> None:
         "key@9",
         "key@11",
     ]
-    with pytest.raises(InputError, match="dino_vits8_300ep"):
+    with pytest.raises(InputError, match="did you mean dino_vits8 or"):
         find_model("dino_vits9")
 
 

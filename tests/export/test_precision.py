@@ -60,7 +60,7 @@ def test_a_half_precision_graph_has_those_parts_in_fp32(folder: Path) -> None:
     kinds = {t.name: t.data_type for t in graph.initializer if t.name.endswith(".bias") and "norm" not in t.name}
     for block in range(SPEC.depth - 1):
         expected = onnx.TensorProto.FLOAT if block in kept.blocks else onnx.TensorProto.BFLOAT16
-        assert kinds[f"blocks.{block}.fc1.bias"] == kinds[f"blocks.{block}.qkv.bias"] == expected
+        assert kinds[f"blocks.{block}.mlp.fc1.bias"] == kinds[f"blocks.{block}.qkv.bias"] == expected
     assert kinds[f"blocks.{SPEC.depth - 1}.cls_key.bias"] == onnx.TensorProto.FLOAT
     assert Bundle.open(folder / "massive").manifest.precisions["bf16"].holds
 
@@ -115,8 +115,9 @@ def test_ranges_tell_peaky_attention_and_massive_activations(folder: Path) -> No
 
 
 def test_emulated_rounding_loses_about_what_a_half_precision_network_does(folder: Path) -> None:
-    vit, options, _, _ = setting(folder, "sharp1")
-    table = exporting._trained_table(vit, SPEC)
+    vit, options, manifest, _ = setting(folder, "sharp1")
+    table = exporting.position_tables(vit, manifest).positional
+    assert table is not None
     inputs = (
         torch.randint(0, 256, (12, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
         torch.from_numpy(table)[None],
@@ -126,7 +127,7 @@ def test_emulated_rounding_loses_about_what_a_half_precision_network_does(folder
     with torch.no_grad():
         single = replace(options, precision=GraphPrecision.FP32)
         real, emulated, exact = (
-            exporting.make_encoder(vit, SPEC, chosen, table, fp32=parts, emulated=flag)(*inputs)
+            exporting.make_encoder(vit, SPEC, chosen, manifest, fp32=parts, emulated=flag)(*inputs)
             for chosen, flag in ((options, False), (options, True), (single, False))
         )
     for a, b, c in zip(real, emulated, exact, strict=True):

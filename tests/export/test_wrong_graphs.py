@@ -78,7 +78,8 @@ def load(folder: Path, kind: str) -> Any:
 
 
 def encoder(vit: Any, options: ExportOptions) -> dict[str, np.ndarray]:
-    made = exporting.make_encoder(vit, SPEC, options, exporting._trained_table(vit, SPEC))
+    manifest = exporting._manifest(SPEC, options, Checkpoint("w.npz", "0"))
+    made = exporting.make_encoder(vit, SPEC, options, manifest)
     return {name: tensor.detach().numpy() for name, tensor in made.state_dict().items()}
 
 

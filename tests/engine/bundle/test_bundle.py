@@ -17,9 +17,10 @@ from facetrt.engine.backends.choice import check_exact
 from facetrt.engine.backends.run_options import Precision
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import Manifest
+from facetrt.engine.bundle.positional import TableRule
 from facetrt.export.mending import write_manifest
 
-ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6}
+ARCHITECTURE = {"dim": 48, "depth": 3, "heads": 3, "patch": 8, "trained_grid": 6, "prefix": 1}
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_a_manifest_that_means_another_graph(copy: Path) -> None:
 
 def test_a_bundle_of_the_schema_before(copy: Path) -> None:
     edit(copy, schema=2)
-    with pytest.raises(BundleError, match="has schema 2; this version of facetrt reads schemas 3 and 4: export again"):
+    with pytest.raises(BundleError, match="has schema 2; this version of facetrt reads schemas 3 to 5: export again"):
         Bundle.open(copy)
 
 
@@ -339,12 +340,22 @@ def test_the_manifest_is_replaced_whole(large: Path) -> None:
     assert sorted(path.name for path in (large / "plans").iterdir()) == ["p.plan"]
 
 
+def test_schema_4_is_of_models_with_cls_and_no_registers(copy: Path) -> None:
+    data = json.loads((copy / "manifest.json").read_text())
+    for name in ("family", "rotation", "positional_rule"):
+        del data[name]
+    del data["architecture"]["prefix"]
+    (copy / "manifest.json").write_text(json.dumps(data | {"schema": 4}))
+    manifest = Bundle.open(copy).manifest
+    assert (manifest.schema, manifest.architecture.prefix, manifest.table_rule) == (5, 1, TableRule.SCALE)
+
+
 def test_schema_3_is_read_and_what_it_did_not_measure_is_said(copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     del data["precisions"], data["ranges"]
     (copy / "manifest.json").write_text(json.dumps(data | {"schema": 3}))
     bundle = Bundle.open(copy)
-    assert bundle.manifest.schema == 4 and bundle.manifest.precisions == {} and bundle.manifest.ranges.logits == []
+    assert bundle.manifest.schema == 5 and bundle.manifest.precisions == {} and bundle.manifest.ranges.logits == []
     check_exact(bundle, Precision.FP32)
     assert bundle.manifest.plans == {}
     with pytest.raises(InputError, match=r"bf16 is was not measured .*export it again, .*--allow-inexact.*info"):

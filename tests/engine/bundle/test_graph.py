@@ -184,8 +184,8 @@ CHANGES: list[tuple[str, Change]] = [
     ("attention of 4 heads", lambda m: setattr(first(m, "MultiHeadAttention").attribute[0], "i", 4)),
     ("numbers beyond", lambda m: first(m, "Transpose").attribute[0].ints.append(1 << 40)),
     ("pads its patches by [9, 0, 0, 0]", pad),
-    ("expands 'cls' by more than the batch", expand_all),
-    ("expands 'cls' by more than the batch", expand_far),
+    ("expands 'prefix' by more than the batch", expand_all),
+    ("expands 'prefix' by more than the batch", expand_far),
     ("by Expand from constants alone", expand_to),
     ("bytes beside its weights", lambda m: setattr(m, "doc_string", "x" * (16 << 20))),
 ]  # fmt: skip
