@@ -84,6 +84,7 @@ from facetrt.kernels.errors import BackendError, InputError, ParityError
 Report = Callable[[str], None]
 
 TASK_SIDE, TASK_PHOTOGRAPHS = 96, 3  # pixels and number: seconds of a large model's time
+MAX_GRAPH_BYTES = 2_000_000_000  # protobuf's bound is 2 GiB, names and nodes included
 OPSET = 18  # the oldest that every backend here and TensorRT's parsers on embedded boards accept
 KINDS = {
     GraphPrecision.FP32: onnx.TensorProto.FLOAT,
@@ -126,6 +127,8 @@ def export_bundle(
     with atomic_folder(out, force=force, content=Content.BUNDLE) as folder:
         report("loading weights")
         vit, checkpoint = load_model(spec, weights, download, report)
+        if options.saliency and options.saliency_heads is None:
+            report(f"no saliency: it is the attention of [CLS], and {spec.name} has no such token")
         manifest = _manifest(spec, options, checkpoint)
         sample = make_sample(vit, spec, manifest)
         manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images))
@@ -228,8 +231,19 @@ def write_files(folder: Path, vit: Any, spec: ModelSpec, options: ExportOptions,
         for name, table in tables.items():
             if table is not None:
                 np.save(folder / name, table)
+    _check_graph_size(network, spec, options)
     trace(network, folder / ENCODER, options, manifest)
     return replace(manifest, files={p.name: file_entry(p) for p in sorted(folder.iterdir())})
+
+
+def _check_graph_size(network: FacetEncoder, spec: ModelSpec, options: ExportOptions) -> None:
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+    if nbytes > MAX_GRAPH_BYTES:
+        raise InputError(
+            f"the weights that these facets of {spec.name} need take {nbytes / 1e9:.1f} GB in {options.precision}, and "
+            f"one ONNX file holds at most {MAX_GRAPH_BYTES / 1e9:.1f}: export with --precision bf16 or fp16, or facets "
+            "of earlier layers without saliency"
+        )
 
 
 def padding_of(network: FacetEncoder, spec: ModelSpec) -> NDArray[np.float32]:

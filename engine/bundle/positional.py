@@ -155,11 +155,9 @@ def _weights(side: int, cells: Cells, axis: int, rule: TableRule) -> Float64:
         return _smoothing(side, cells.centres(axis) * side, max(side / cells.patches(axis), 1.0))
     # by scale the codes pass (size + 0.1) / side, and that scale, not size / side, maps the coordinates
     more = SCALE_GUARD if rule in (TableRule.SCALE, TableRule.SCALE_CENTRES) else 0.0
-    if rule.true_centres:  # as in a grid of patches side by side
-        patches = cells.patches(axis)
-        source = cells.centres(axis) * patches * side / (patches + more) - 0.5
-    else:
-        source = (np.arange(count) + 0.5) * side / (count + more) - 0.5
+    patches = cells.patches(axis) if rule.true_centres else count  # side by side
+    centres = cells.centres(axis) * patches if rule.true_centres else np.arange(0.5, count)
+    source: Float64 = centres * side / (patches + more) - 0.5
     base = np.floor(source).astype(int)
     matrix = np.zeros((count, side))
     for tap in range(-1, 3):
@@ -184,5 +182,4 @@ def _cubic(distance: Float64, a: float) -> Float64:
     u = np.abs(distance)
     near = (a + 2) * u**3 - (a + 3) * u**2 + 1
     far = a * (u**3 - 5 * u**2 + 8 * u - 4)
-    kernel: Float64 = np.where(u <= 1, near, np.where(u < 2, far, 0.0)).astype(np.float64)
-    return kernel
+    return np.where(u <= 1, near, np.where(u < 2, far, 0.0))

@@ -81,6 +81,12 @@ COMMANDS = (  # in the order in which people meet them
         extra="export",
     ),
     Command(
+        "models",
+        "facetrt.export.models_cli:models",
+        BUNDLES,
+        "List the models that can be exported: patch, size, registers, strides, licence, where weights come from.",
+    ),
+    Command(
         "info",
         "facetrt.engine.cli.info:info",
         BUNDLES,
