@@ -135,8 +135,8 @@ class FacetEncoder(nn.Module):
         if parts.rotation is not None and parts.prefix.shape[1]:
             angles = torch.zeros(parts.prefix.shape[1], 2 * len(parts.rotation[1]))
             self.still = nn.Parameter(torch.stack([angles.sin(), angles.cos()]))
+        self.baked = nn.ParameterList(self._turn(tables["rotation"])) if "rotation" in tables else None
         self.table = nn.Parameter(tables["positional"]) if "positional" in tables else None
-        self.rotation = nn.Parameter(tables["rotation"]) if "rotation" in tables else None
         last = len(parts.blocks) - 1
         wanted: dict[int, set[FacetKind]] = {}
         for facet in self.facets:
@@ -177,7 +177,9 @@ class FacetEncoder(nn.Module):
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        turn = self._turn(rotation if self.rotation is None else self.rotation)
+        turn = None if rotation is None else self._turn(rotation)
+        if self.baked is not None:
+            turn = (self.baked[0], self.baked[1], self.baked[2])
         outputs: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             x, named = block(x, turn)
@@ -187,10 +189,8 @@ class FacetEncoder(nn.Module):
         saliency = [value for name, value in outputs.items() if name.startswith("cls_attention")]
         return (*(outputs[str(facet)] for facet in self.facets), *saliency)
 
-    def _turn(self, rotation: Tensor | None) -> Turn | None:
+    def _turn(self, rotation: Tensor) -> Turn:
         """What turns all tokens, from ``(2, grid_h, grid_w, d / 2)`` sines and cosines: [CLS] and registers stay."""
-        if rotation is None:
-            return None
         tokens = rotation.flatten(1, 2)  # (2, n, d / 2)
         if self.still is not None:
             tokens = torch.cat([self.still, tokens], dim=1)

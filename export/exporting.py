@@ -58,7 +58,7 @@ from facetrt.export.attention import add_body
 from facetrt.export.backbones.parts import read_network
 from facetrt.export.choosing import HALVES, Measures, choose_precision
 from facetrt.export.encoder import ROTATED, Arithmetic, FacetEncoder
-from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
+from facetrt.export.export_options import ExportOptions, Facet, FacetKind, GraphPrecision
 from facetrt.export.mending import file_entry
 from facetrt.export.models import ModelSpec, find_model
 from facetrt.export.precision import (
@@ -185,6 +185,9 @@ def _check_kinds(spec: ModelSpec, facets: Sequence[Facet]) -> None:
     rotated = [str(facet) for facet in facets if facet.kind in ROTATED]
     if rotated and spec.family.rotation is None:
         raise InputError(f"{', '.join(rotated)}: queries and keys of {spec.name} do not rotate; use key or query")
+    normed = [str(facet) for facet in facets if facet.kind is FacetKind.NORMED]
+    if normed and not spec.family.final_norm:
+        raise InputError(f"{', '.join(normed)}: {spec.name} has no final norm of tokens; use token")
 
 
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], options: ExportOptions) -> None:

@@ -37,13 +37,13 @@ def _table(specs: list[ModelSpec]) -> Table:
     title = f"{family.title}: {family.licence}; weights: {sources}; compared with {family.compared}"
     table = Table(title=title, title_justify="left", min_width=72)
     table.add_column("model", no_wrap=True)
-    for name in ("patch", "channels", "blocks", "before cells", "strides"):
+    for name in ("patch", "channels", "blocks", "registers", "strides"):
         table.add_column(name)
     for spec in specs:
-        before = "[CLS]" if spec.prefix == 1 else f"[CLS], {spec.prefix - 1} registers"
+        registers = str(spec.prefix - 1) if spec.prefix else escape("no [CLS]")
         numbers = (spec.patch, spec.dim, spec.depth)
         strides = " ".join(map(str, spec.strides))
-        table.add_row(spec.name, *map(str, numbers), escape(before) if spec.prefix else "nothing", strides)
+        table.add_row(spec.name, *map(str, numbers), registers, strides)
     return table
 
 

@@ -35,9 +35,7 @@ def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
     return found
 
 
-CLIP = Family(
-    "clip", "CLIP", "of each publisher", "timm", TableRule.ANTIALIAS, timm_names=timm_names, marks=("norm_pre.weight",)
-)
+CLIP = Family("clip", "CLIP", "of each publisher", "timm", TableRule.ANTIALIAS, timm_names=timm_names)
 
 #: timm's size and patch: width, heads, depth
 SIZES = {("base", 32): (768, 12, 12), ("base", 16): (768, 12, 12), ("large", 14): (1024, 16, 24)}

@@ -34,13 +34,7 @@ def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
 
 
 DINOV2 = Family(
-    "dinov2",
-    "DINOv2",
-    "Apache-2.0",
-    "the publisher's code and timm",
-    TableRule.SCALE_CENTRES,
-    timm_names=timm_names,
-    marks=("ls1.gamma", "register_tokens"),
+    "dinov2", "DINOv2", "Apache-2.0", "the publisher's code and timm", TableRule.SCALE_CENTRES, timm_names=timm_names
 )
 TIPSV2 = Family("tipsv2", "TIPSv2", "Apache-2.0", "timm", TableRule.ANTIALIAS, timm_names=timm_names)
 

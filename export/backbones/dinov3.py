@@ -93,7 +93,6 @@ def _family(name: str, title: str, licence: str, compared: str, *, rounded: bool
         compared,
         rotation=Rotation(2.0, 0.0, -1.0, x_first=False),
         timm_names=partial(timm_names, rounded=rounded),
-        marks=("storage_tokens", "gamma_1"),
         access=access,
     )
 

@@ -19,7 +19,7 @@ EVA02 = Family(
     "timm",
     TableRule.ANTIALIAS,
     Rotation(float(EVA_GRID), -EVA_GRID / 2, 0.0, x_first=False),
-    marks=("blocks.0.attn.q_proj.weight",),
+    final_norm=False,
 )
 PE = Family(
     "pe-spatial",
@@ -28,6 +28,7 @@ PE = Family(
     "timm",
     TableRule.ANTIALIAS,
     Rotation(float(PE_GRID), PE_GRID / 2, 0.0, x_first=True),
+    final_norm=False,
 )
 
 
@@ -46,7 +47,6 @@ def _eva02(size: str, dim: int, heads: int, depth: int, tag: str) -> ModelSpec:
         hub=(f"timm/{architecture}.{tag}",),
         aliases=(f"{architecture}.{tag}", *((architecture,) if tag == "mim_in22k" else ())),
         architecture=architecture,
-        propagate_facet=f"token@{depth - 1}",
         family=EVA02,
     )
 
@@ -67,7 +67,6 @@ def _pe(size: str, patch: int, dim: int, heads: int, depth: int) -> ModelSpec:
         hub=(f"timm/{architecture}.fb",),
         aliases=(architecture, f"{architecture}.fb"),
         architecture=architecture,
-        propagate_facet=f"token@{depth - 1}",
         family=PE,
     )
 

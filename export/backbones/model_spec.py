@@ -33,7 +33,7 @@ class Family:
         positional_rule: how positional tables are brought to other grids; of the model, where it has one.
         rotation: how queries and keys turn; None if they don't.
         timm_names: brings a checkpoint's tensors, of either layout, to timm's names and shapes.
-        marks: names of tensors of which a checkpoint of this family has some and others have none.
+        final_norm: whether there is one of all tokens.
         access: how to get gated weights, in words.
     """
 
@@ -44,7 +44,7 @@ class Family:
     positional_rule: TableRule = TableRule.SCALE
     rotation: Rotation | None = None
     timm_names: Callable[[StateDict, ModelSpec], StateDict] = own_names
-    marks: tuple[str, ...] = ()
+    final_norm: bool = True
     access: str = ""
 
 
@@ -114,7 +114,7 @@ class ModelSpec:
         return {
             "match": match,
             "cosegment": cosegment,
-            "propagate": self.propagate_facet or f"normed@{self.depth - 1}",
+            "propagate": self.propagate_facet or f"{'normed' if self.family.final_norm else 'token'}@{self.depth - 1}",
             "track": self.track_facet or match,
             "discover": self.discover_facet or cosegment,
         }

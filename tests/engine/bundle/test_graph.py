@@ -18,7 +18,7 @@ from facetrt.engine import BundleError
 from facetrt.engine.backends.choice import make_backend
 from facetrt.engine.backends.run_options import BackendName, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.bundle.graph import FUNCTIONS, OPERATORS, check_graph
+from facetrt.engine.bundle.graph import FUNCTIONS, check_graph
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 
 Change = Callable[[Any], None]
@@ -39,10 +39,8 @@ def refused(bundle: Bundle, change: Change) -> str:
     return str(caught.value)
 
 
-def test_the_tables_are_what_the_exporter_writes(bundle: Bundle) -> None:
+def test_the_functions_are_what_the_exporter_writes(bundle: Bundle) -> None:
     model = onnx.load_from_string(bundle.encoder)
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    assert {node.op_type for node in nodes if not node.domain} == OPERATORS
     assert {(function.domain, function.name) for function in model.functions} == FUNCTIONS
 
 
