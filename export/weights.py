@@ -116,7 +116,7 @@ def _finished(spec: ModelSpec, state: StateDict, source: str) -> tuple[StateDict
     try:
         state = spec.family.timm_names(state, spec)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}; the file looks like {looks_like(state)}") from None
     digest, weights = hashlib.sha256(), {}
     for name in sorted(state):
         tensor = state[name]

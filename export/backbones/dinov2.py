@@ -8,7 +8,7 @@ both. Source: specification, backbones in detail §2; facebookresearch/dinov2.
 from __future__ import annotations
 
 from facetrt.engine.bundle.positional import TableRule
-from facetrt.export.backbones.model_spec import Family, ModelSpec, StateDict, renamed
+from facetrt.export.backbones.model_spec import Family, ModelSpec, StateDict, import_export_libraries, renamed
 
 URL = "https://dl.fbaipublicfiles.com/dinov2"
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -26,6 +26,10 @@ SIZES = {
 def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
     """From the publisher's names, or timm's: with registers timm adds [CLS]'s position once and for all."""
     found = renamed(state, {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2.", "register_tokens": "reg_token"})
+    for gate in [name for name in found if ".mlp.w1." in name]:  # apart in transformers
+        torch, _ = import_export_libraries()
+        up = found.pop(gate.replace(".w1.", ".w2."))
+        found[gate.replace(".w1.", ".fc1.")] = torch.cat([found.pop(gate), up])
     if "register_tokens" in state and {"cls_token", "pos_embed"} <= found.keys():
         table = found["pos_embed"]
         found["cls_token"] = found["cls_token"] + table[:, :1]

@@ -65,7 +65,7 @@ def _without_key_bias(bias: Any, mask: Any, name: str) -> tuple[Any, Any]:
     query, key, value = bias.chunk(3)
     if key.any():
         raise InputError(f"{name}: the bias of keys is not zero and not masked: expected DINOv3's, where it is")
-    return query, value
+    return query + 0.0, value + 0.0  # masks make negative zeros
 
 
 def periods(head_dim: int, *, rounded: bool) -> Any:
