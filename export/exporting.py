@@ -378,7 +378,7 @@ def _quiet() -> Iterator[None]:
 def make_sample(vit: Any, spec: ModelSpec, manifest: Manifest) -> Sample:
     """The images that everything is measured on, and what the torch model gives for them in float64."""
     images = list(dict(_parity_images(manifest)).values())
-    return Sample(images, reference_outputs(vit, spec, manifest, images, torch.float64))
+    return Sample(images, reference_outputs(vit, spec, manifest, images, torch.float64), spec.prefix)
 
 
 def reference_outputs(
@@ -522,7 +522,7 @@ def verify(folder: Path, manifest: Manifest, vit: Any, spec: ModelSpec, sample: 
         outputs = sample.figures(got)
         if manifest.precision == GraphPrecision.FP32:
             single = reference_outputs(vit, spec, manifest, sample.images, torch.float32)
-            outputs = _with_rounding(outputs, got, single, sample.exact)
+            outputs = _with_rounding(outputs, got, single, sample)
         parity.check(outputs, Precision(manifest.precision))
     except ParityError as error:
         raise ParityError(f"the exported graph does not reproduce the model: {error}; no bundle was written") from None
@@ -548,11 +548,11 @@ def _outputs(bundle: Bundle, images: Iterable[NDArray[np.uint8]]) -> list[Output
 
 
 def _with_rounding(
-    outputs: dict[str, parity.Metrics], got: Sequence[Outputs], single: Sequence[Outputs], exact: Sequence[Outputs]
+    outputs: dict[str, parity.Metrics], got: Sequence[Outputs], single: Sequence[Outputs], sample: Sample
 ) -> dict[str, parity.Metrics]:
     """The outputs' metrics, and beside them what the graph and torch's fp32 lose to rounding, once that is checked."""
     ours, torchs = (
-        parity.worst([parity.rounding_errors(*pair) for pair in zip(each, exact, strict=True)])
+        parity.worst([parity.rounding_errors(*pair, sample.prefix) for pair in zip(each, sample.exact, strict=True)])
         for each in (got, single)
     )
     parity.check_rounding(ours, torchs)

@@ -42,19 +42,20 @@ TIMED_RUNS = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """Images, and what the torch model gives for them in float64."""
+    """Images, and what the torch model gives for them in float64, with ``prefix`` rows before those of cells."""
 
     images: Sequence[Pixels]
     exact: Sequence[Outputs]
+    prefix: int = 1
 
     def figures(self, got: Sequence[Outputs]) -> dict[str, parity.Metrics]:
         """The worst over the images of each output's figures."""
-        return parity.worst([parity.compare(*pair) for pair in zip(got, self.exact, strict=True)])
+        return parity.worst([parity.compare(*pair, self.prefix) for pair in zip(got, self.exact, strict=True)])
 
     @property
     def first(self) -> Sample:
         """One photograph of it."""
-        return Sample(self.images[:1], self.exact[:1])
+        return replace(self, images=self.images[:1], exact=self.exact[:1])
 
 
 # --------------------------------------------------------------------------------------------------------------- search

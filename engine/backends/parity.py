@@ -33,7 +33,7 @@ class Contract:
 
     Attributes:
         mean_cosine, p1_cosine: over the cells of a facet, mean and 1st percentile; of saliency as one vector.
-        cls_cosine: of a facet's [CLS] row.
+        cls_cosine: of a facet's [CLS] row, or of a register that is worse.
         norm_error: relative error of a cell's norm, 99th percentile.
         relative_frobenius: of a facet with balanced channels; of saliency after its min-max.
         max_abs: the largest error of saliency after its min-max.
@@ -73,23 +73,28 @@ CONTRACTS = {
 }
 
 
-def compare(got: Arrays, expected: Arrays) -> dict[str, Metrics]:
-    """Metrics of each output of one image: facets ``(1 + cells, C)``, [CLS] row first, and ``cls_attention (cells,)``.
+def compare(got: Arrays, expected: Arrays, prefix: int = 1) -> dict[str, Metrics]:
+    """Metrics of each output of one image: facets ``(prefix + cells, C)`` and ``cls_attention (cells,)``.
+
+    Args:
+        prefix: rows before the cells: [CLS], if any, then registers.
 
     Raises:
         ParityError: NaN or infinite values.
     """
     return {
-        name: (compare_saliency if name == CLS_ATTENTION else compare_output)(got[name], reference)
+        name: compare_saliency(got[name], reference)
+        if name == CLS_ATTENTION
+        else compare_output(got[name], reference, prefix)
         for name, reference in expected.items()
     }
 
 
-def compare_output(got: NDArray[np.floating], expected: NDArray[np.floating]) -> Metrics:
-    """Metrics of one facet ``(1 + cells, C)``; a single row counts as a cell, too."""
+def compare_output(got: NDArray[np.floating], expected: NDArray[np.floating], prefix: int = 1) -> Metrics:
+    """Metrics of one facet ``(prefix + cells, C)``; where there is nothing else, such rows count as cells, too."""
     a, b = _finite(got), _finite(expected)
     cosine = _cosine(a, b)
-    cells = slice(1 if len(b) > 1 else 0, None)
+    cells = slice(prefix if len(b) > prefix else 0, None)
     norms = np.linalg.norm(b, axis=1)
     norm_error = np.abs(np.linalg.norm(a, axis=1) - norms) / np.maximum(norms, 1e-30)
     scale = balance(b)
@@ -97,7 +102,7 @@ def compare_output(got: NDArray[np.floating], expected: NDArray[np.floating]) ->
         "mean_cosine": float(cosine[cells].mean()),
         "p1_cosine": float(np.percentile(cosine[cells], 1)),
         "min_cosine": float(cosine.min()),
-        "cls_cosine": float(cosine[0]),
+        **({"cls_cosine": float(cosine[:prefix].min())} if prefix else {}),
         "norm_error": float(np.percentile(norm_error, 99)),
         "relative_frobenius": _relative((a - b) / scale, b / scale),
     }
@@ -204,17 +209,17 @@ ROUNDING = {
 }
 
 
-def rounding_errors(got: Arrays, exact: Arrays) -> dict[str, Metrics]:
+def rounding_errors(got: Arrays, exact: Arrays, prefix: int = 1) -> dict[str, Metrics]:
     """How far outputs in fp32 are from those in float64, one image; channels are divided by their typical spread.
 
     ``error``, ``p99_error`` and ``max_error`` are the median, 99th percentile and largest of the cells' errors, each
-    the root mean square over the balanced channels; ``cls_error`` is that of the [CLS] row. ``bias`` is what the cells'
-    errors have in common, which rounding hardly has: the median over cells of each channel's signed error, then the
-    root mean square. Medians are blind to the few massive cells, whose rounding would hide a wrong graph's error in all
-    others. ``saliency_error`` is the largest error after min-max.
+    the root mean square over the balanced channels; ``cls_error`` is the largest of the ``prefix`` rows before them, of
+    [CLS] and registers. ``bias`` is what the cells' errors have in common, which rounding hardly has: the median over
+    cells of each channel's signed error, then the root mean square. Medians are blind to the few massive cells, whose
+    rounding would hide a wrong graph's error in all others. ``saliency_error`` is the largest error after min-max.
     """
     return {
-        name: _saliency_error(got[name], values) if name == CLS_ATTENTION else _cell_errors(got[name], values)
+        name: _saliency_error(got[name], values) if name == CLS_ATTENTION else _cell_errors(got[name], values, prefix)
         for name, values in exact.items()
     }
 
@@ -223,7 +228,7 @@ def _saliency_error(got: NDArray[np.floating], exact: NDArray[np.floating]) -> M
     return {"saliency_error": compare_saliency(got, exact)["max_abs"]}
 
 
-def _cell_errors(got: NDArray[np.floating], exact: NDArray[np.floating]) -> Metrics:
+def _cell_errors(got: NDArray[np.floating], exact: NDArray[np.floating], prefix: int) -> Metrics:
     a, b = _finite(got), _finite(exact)
     difference = (a - b) / spread(b)
     errors = np.sqrt((difference**2).mean(axis=1))
@@ -232,7 +237,7 @@ def _cell_errors(got: NDArray[np.floating], exact: NDArray[np.floating]) -> Metr
         "bias": float(np.sqrt((np.median(difference, axis=0) ** 2).mean())),
         "p99_error": float(np.percentile(errors, 99)),
         "max_error": float(errors.max()),
-        "cls_error": float(errors[0]),
+        **({"cls_error": float(errors[:prefix].max())} if prefix else {}),
     }
 
 

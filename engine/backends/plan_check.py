@@ -73,7 +73,8 @@ def compare_plan(staged: Bundle, record: PlanRecord, run: Run) -> ParityReport:
             outputs = run(encoder_inputs(staged, case.batch, case.size, case.step))
             for i in range(case.batch):
                 one = {name: values[i] for name, values in outputs.items()}
-                reports.append(parity.compare(one, expected[case.size, case.step][i % COMPARED_IMAGES]))
+                reference = expected[case.size, case.step][i % COMPARED_IMAGES]
+                reports.append(parity.compare(one, reference, staged.manifest.architecture.prefix))
     found = parity.worst(reports)
     parity.check(found, Precision(record.precision))
     return ParityReport([str(case) for case in cases], found)

@@ -176,7 +176,7 @@ def _worst_against_onnxruntime(bundle: str, engine: Engine) -> dict[str, Metrics
     ):
         for done, photo in enumerate(photos, start=1):
             got, expected = (_outputs(each.encode([photo], load_size=load_size)[0]) for each in (engine, exact))
-            reports.append(compare(got, expected))
+            reports.append(compare(got, expected, engine.manifest.architecture.prefix))
             update(done, len(photos))
     return worst(reports)
 
