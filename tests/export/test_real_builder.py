@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from helpers import TINY, export_tiny, facets
+from helpers_backbones import tiny as tiny_of
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -131,6 +132,19 @@ def test_vit_s(
     assert len(graph.attention) == 12 and built.unfused == ()
     assert built.scratch_bytes[0] < 120e6
     check_scratch(built, manifest, largest, (1,))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("dinov3_vits16", FP16), ("dinov3_vits16plus", BF16), ("eva02_vitb14", FP16)]
+)
+def test_attention_of_every_family_is_fused(name: str, precision: GraphPrecision, tmp_path: Path) -> None:
+    """That of models which rotate included, with both kinds of keys leaving the graph."""
+    spec = tiny_of(name)
+    wanted = "key@1,token@2,rotated_key@1" if spec.family.rotation else "key@1,token@2"
+    graph, manifest = graph_of(spec, tmp_path, facets=facets(wanted), precision=precision)
+    built = build(graph, manifest, largest=224)
+    assert len(graph.attention) == spec.depth and built.unfused == ()
+    check_scratch(built, manifest, 224, (1,))
 
 
 def test_attention_that_is_not_fused_fails_the_export(tiny_weights: Path, tmp_path: Path) -> None:
