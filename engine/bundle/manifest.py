@@ -74,7 +74,7 @@ class Architecture:
     heads: int
     patch: int
     trained_grid: int
-    prefix: int
+    prefix: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -287,11 +287,10 @@ class Manifest:
     ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
     they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is how its positional
     table is brought to another grid, see :class:`facetrt.engine.bundle.positional.TableRule`; ``rotation`` how queries
-    and keys turn, None where they don't; ``found_head`` is FOUND's, where one was added.
+    and keys turn, None where they don't; ``found_head`` is FOUND's, where one was added; ``family`` is the model's.
     """
 
     schema: int
-    family: str
     model: str
     description: str
     checkpoint: Checkpoint
@@ -314,6 +313,7 @@ class Manifest:
     positional_rule: str | None = None
     rotation: Rotation | None = None
     found_head: LinearHead | None = None
+    family: str = "dino"
 
     def __post_init__(self) -> None:
         if self.positional_rule not in (None, *TableRule):

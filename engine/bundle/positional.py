@@ -61,7 +61,7 @@ class Cells:
         return grid_size(self.image_size, self.patch, self.stride)
 
     def centres(self, axis: int) -> Float64:
-        """Of the cells along one axis, as shares in (0, 1) of the extent that the cells cover."""
+        """Where cells lie along one axis, as shares in (0, 1) of the extent that they cover."""
         return (np.arange(self.grid[axis]) * self.stride + self.patch / 2) / self._extent(axis)
 
     def patches(self, axis: int) -> float:

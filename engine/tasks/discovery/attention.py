@@ -31,9 +31,9 @@ def attention_facets(manifest: Manifest) -> list[str]:
 
 
 def cls_attention(features: Features, manifest: Manifest) -> Float:
-    """The last block's attention of [CLS] to the cells, ``(heads, cells)`` float32.
+    """The last block's attention of [CLS], ``(heads, prefix + cells)`` float32: to itself first, then to registers.
 
-    Rows sum to less than 1: the rest is its attention to itself and to registers.
+    Rows sum to 1.
 
     Raises:
         InputError: a number that is not finite.
@@ -46,7 +46,7 @@ def cls_attention(features: Features, manifest: Manifest) -> Float:
     if not np.isfinite(logits).all():
         raise InputError("the attention of [CLS] is not finite: the encoder, or what it was given, is damaged")
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray((shares / shares.sum(axis=1, keepdims=True))[:, features.prefix :], np.float32)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
 
 def per_head(rows: Float, manifest: Manifest) -> Float:

@@ -49,7 +49,8 @@ class DinoSeg(Method):
     def find(self, scene: Scene) -> Found:
         """See :class:`Method`."""
         geometry = scene.features.geometry
-        attention = cls_attention(scene.features, scene.manifest).reshape(-1, *geometry.grid)
+        attention = cls_attention(scene.features, scene.manifest)[:, scene.features.prefix :]
+        attention = attention.reshape(-1, *geometry.grid)
         kept = heaviest(attention[self.head], self.mass)
         component = (_published_component if self.published else largest_component)(kept)
         maps = {"attention": attention, "kept": kept}

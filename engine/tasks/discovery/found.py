@@ -108,7 +108,7 @@ class FoundMethod(Method):
         """See :class:`Method`."""
         head, geometry = self.chosen_head(scene.manifest), scene.features.geometry
         if head is None:
-            attention = cls_attention(scene.features, scene.manifest)
+            attention = cls_attention(scene.features, scene.manifest)[:, scene.features.prefix :]
             stage = background_of(per_head(scene.rows, scene.manifest), attention, weighted=self.weighted)
             cells = ~stage.background.reshape(geometry.grid)
             maps: dict[str, Any] = {name: values.reshape(geometry.grid) for name, values in stage.maps.items()}

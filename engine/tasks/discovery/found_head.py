@@ -74,7 +74,7 @@ class Photograph:
         if features.why_empty is not None:
             return None
         keys, picture = term.rows(features), features.geometry.picture_size
-        stage = background_of(per_head(keys, manifest), cls_attention(features, manifest))
+        stage = background_of(per_head(keys, manifest), cls_attention(features, manifest)[:, features.prefix :])
         solver = BilateralGrid.of(np.ascontiguousarray(features.pixels[: picture[0], : picture[1]]))
         photograph = Photograph(keys, features.grid, solver, ~stage.background.reshape(features.grid))
         label, _ = photograph.solved(photograph.foreground)
