@@ -3,9 +3,10 @@
 * No block after the last one that an output depends on; of that block only the projections asked for.
 * Saliency takes one row of the last attention: the [CLS] query against all keys, never the t × t matrix.
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
-* Models that rotate turn queries and keys together, by halves of each head's channels, in fp32 between two casts: in
-  TensorRT that is inside the kernel that moves heads anyway. Where neighbouring channels turn together, the weights are
-  put in the order of halves, which changes no product, and facets are put back.
+* Models that rotate turn queries and keys together, apart from values, in fp32 between two casts: halves of each head's
+  channels change places in one gather, and the rest is one expression. In TensorRT that is inside the kernel that moves
+  heads anyway; on processors splitting and joining halves takes longer. Where neighbouring channels turn together, the
+  weights are put in the order of halves, which changes no product, and facets are put back.
 * In fp16 and bf16, weights and matrix products are half; residual stream, LayerNorm and softmax stay in fp32, because
   ViTs do not survive naive fp16. So do whole blocks, and [CLS] attention, where the contract needs it
   (:class:`facetrt.engine.bundle.manifest.Fp32Parts`).
@@ -179,7 +180,7 @@ class FacetEncoder(nn.Module):
             x = self.norm_pre(x)
         turn = None if rotation is None else self._turn(rotation)
         if self.baked is not None:
-            turn = (self.baked[0], self.baked[1], self.baked[2])
+            turn = (self.baked[0], self.baked[1])
         outputs: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             x, named = block(x, turn)
@@ -195,10 +196,11 @@ class FacetEncoder(nn.Module):
         if self.still is not None:
             tokens = torch.cat([self.still, tokens], dim=1)
         sine, cosine = tokens.chunk(2)
-        return sine[:, :, None], cosine[:, :, None], -sine[:, :, None]
+        sine = sine[:, :, None, None]
+        return torch.cat([sine, -sine], dim=3), cosine[:, :, None, None]
 
 
-Turn = tuple[Tensor, Tensor, Tensor]  # sine, cosine, negative sine of each token's angles, (1, t, 1, d / 2)
+Turn = tuple[Tensor, Tensor]  # each token's sines and negative sines (1, t, 1, 2, d / 2), cosines (1, t, 1, 1, d / 2)
 
 
 class Block(nn.Module):
@@ -234,8 +236,10 @@ class Block(nn.Module):
         shared = saliency_heads is not None and not apart
         projected = {ROTATED.get(kind, kind) for kind in kinds}
         needed = [k for k in QKV if complete or k in projected or (k is FacetKind.KEY and shared)]
-        self.needed = needed
-        self.qkv = _thirds(qkv, needed, arithmetic) if needed else None
+        turning = [k for k in needed if k is not FacetKind.VALUE] if network.rotation is not None else []
+        self.needed, self.turning = [k for k in needed if k not in turning], turning
+        self.qkv = _thirds(qkv, self.needed, arithmetic) if self.needed else None
+        self.qk = _thirds(qkv, turning, arithmetic) if turning else None
         self.cls_key = _thirds(qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
         self.cls_query = None
         if apart or (shared and FacetKind.QUERY not in needed):
@@ -267,27 +271,26 @@ class Block(nn.Module):
 
     def _projected(self, normed: Tensor, turn: Turn | None) -> dict[FacetKind, Tensor]:
         """The thirds that are needed, and queries and keys as attention takes them."""
-        if self.qkv is None:
-            return {}
-        thirds = self.arithmetic.apply(self.qkv, normed)
-        found = dict(zip(self.needed, thirds.chunk(len(self.needed), dim=-1), strict=True))
-        turning = [(turned, plain) for turned, plain in ROTATED.items() if plain in found]
-        if turn is None or not turning:
-            return found | {turned: found[plain] for turned, plain in turning}
-        together = thirds[..., : len(turning) * found[turning[0][1]].shape[-1]]  # queries and keys come first
-        turned = self._rotate(together, turn, self.arithmetic).chunk(len(turning), dim=-1)
-        return found | {kind: value for (kind, _), value in zip(turning, turned, strict=True)}
+        found: dict[FacetKind, Tensor] = {}
+        if self.qkv is not None:
+            found |= _apart(self.arithmetic.apply(self.qkv, normed), self.needed)
+        if self.qk is None or turn is None:
+            return found | {turned: found[plain] for turned, plain in ROTATED.items() if plain in found}
+        together = self.arithmetic.apply(self.qk, normed)
+        turned = self._rotate(together, turn, self.arithmetic)
+        kinds = [kind for kind, plain in ROTATED.items() if plain in self.turning]
+        return found | _apart(together, self.turning) | _apart(turned, kinds)
 
     def _rotate(self, x: Tensor, turn: Turn, a: Arithmetic) -> Tensor:
         """``(B, t, heads · d)``, or several of them side by side, turned; in fp32.
 
-        Both halves are differences, never sums: a sum of two tensors is a residual addition to the readers of graphs.
+        The first halves become a · cos - b · sin, the second ones b · cos - a · (-sin): a difference, because a sum of
+        two tensors is a residual addition to the readers of graphs.
         """
-        sine, cosine, negative = turn
-        split = x.float().reshape(*x.shape[:2], -1, 2 * cosine.shape[-1])  # (B, t, heads, d)
-        first, second = split.chunk(2, dim=-1)
-        turned = torch.cat([first * cosine - second * sine, second * cosine - first * negative], dim=-1)
-        return a(turned.flatten(2))
+        sine, cosine = turn
+        halves = x.float().reshape(*x.shape[:2], -1, 2, cosine.shape[-1])  # (B, t, heads, 2, d / 2)
+        other = halves.index_select(3, torch.tensor([1, 0]))
+        return a((halves * cosine - other * sine).flatten(2))
 
     def _facet(self, kind: FacetKind, projected: dict[FacetKind, Tensor]) -> Tensor:
         value = projected[kind].float()
@@ -350,6 +353,10 @@ class FeedForward(nn.Module):
         if self.norm is not None:
             hidden = a(self.norm(hidden.float()))
         return a.apply(self.fc2, hidden)
+
+
+def _apart(side_by_side: Tensor, kinds: Sequence[FacetKind]) -> dict[FacetKind, Tensor]:
+    return dict(zip(kinds, side_by_side.chunk(len(kinds), dim=-1), strict=True))
 
 
 def _plus(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ def _torch(bench: Workbench, pixels: NDArray[np.uint8]) -> list[Contestant]:
     torch, names = bench.torch, [str(facet) for facet in bench.facets]
 
     def glue(clock: Clock, *, bf16: bool = False) -> Tokens:
-        _check_bf16(bf16)
+        check_bf16(bf16)
         tokens, _ = bench.glue(bf16=bf16).encode(pixels, bench.facets, saliency=True)
         return {name: np.asarray(tokens[name]) for name in names}
 
@@ -80,7 +80,7 @@ def _torch(bench: Workbench, pixels: NDArray[np.uint8]) -> list[Contestant]:
         matrix = torch.ones((bench.sizes.product,) * 2, dtype=torch.bfloat16 if bf16 else torch.float32)
 
         def run(clock: Clock) -> Any:
-            _check_bf16(bf16)
+            check_bf16(bf16)
             return matrix @ matrix
 
         return run
@@ -94,7 +94,7 @@ def _torch(bench: Workbench, pixels: NDArray[np.uint8]) -> list[Contestant]:
     ]
 
 
-def _check_bf16(bf16: bool) -> None:
+def check_bf16(bf16: bool) -> None:
     """torch would also compute in bf16 without the instructions, but many times slower than in fp32."""
     if bf16 and not has_bf16():
         raise BackendError("this processor has no bf16 instructions")

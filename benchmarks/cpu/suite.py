@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from facetrt.benchmarks.cpu import discovery, encoder, kernels, memory, scaling
+from facetrt.benchmarks.cpu import backbones, discovery, encoder, kernels, memory, scaling
 from facetrt.benchmarks.cpu import task_times as tasks
 from facetrt.benchmarks.cpu.workbench import Sizes, Workbench
 from facetrt.benchmarks.machine import commit, machine, versions
 from facetrt.benchmarks.results import Bar, Row, Verdict, judge
+from facetrt.export.models import find_model
 
 SCHEMA = 2
 
@@ -94,7 +95,7 @@ def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[st
     facet = str(bench.cosegment_facet)
     rows += found
     rows += kernels.measure(bench, [np.ascontiguousarray(item[facet]) for item in features], features[0].grid)
-    rows += [*tasks.measure_parts(bench), *discovery.measure(bench)]
+    rows += [*tasks.measure_parts(bench), *discovery.measure(bench), *backbones.measure(bench)]
     rows += [*memory.measure(bench), *scaling.measure(bench)]
     if against is not None:
         from facetrt.benchmarks.cpu.against import measure
@@ -134,6 +135,7 @@ def bars(sizes: Sizes) -> list[Bar]:
         Bar("memory of that, vs SciPy's", memory.SECTION, memory.LANCZOS, memory.DENSE, 100),
         Bar("MaskCut, three cuts, vs research style", discovery.MASKCUT, discovery.OURS, research, 15),
         Bar("FOUND, vs the encoder alone", discovery.FOUND, discovery.ENCODER, discovery.HEAD, 1.05, at_most=True),
+        *_backbone_bars(sizes),
         Bar(
             f"peak memory of discovery, {sizes.collection} images",
             memory.SECTION,
@@ -145,3 +147,21 @@ def bars(sizes: Sizes) -> list[Bar]:
         ),
         Bar(f"time per image, {sizes.many} images vs {sizes.images}", scaling.NUMBERS, few, many, 1.1, at_most=True),
     ]
+
+
+def _backbone_bars(sizes: Sizes) -> list[Bar]:
+    """Every model at the first of the sizes, and what the rotation costs."""
+    names = [(name, backbones.section(name, _whole(sizes.backbones[0], name))) for name in backbones.NAMES]
+    faster = [
+        Bar(f"{name}, bf16, vs timm's forward in fp32", place, backbones.BF16, backbones.TIMM, 1.8)
+        for name, place in names
+    ]
+    place = dict(names)[backbones.ROTATING]
+    cost = Bar("RoPE, vs nothing rotated", place, backbones.STILL, backbones.FP32, 1.03, at_most=True)
+    return [*faster, cost]
+
+
+def _whole(side: int, name: str) -> int:
+    """The side of an image of whole patches."""
+    patch = find_model(name).patch
+    return side // patch * patch

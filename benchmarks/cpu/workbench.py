@@ -52,6 +52,7 @@ class Sizes:
         eigenvector: cells of the graph whose second eigenvector is looked for.
         maskcut: cells of the graph that is cut three times.
         collection: images of the discovery whose memory is measured.
+        backbones: sizes of the images that other backbones encode.
         product: side of the square matrices whose product shows the machine's limit.
         seconds: for the whole suite, roughly: rounds are dropped to keep to it.
     """
@@ -66,8 +67,9 @@ class Sizes:
     eigenvector: tuple[int, int] = (60, 80)
     maskcut: tuple[int, int] = (60, 60)
     collection: int = 1000
+    backbones: tuple[int, ...] = (224, 518)
     product: int = 2048
-    seconds: float = 500
+    seconds: float = 560
 
 
 QUICK = Sizes(
@@ -81,6 +83,7 @@ QUICK = Sizes(
     eigenvector=(9, 12),
     maskcut=(9, 9),
     collection=8,
+    backbones=(64,),
     product=128,
     seconds=0,  # one round
 )
@@ -161,6 +164,14 @@ class Workbench:
             )
 
         return self.once(("engine", precision, backend), make)
+
+    def open(self, bundle: Path, precision: str) -> Engine:
+        """Another bundle's engine, kept open."""
+
+        def make() -> Engine:
+            return self._stack.enter_context(Engine.open(bundle, precision=precision, allow_inexact=True))
+
+        return self.once((bundle, precision), make)
 
     def glue(self, *, bf16: bool = False) -> Model:
         """The strong glue's model."""

@@ -128,8 +128,8 @@ class Features(ImageRecord):
         for facet, rows in tokens.items():
             if rows.ndim != 2 or len(rows) < cells or len(rows) != len(next(iter(tokens.values()))):
                 raise InputError(
-                    f"{facet} has shape {rows.shape}: expected {1 + cells} rows, [CLS] first, or with registers more, and "
-                    "equally many in every facet"
+                    f"{facet} has shape {rows.shape}: expected {1 + cells} rows, [CLS] first, or more with "
+                    "registers, and equally many in every facet"
                 )
         if attention is not None and attention.shape != self.grid:
             raise InputError(f"attention has shape {attention.shape}: expected {self.grid}")
