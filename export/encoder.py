@@ -365,7 +365,7 @@ def _plus(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _order_of_halves(parts: BlockParts) -> Tensor:
-    """For each channel of queries and keys the one to take, so that those that turn together are d / 2 apart."""
+    """Which channel of queries and keys goes to each place, so that those that turn together are d / 2 apart."""
     d = parts.qkv.out_features // 3 // parts.heads
     within = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
     return (torch.arange(parts.heads)[:, None] * d + within).flatten()
