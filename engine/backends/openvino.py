@@ -8,7 +8,7 @@ import platform
 import queue
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -122,7 +122,8 @@ class OpenVinoBackend(Backend):
             raise
         except Exception as error:
             raise BundleError(f"{self.bundle.path}: the encoder cannot be loaded: {first_line(error)}") from error
-        self._check_graph(_names(self._compiled.inputs), _names(self._compiled.outputs))
+        inputs = [port.get_any_name() for port in self._compiled.inputs]
+        self._check_graph(inputs, [name for port in self._compiled.outputs for name in port.get_names()])
         self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.streams):
@@ -194,10 +195,6 @@ class OpenVinoBackend(Backend):
         """Those that wait for a request are told; those that have one finish."""
         self._compiled = None
         self._requests.put(None)
-
-
-def _names(ports: Iterable[Any]) -> list[str]:
-    return [port.get_any_name() for port in ports]
 
 
 def keep_in_fp32(openvino: Any, core: Any, model: Any, parts: Fp32Parts) -> tuple[Any, set[str]]:

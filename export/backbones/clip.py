@@ -22,7 +22,7 @@ NAMES = {
 
 
 def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
-    """From OpenAI's and open_clip's names, or timm's; without the projection to words."""
+    """Bring tensors by OpenAI's and open_clip's names, or timm's, to timm's; without the projection to words."""
     found: StateDict = {}
     for name, tensor in state.items():
         if name == "proj":

@@ -24,7 +24,7 @@ SIZES = {
 
 
 def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
-    """From the publisher's names, or timm's: with registers timm adds [CLS]'s position once and for all."""
+    """Bring tensors to timm's names: with registers timm adds [CLS]'s position once and for all."""
     found = renamed(state, {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2.", "register_tokens": "reg_token"})
     for gate in [name for name in found if ".mlp.w1." in name]:  # apart in transformers
         torch, _ = import_export_libraries()

@@ -32,7 +32,7 @@ NAMES = {
 
 
 def timm_names(state: StateDict, spec: ModelSpec, *, rounded: bool) -> StateDict:
-    """From the publisher's names, or timm's, to timm's network with biases, and with the periods as a tensor.
+    """Bring tensors, by the publisher's or timm's names, to timm's network with biases and periods.
 
     Args:
         rounded: whether the network was trained with periods of bfloat16, where the checkpoint does not say.

@@ -100,9 +100,9 @@ def test_the_operators_that_are_allowed_are_those_written(family: Get) -> None:
 
 
 def test_graphs_of_models_that_rotate(family: Get) -> None:
-    """One difference for each half, of queries and keys together; sums would count as residual additions."""
+    """One difference for queries and keys together; a sum would count as a residual addition."""
     graph = onnx.load(family("dinov3_vits16")[1] / "encoder.onnx").graph
-    assert sum(node.op_type == "Sub" for node in graph.node) == 2 * DEPTH
+    assert sum(node.op_type == "Sub" for node in graph.node) == DEPTH
     assert not {"If", "Tile", "RotaryEmbedding", "Resize"} & {node.op_type for node in graph.node}
 
 
