@@ -465,6 +465,7 @@ class CudaEngine:
         self.plan, self.logger = plan, runtime.logger
         graph = model.graph
         self.values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
+        self.prefix = next((weight.dims[1] for weight in graph.initializer if weight.name == "prefix"), 0)
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
         halves = {tensor.data_type for tensor in graph.initializer}
@@ -631,7 +632,7 @@ class ExecutionContext:
         sides = [d.dim_value for d in self.engine.values[name].shape.dim]
         if "rows" in self.shapes:
             cells = self.shapes["rows"][0] * self.shapes["cols"][0]
-            return (batch, cells) if len(sides) == 2 else (batch, 1 + cells, sides[2])
+            return (batch, cells) if len(sides) == 2 else (batch, self.engine.prefix + cells, sides[2])
         return (batch, *sides[1:])
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

@@ -44,12 +44,12 @@ def install(
     return FakeGpu(gpu, module, library)
 
 
-def plan_bundle(source: Path, folder: Path, flavour: Flavour = TENSORRT) -> Path:
+def plan_bundle(source: Path, folder: Path, flavour: Flavour = TENSORRT, sizes: PlanOptions = SIZES) -> Path:
     """A copy of a bundle, with a plan."""
     shutil.copytree(source, folder)
     with pytest.MonkeyPatch.context() as patch:
         install(patch, rtx=flavour is RTX)
-        build_plan(folder, SIZES, flavour=flavour)
+        build_plan(folder, sizes, flavour=flavour)
     return folder
 
 

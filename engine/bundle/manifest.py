@@ -404,13 +404,17 @@ class Manifest:
             task = "cosegment"  # the same, for bundles that were exported before there was discovery
         return self.defaults.get(task, self.facets[-1])
 
-    def missing_facet(self, facet: str) -> str:
-        """The message where ``facet`` is asked for and was not exported: what there is, and what the model can have."""
-        kind, _, layer = facet.partition("@")
-        there = f"{facet} was not exported: this bundle has {', '.join(self.facets)}"
-        if kind in self.facet_kinds and layer.isdecimal() and int(layer) < self.architecture.depth:
-            return f"{there}; export the model again with --facets {','.join([*self.facets, facet])}"
+    def missing_facet(self, *facets: str) -> str:
+        """The message where facets are asked for and were not exported: what there is, and what the model can have."""
+        were = "was" if len(facets) == 1 else "were"
+        there = f"{' and '.join(facets)} {were} not exported: this bundle has {', '.join(self.facets)}"
+        if all(map(self._could_have, facets)):
+            return f"{there}; export the model again with --facets {','.join([*self.facets, *facets])}"
         return f"{there}; its model has {' and '.join(self.facet_kinds)} of layers 0 to {self.architecture.depth - 1}"
+
+    def _could_have(self, facet: str) -> bool:
+        kind, _, layer = facet.partition("@")
+        return kind in self.facet_kinds and layer.isdecimal() and int(layer) < self.architecture.depth
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -155,8 +155,9 @@ class Report:
             write_png(self.folder / place, mask)
         if len(self._sheet) < OVERVIEW_ROWS:
             shown = next((objects.maps[name] for name in SHOWN if name in objects.maps), None)
-            heat = picture if shown is None else map_picture(_layer(shown), objects.geometry, draw.CELL)
-            self._sheet.append([draw.scaled(picture, draw.CELL), heat, draw.scaled(overlay, draw.CELL)])
+            small = draw.scaled(picture, draw.CELL)
+            heat = small if shown is None else map_picture(_layer(shown), objects.geometry, draw.CELL)
+            self._sheet.append([small, heat, draw.scaled(overlay, draw.CELL)])
             self._labels.append(stem)
         if self.intermediate:
             self._write_maps(objects, stem)

@@ -22,11 +22,11 @@ def attention_facets(manifest: Manifest) -> list[str]:
     last = manifest.architecture.depth - 1
     key = "key" if manifest.rotation is None else "rotated_key"  # [CLS] does not turn, cells do
     facets = [f"query@{last}", f"{key}@{last}"]
-    for facet in facets:
-        if facet not in manifest.facets:
-            raise InputError(
-                f"attention of each head is made of {' and '.join(facets)}: {manifest.missing_facet(facet)}"
-            )
+    missing = [facet for facet in facets if facet not in manifest.facets]
+    if missing:
+        raise InputError(
+            f"attention of each head is made of {' and '.join(facets)}: {manifest.missing_facet(*missing)}"
+        )
     return facets
 
 

@@ -63,6 +63,14 @@ def test_what_is_found_is_written_twice_and_drawn(images: Path, tmp_path: Path) 
     assert Image.open(out / "overview.png").size[0] > 200
 
 
+def test_a_large_photograph_without_anything_in_it(tmp_path: Path) -> None:
+    Image.new("RGB", (1900, 700), (90, 90, 90)).save(tmp_path / "flat.png")
+    Image.fromarray(photo(64, 80)).save(tmp_path / "b.png")
+    result = discover(tmp_path / "flat.png", tmp_path / "b.png", "--out", tmp_path / "out", "--load-size", 64)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "overview.png").is_file()
+
+
 def test_the_coco_file_is_read_by_its_tools(images: Path, tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     out = tmp_path / "out"

@@ -1,0 +1,103 @@
+"""What tasks, stores and devices make of registers, of rotation, and of models without [CLS]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import photo
+from helpers_gpu import SIZES, FakeGpu, plan_bundle
+
+from facetrt.engine import Engine, FeatureStore, InputError
+from facetrt.engine.device.encoding import DeviceEncoder, decode
+from facetrt.engine.encoding.encoder import EncodeOptions
+from facetrt.engine.tasks.discovery.attention import attention_facets, cls_attention
+from facetrt.engine.tasks.self_similarity import self_similarity
+from facetrt.kernels.device import Device, DeviceArray
+
+Get = Callable[[str], tuple[Any, Path, Any]]
+PHOTOS = [photo(80, 96, seed) for seed in range(3)]
+
+
+def test_registers_stand_apart(family: Get, tmp_path: Path) -> None:
+    with Engine.open(family("dinov3_vits16")[1]) as engine:
+        features = engine.encode(PHOTOS[:1], load_size=None)[0]
+        stored = engine.extract(PHOTOS[:1], tmp_path / "s.zarr", load_size=None)
+    rows, cells = features.tokens["key@2"], features["key@2"]
+    assert features.registers("key@2").shape == (4, 48) and len(rows) == 5 + len(cells) == 5 + np.prod(features.grid)
+    np.testing.assert_array_equal(np.vstack([features.cls("key@2"), features.registers("key@2"), cells]), rows)
+    assert self_similarity(features, "key@2").shape == (1 + len(cells),) * 2
+    kept = FeatureStore.open(stored.path)[0]
+    assert kept.prefix == 5
+    for facet in features.facets:
+        np.testing.assert_array_equal(kept.tokens[facet], features.tokens[facet])
+
+
+def test_attention_of_each_head_is_of_rotated_keys(family: Get) -> None:
+    with Engine.open(family("dinov3_vits16")[1]) as engine:
+        features, manifest = engine.encode(PHOTOS[:1], load_size=None)[0], engine.manifest
+        with pytest.raises(InputError, match=r"query@2 and rotated_key@2 were not exported: .*,query@2,rotated_key@2"):
+            attention_facets(manifest)
+    # [CLS] does not turn: its rotated query is its query
+    tokens = dict(features.tokens) | {"query@2": features.tokens["rotated_query@2"]}
+    tokens["rotated_key@2"] = features.tokens["key@2"]  # as if nothing turned
+    given = replace(manifest, facets=[*manifest.facets, "query@2", "rotated_key@2"])
+    features = features.of(features.record, tokens, features.attention, features.pixels)
+    found = cls_attention(features, given)
+    assert found.shape == (3, 5 + np.prod(features.grid))
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_models_without_cls_refuse_saliency_by_their_name(family: Get, tmp_path: Path) -> None:
+    with Engine.open(family("siglip2_so400m16_256")[1]) as engine:
+        features = engine.encode(PHOTOS, load_size=None)
+        assert features[0].prefix == 0 and features[0].registers("key@2").shape == (0, 48)
+        assert len(features[0]["key@2"]) == len(features[0].tokens["key@2"])
+        with pytest.raises(InputError, match=r"siglip2_so400m16_256_tiny has no \[CLS\] token"):
+            features[0].cls("key@2")
+        message = r"no saliency, which is the attention of \[CLS\]: siglip2_so400m16_256"
+        with pytest.raises(InputError, match=message):
+            engine.cosegment(PHOTOS, load_size=None)
+        with pytest.raises(InputError, match=message):
+            engine.match(*PHOTOS[:2], load_size=None, facet="key@2")
+        kept = engine.extract(PHOTOS[:1], tmp_path / "s.zarr", load_size=None)[0]
+    np.testing.assert_array_equal(kept.tokens["key@2"], features[0].tokens["key@2"])
+
+
+class Lane:
+    """Runs the encoder on the host, behind the interface of a lane."""
+
+    def __init__(self, engine: Engine, device: Device) -> None:
+        self.device, self._backend = device, engine._encoder.backend
+
+    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        outputs = self._backend.run({name: self.device.download(array) for name, array in inputs.items()})
+        return {name: self.device.upload(array) for name, array in outputs.items()}
+
+
+def test_on_a_device_cells_are_cells(family: Get, device: Device) -> None:
+    with Engine.open(family("dinov3_vits16")[1]) as engine:
+        expected = engine.encode(PHOTOS[:1], load_size=None)[0]
+        encoder = engine._encoder
+        options = EncodeOptions(None)
+        lane: Any = Lane(engine, device)
+        (found,) = DeviceEncoder(encoder, lane).encode([decode(encoder, 0, PHOTOS[0], options)], "key@2", options)
+        np.testing.assert_array_equal(device.download(found.rows), expected["key@2"])
+        np.testing.assert_array_equal(device.download(found.cls)[0], expected.cls("key@2"))
+        uploaded = DeviceEncoder(encoder, lane).upload(expected, "key@2")
+    np.testing.assert_array_equal(device.download(uploaded.rows), expected["key@2"])
+
+
+def test_a_plan_has_the_rotation_for_an_input(family: Get, fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    bundle = plan_bundle(family("dinov3_vits16")[1], tmp_path / "planned", sizes=replace(SIZES, min_size=(16, 16)))
+    pixels = photo(48, 64)
+    with Engine.open(bundle, backend="onnxruntime", device="cpu") as engine:
+        expected = engine.encode([pixels], load_size=None)[0]
+    with Engine.open(bundle, backend="tensorrt", device="cuda", kernels="host") as engine:
+        found = engine.encode([pixels], load_size=None)[0]
+    for facet in expected.facets:
+        np.testing.assert_allclose(found.tokens[facet], expected.tokens[facet], rtol=1e-3, atol=1e-4)
