@@ -92,12 +92,18 @@ def test_on_a_device_cells_are_cells(family: Get, device: Device) -> None:
     np.testing.assert_array_equal(device.download(uploaded.rows), expected["key@2"])
 
 
-def test_a_plan_has_the_rotation_for_an_input(family: Get, fake_gpu: FakeGpu, tmp_path: Path) -> None:
-    bundle = plan_bundle(family("dinov3_vits16")[1], tmp_path / "planned", sizes=replace(SIZES, min_size=(16, 16)))
+@pytest.fixture(scope="module")
+def planned(family: Get, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a plan, which was built on another machine of fakes."""
+    folder = tmp_path_factory.mktemp("plans") / "planned"
+    return plan_bundle(family("dinov3_vits16")[1], folder, sizes=replace(SIZES, min_size=(16, 16)))
+
+
+def test_a_plan_has_the_rotation_for_an_input(planned: Path, fake_gpu: FakeGpu) -> None:
     pixels = photo(48, 64)
-    with Engine.open(bundle, backend="onnxruntime", device="cpu") as engine:
+    with Engine.open(planned, backend="onnxruntime", device="cpu") as engine:
         expected = engine.encode([pixels], load_size=None)[0]
-    with Engine.open(bundle, backend="tensorrt", device="cuda", kernels="host") as engine:
+    with Engine.open(planned, backend="tensorrt", device="cuda", kernels="host") as engine:
         found = engine.encode([pixels], load_size=None)[0]
     for facet in expected.facets:
         np.testing.assert_allclose(found.tokens[facet], expected.tokens[facet], rtol=1e-3, atol=1e-4)
