@@ -151,13 +151,12 @@ def bars(sizes: Sizes) -> list[Bar]:
 
 def _backbone_bars(sizes: Sizes) -> list[Bar]:
     """Every model at the first of the sizes, and what the rotation costs."""
-    names = [(name, backbones.section(name, _whole(sizes.backbones[0], name))) for name in backbones.NAMES]
+    names = [(name, backbones.section(name, _whole(sizes.backbones[0], name))) for name in sizes.models]
     faster = [
         Bar(f"{name}, bf16, vs timm's forward in fp32", place, backbones.BF16, backbones.TIMM, 1.8)
         for name, place in names
     ]
-    place = dict(names)[backbones.ROTATING]
-    cost = Bar("RoPE, vs nothing rotated", place, backbones.STILL, backbones.FP32, 1.03, at_most=True)
+    cost = Bar("RoPE, vs nothing rotated", backbones.ROTATION, backbones.STILL, backbones.FP32, 1.03, at_most=True)
     return [*faster, cost]
 
 

@@ -52,7 +52,7 @@ class Sizes:
         eigenvector: cells of the graph whose second eigenvector is looked for.
         maskcut: cells of the graph that is cut three times.
         collection: images of the discovery whose memory is measured.
-        backbones: sizes of the images that other backbones encode.
+        backbones: sizes of the images that other backbones encode, and ``models`` which they are.
         product: side of the square matrices whose product shows the machine's limit.
         seconds: for the whole suite, roughly: rounds are dropped to keep to it.
     """
@@ -68,6 +68,7 @@ class Sizes:
     maskcut: tuple[int, int] = (60, 60)
     collection: int = 1000
     backbones: tuple[int, ...] = (224, 518)
+    models: tuple[str, ...] = ("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov3_vits16plus")
     product: int = 2048
     seconds: float = 560
 
@@ -84,6 +85,7 @@ QUICK = Sizes(
     maskcut=(9, 9),
     collection=8,
     backbones=(64,),
+    models=("dinov3_vits16",),
     product=128,
     seconds=0,  # one round
 )
