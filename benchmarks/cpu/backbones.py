@@ -26,7 +26,7 @@ from facetrt.export.backbones.model_spec import ModelSpec
 from facetrt.export.export_options import ExportOptions, Facet
 from facetrt.export.models import find_model
 
-ROTATING, ROTATION = "dinov3_vits16", "backbone: rotation"
+ROTATING, ROTATION = "dinov3_vits16", "rotation"
 TIMM, TIMM_BF16 = "timm SDPA fp32", "timm SDPA bf16"
 FP32, BF16, STILL = "facetrt fp32", "facetrt bf16", "facetrt fp32, nothing rotated"
 
@@ -61,15 +61,16 @@ def measure(bench: Workbench) -> list[Row]:
 
 def _rotation(bench: Workbench, subject: Subject) -> list[Row]:
     """The same network with and without its rotation: a few per cent, so many rounds."""
-    still = _subject(bench, subject.spec.name, still=True)
-    side = sides(bench, subject.spec)[0]
-    pixels = load_pixels(bench.paths[0], (side, side))
-    contestants = [
-        Contestant(FP32, _facetrt(bench, subject, pixels, "fp32")),
-        Contestant(STILL, _facetrt(bench, still, pixels, "fp32")),
-    ]
-    timings = bench.compare(ROTATION, contestants, share=0.02, rounds=5 * bench.rounds)
-    return rows_of(ROTATION, timings, [STILL], details=lambda row, result: {"tokens": len(result)})
+    still, rows = _subject(bench, subject.spec.name, still=True), []
+    for side in sides(bench, subject.spec):
+        pixels, title = load_pixels(bench.paths[0], (side, side)), section(ROTATION, side)
+        contestants = [
+            Contestant(FP32, _facetrt(bench, subject, pixels, "fp32")),
+            Contestant(STILL, _facetrt(bench, still, pixels, "fp32")),
+        ]
+        timings = bench.compare(title, contestants, share=0.02, rounds=5 * bench.rounds)
+        rows += rows_of(title, timings, [STILL], details=lambda row, result: {"tokens": len(result)})
+    return rows
 
 
 def sides(bench: Workbench, spec: ModelSpec) -> list[int]:

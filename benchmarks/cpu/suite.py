@@ -156,8 +156,13 @@ def _backbone_bars(sizes: Sizes) -> list[Bar]:
         Bar(f"{name}, bf16, vs timm's forward in fp32", place, backbones.BF16, backbones.TIMM, 1.8)
         for name, place in names
     ]
-    cost = Bar("RoPE, vs nothing rotated", backbones.ROTATION, backbones.STILL, backbones.FP32, 1.03, at_most=True)
-    return [*faster, cost]
+    costs = []
+    for side in sizes.backbones:
+        whole = _whole(side, backbones.ROTATING)
+        place = backbones.section(backbones.ROTATION, whole)
+        title = f"RoPE, {whole} pixels, vs nothing rotated"
+        costs.append(Bar(title, place, backbones.STILL, backbones.FP32, 1.03, at_most=True))
+    return [*faster, *costs]
 
 
 def _whole(side: int, name: str) -> int:
