@@ -203,9 +203,11 @@ def _facts(manifest: Manifest) -> list[list[str]]:
     shape = manifest.architecture
     heads = "none" if manifest.saliency_heads is None else ", ".join(map(str, manifest.saliency_heads))
     return [
-        ["model", f"{manifest.model}: {manifest.description}"],
+        ["model", f"{manifest.model}: {manifest.description} (family {manifest.family})"],
         ["checkpoint", f"{manifest.checkpoint.source} (sha256 {manifest.checkpoint.sha256[:16]}…)"],
         ["architecture", f"{shape.depth} blocks, {shape.heads} heads, width {shape.dim}, patch {shape.patch}"],
+        ["before cells", _before(shape.prefix)],
+        ["positions", _positions(manifest)],
         ["stride", str(manifest.stride)],
         ["image size", size],
         ["facets", ", ".join(manifest.facets)],
@@ -216,6 +218,21 @@ def _facts(manifest: Manifest) -> list[list[str]]:
         ["task defaults", ", ".join(f"{task}: {facet}" for task, facet in manifest.defaults.items())],
         ["exported with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())],
     ]
+
+
+def _before(prefix: int) -> str:
+    """The tokens that stand before those of cells."""
+    if prefix < 2:
+        return "[CLS]" if prefix else "nothing"
+    return f"[CLS], {prefix - 1} register{'s' * (prefix > 2)}"
+
+
+def _positions(manifest: Manifest) -> str:
+    """How the network is told where cells are."""
+    side = manifest.architecture.trained_grid
+    table = f"table of {side} × {side}, brought to other grids by rule {manifest.table_rule}" if side else ""
+    rotation = "rotation of queries and keys" if manifest.rotation is not None else ""
+    return " and ".join(filter(None, (table, rotation)))
 
 
 def _table(title: str, columns: list[str], *sections: list[list[str]], long_names: bool = False) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from helpers import photo
 from helpers_gpu import SIZES, FakeGpu, plan_bundle
 
-from facetrt.engine import Engine, FeatureStore, InputError
+from facetrt.engine import BundleError, Engine, FeatureStore, InputError
+from facetrt.engine.bundle.bundle import Bundle, read_manifest
 from facetrt.engine.device.encoding import DeviceEncoder, decode
 from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.tasks.discovery.attention import attention_facets, cls_attention
 from facetrt.engine.tasks.self_similarity import self_similarity
+from facetrt.export.mending import file_entry, write_manifest
 from facetrt.kernels.device import Device, DeviceArray
 
 Get = Callable[[str], tuple[Any, Path, Any]]
@@ -107,3 +110,27 @@ def test_a_plan_has_the_rotation_for_an_input(planned: Path, fake_gpu: FakeGpu) 
         found = engine.encode([pixels], load_size=None)[0]
     for facet in expected.facets:
         np.testing.assert_allclose(found.tokens[facet], expected.tokens[facet], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("periods", "message"),
+    [
+        (None, r"rotation\.npy is not listed: expected 144 bytes for a table of 4 float32"),
+        (np.full(4, np.nan, np.float32), r"rotation\.npy holds numbers that are not finite"),
+        (np.float32([1, 2, 0, 3]), r"rotation\.npy holds periods that are not positive"),
+        (np.ones(8, np.float32), r"rotation\.npy has 160 bytes: expected 144"),
+    ],
+)
+def test_periods_that_are_none(family: Get, tmp_path: Path, periods: Any, message: str) -> None:
+    copy = shutil.copytree(family("dinov3_vits16")[1], tmp_path / "copy")
+    manifest = read_manifest(copy)
+    files = dict(manifest.files)
+    if periods is None:
+        (copy / "rotation.npy").unlink()
+        del files["rotation.npy"]
+    else:
+        np.save(copy / "rotation.npy", periods)
+        files["rotation.npy"] = file_entry(copy / "rotation.npy")
+    write_manifest(copy, replace(manifest, files=files))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
