@@ -21,8 +21,8 @@ Float = NDArray[np.float32]
 class SaliencyMode(StrEnum):
     """Where a saliency map comes from.
 
-    ``full``: the same pass as the descriptors. ``low_resolution``: a second pass at half the image size and stride 8,
-    enlarged by nearest neighbour; the reference's default for co-segmentation.
+    ``full``: the same pass as the descriptors. ``low_resolution``: a second pass at half the image size and stride 8
+    (7 for patches of 14), enlarged by nearest neighbour; the reference's default for co-segmentation.
     """
 
     FULL = "full"
