@@ -11,7 +11,7 @@ import re
 
 from facetrt.engine.bundle.positional import TableRule
 from facetrt.export.backbones.model_spec import CLIP as NORMALISATION
-from facetrt.export.backbones.model_spec import HALF, Family, ModelSpec, StateDict
+from facetrt.export.backbones.model_spec import HALF, SHAPES, Family, ModelSpec, StateDict
 
 #: what OpenAI and open_clip call timm's parts
 NAMES = {
@@ -37,31 +37,24 @@ def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
 
 CLIP = Family("clip", "CLIP", "of each publisher", "timm", TableRule.ANTIALIAS, timm_names=timm_names)
 
-#: timm's size and patch: width, heads, depth
-SIZES = {("base", 32): (768, 12, 12), ("base", 16): (768, 12, 12), ("large", 14): (1024, 16, 24)}
-#: publisher as in names: timm's tag, whether it needs QuickGELU
-PUBLISHERS = {
-    "openai": ("openai", True),
-    "laion2b": ("laion2b", False),
-    "laion400m": ("laion400m_e32", False),
-    "datacomp": ("datacompxl", False),
-    "metaclip": ("metaclip_2pt5b", True),
-    "dfn2b": ("dfn2b", False),
+#: timm's size and patch: open_clip's name
+SIZES = {("base", 32): "ViT-B-32", ("base", 16): "ViT-B-16", ("large", 14): "ViT-L-14"}
+#: publisher as in names: timm's tag, and of which sizes and patches the weights need QuickGELU
+PUBLISHERS: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
+    "openai": ("openai", tuple(SIZES)),
+    "laion2b": ("laion2b", ()),
+    "laion400m": ("laion400m_e32", (("base", 32),)),
+    "datacomp": ("datacompxl", ()),
+    "metaclip": ("metaclip_2pt5b", tuple(SIZES)),
+    "dfn2b": ("dfn2b", (("large", 14),)),
 }
-#: open_clip's names of OpenAI's towers
-OPEN_CLIP = {("base", 32): "ViT-B-32", ("base", 16): "ViT-B-16", ("large", 14): "ViT-L-14"}
 
 
 def _clip(size: str, patch: int, publisher: str) -> ModelSpec:
-    dim, heads, depth = SIZES[size, patch]
-    tag, quick = PUBLISHERS[publisher]
+    tag, natively_quick = PUBLISHERS[publisher]
+    quick, short = (size, patch) in natively_quick, SIZES[size, patch]
     plain, quicker = f"vit_{size}_patch{patch}_clip_224", f"vit_{size}_patch{patch}_clip_quickgelu_224"
-    if publisher == "laion400m" and patch == 32:
-        quick = True
-    if publisher == "dfn2b" and size == "large":
-        quick = True
     architecture = quicker if quick else plain
-    short = OPEN_CLIP[size, patch]
     aliases = [f"{plain}.{tag}", f"{quicker}.{tag}"] if quick else [f"{plain}.{tag}"]
     if publisher == "openai":
         aliases += [quicker, short.replace("B-", "B/").replace("L-", "L/"), f"{short}-quickgelu"]
@@ -71,9 +64,7 @@ def _clip(size: str, patch: int, publisher: str) -> ModelSpec:
         name=f"clip_vit{size[0]}{patch}{'' if publisher == 'openai' else f'_{publisher}'}",
         description=f"CLIP ViT-{size[0].upper()}/{patch} ({publisher})",
         patch=patch,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=224 // patch,
         normalisation=HALF if (publisher, size) == ("laion2b", "large") else NORMALISATION,
         timm_name=f"{architecture}.{tag}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from facetrt.engine.bundle.positional import TableRule
 from facetrt.export import builtin
-from facetrt.export.backbones.model_spec import DINO, Family, ModelSpec
+from facetrt.export.backbones.model_spec import DINO, SHAPES, Family, ModelSpec
 
 DINO_URL = "https://dl.fbaipublicfiles.com/dino"
 SELFMASK_URL = "https://www.robots.ox.ac.uk/~vgg/research/selfmask/shared_files"
@@ -34,8 +34,7 @@ def _dino(
         name=name,
         description=f"DINO {'ViT-B' if base else 'ViT-S'}/{patch}",
         patch=patch,
-        dim=768 if base else 384,
-        heads=12 if base else 6,
+        **SHAPES["base" if base else "small"],
         trained_grid=224 // patch,
         saliency_heads=heads,
         url=f"{DINO_URL}/{folder}/{folder}.pth",
@@ -46,16 +45,15 @@ def _dino(
 
 
 def _ibot(size: str, folder: str, suffix: str = "", *, student: bool = False) -> ModelSpec:
-    dim, heads, depth = {"s": (384, 6, 12), "b": (768, 12, 12), "l": (1024, 16, 24)}[size]
+    name, file = f"ibot_vit{size[0]}16{suffix}", f"checkpoint_{'student' if student else 'teacher'}.pth"
     return ModelSpec(
-        name=f"ibot_vit{size}16{suffix}",
-        description=f"iBOT ViT-{size.upper()}/16{', ImageNet-22k' if suffix else ''}",
+        name=name,
+        description=f"iBOT ViT-{size[0].upper()}/16{', ImageNet-22k' if suffix else ''}",
         patch=16,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=14,
-        url=f"{IBOT_URL}/{folder}/checkpoint_{'student' if student else 'teacher'}.pth",
+        url=f"{IBOT_URL}/{folder}/{file}",
+        file=f"{name}-{file}",
         family=IBOT,
     )
 
@@ -67,8 +65,7 @@ def _selfmask(queries: int) -> ModelSpec:
         name=name,
         description=f"SelfMask's ViT-S/8 and segmenter of {queries} queries",
         patch=8,
-        dim=384,
-        heads=6,
+        **SHAPES["small"],
         trained_grid=28,
         url=f"{SELFMASK_URL}/{name}.pt",
         default_facets=("key@11", "normed@11"),
@@ -114,10 +111,10 @@ MODELS = (
     _dino("dino_vitb16", 16, "dino_vitbase16_pretrain", base=True, aliases=("vit_base_patch16_224.dino",)),
     *(_selfmask(queries) for queries in (10, 20)),
     _builtin(),
-    _ibot("s", "vits_16"),
-    _ibot("b", "vitb_16"),
-    _ibot("l", "vitl_16"),
-    _ibot("b", "vitb_16_pt22k", "_22k", student=True),
-    _ibot("l", "vitl_16_pt22k", "_22k", student=True),
+    _ibot("small", "vits_16"),
+    _ibot("base", "vitb_16"),
+    _ibot("large", "vitl_16"),
+    _ibot("base", "vitb_16_pt22k", "_22k", student=True),
+    _ibot("large", "vitl_16_pt22k", "_22k", student=True),
 )
 FAMILIES = (DINO, SELFMASK, IBOT, BUILTIN)

@@ -8,19 +8,10 @@ both. Source: specification, backbones in detail §2; facebookresearch/dinov2.
 from __future__ import annotations
 
 from facetrt.engine.bundle.positional import TableRule
-from facetrt.export.backbones.model_spec import Family, ModelSpec, StateDict, import_export_libraries, renamed
+from facetrt.export.backbones.model_spec import SHAPES, Family, ModelSpec, StateDict, import_export_libraries, renamed
 
 URL = "https://dl.fbaipublicfiles.com/dinov2"
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-#: size: width, heads, depth
-SIZES = {
-    "small": (384, 6, 12),
-    "base": (768, 12, 12),
-    "large": (1024, 16, 24),
-    "so400m": (1152, 16, 27),
-    "giant": (1536, 24, 40),
-}
 
 
 def timm_names(state: StateDict, spec: ModelSpec) -> StateDict:
@@ -44,7 +35,6 @@ TIPSV2 = Family("tipsv2", "TIPSv2", "Apache-2.0", "timm", TableRule.ANTIALIAS, t
 
 
 def _dinov2(size: str, *, registers: bool) -> ModelSpec:
-    dim, heads, depth = SIZES[size]
     short = f"dinov2_vit{size[0]}14"
     architecture = f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2"
     hub = f"facebook/dinov2-{'with-registers-' if registers else ''}{size}"
@@ -52,9 +42,7 @@ def _dinov2(size: str, *, registers: bool) -> ModelSpec:
         name=f"{short}_reg" if registers else short,
         description=f"DINOv2 ViT-{size[0].upper()}/14{' with 4 registers' if registers else ''}",
         patch=14,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=37,
         prefix=5 if registers else 1,
         url=f"{URL}/{short}/{short}_{'reg4_' if registers else ''}pretrain.pth",
@@ -62,7 +50,7 @@ def _dinov2(size: str, *, registers: bool) -> ModelSpec:
         hub=(hub, f"timm/{architecture}.lvd142m"),
         aliases=(architecture, f"{architecture}.lvd142m", hub),
         architecture=architecture,
-        match_facet=f"token@{depth - 1}",  # A Tale of Two Features, for semantic correspondence at stride 14
+        match_facet=f"token@{SHAPES[size]['depth'] - 1}",  # A Tale of Two Features, at stride 14
         published_defaults=("match",),
         positional_rule=TableRule.ANTIALIAS if registers else None,
         family=DINOV2,
@@ -70,16 +58,13 @@ def _dinov2(size: str, *, registers: bool) -> ModelSpec:
 
 
 def _tipsv2(size: str) -> ModelSpec:
-    dim, heads, depth = SIZES[size]
     architecture = f"vit_{size}_patch14_reg1_tipsv2"
     short = size if size == "so400m" else f"vit{size[0]}"
     return ModelSpec(
         name=f"tipsv2_{short}14",
         description=f"TIPSv2 {size if size == 'so400m' else f'ViT-{size[0].upper()}'}/14",
         patch=14,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=32,
         prefix=2,
         normalisation=NO_NORMALISATION,

@@ -15,7 +15,16 @@ from functools import partial
 from typing import Any
 
 from facetrt.engine.bundle.positional import Rotation
-from facetrt.export.backbones.model_spec import IMAGENET, Family, ModelSpec, StateDict, import_export_libraries, renamed
+from facetrt.export.backbones.model_spec import (
+    IMAGENET,
+    SHAPES,
+    Family,
+    ModelSpec,
+    Shape,
+    StateDict,
+    import_export_libraries,
+    renamed,
+)
 from facetrt.kernels.errors import InputError
 
 PERIODS = "rope.periods"
@@ -101,20 +110,11 @@ DINOV3 = _family("dinov3", "DINOv3", "DINOv3 licence", "the publisher's code and
 EUPE = _family("eupe", "EUPE", "FAIR non-commercial", "timm", rounded=False)
 LINGBOT = _family("lingbot", "LingBot-Vision", "Apache-2.0", "timm", rounded=False)
 
-#: timm's size: short name, width, heads, depth
-SIZES = {
-    "tiny": ("t", 192, 3, 12),
-    "small": ("s", 384, 6, 12),
-    "small_plus": ("s", 384, 6, 12),
-    "base": ("b", 768, 12, 12),
-    "large": ("l", 1024, 16, 24),
-    "huge_plus": ("h", 1280, 20, 32),
-    "giant": ("g", 1536, 24, 40),
-}
+PLUS = {"small_plus": SHAPES["small"], "huge_plus": Shape(dim=1280, heads=20, depth=32)}
 
 
 def _dinov3(size: str, digits: str, data: str = "lvd1689m") -> ModelSpec:
-    short, dim, heads, depth = SIZES[size]
+    short = size[0]
     plus = "plus" if size.endswith("plus") else ""
     architecture, suffix = f"vit_{size}_patch16_dinov3", "" if data == "lvd1689m" else "_sat"
     hub = f"facebook/dinov3-vit{short}16{plus}-pretrain-{data}"
@@ -123,9 +123,7 @@ def _dinov3(size: str, digits: str, data: str = "lvd1689m") -> ModelSpec:
         name=f"dinov3_vit{short}16{plus}{suffix}",
         description=f"DINOv3 ViT-{short.upper()}{'+' if plus else ''}/16{', satellite images' if suffix else ''}",
         patch=16,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **(SHAPES | PLUS)[size],
         prefix=5,
         normalisation=SAT if suffix else IMAGENET,
         published_sha256=digits,
@@ -140,14 +138,12 @@ def _dinov3(size: str, digits: str, data: str = "lvd1689m") -> ModelSpec:
 
 
 def _relative(family: Family, size: str, architecture: str, tag: str, title: str, **settings: Any) -> ModelSpec:
-    short, dim, heads, depth = SIZES[size]
+    short = size[0]
     return RotatingSpec(
         name=f"{family.name}_vit{short}16",
         description=f"{title} ViT-{short.upper()}/16",
         patch=16,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         prefix=5,
         timm_name=f"{architecture}.{tag}",
         hub=(f"timm/{architecture}.{tag}",),

@@ -8,7 +8,7 @@ detail §7, from timm's code; the publishers' code was not read.
 from __future__ import annotations
 
 from facetrt.engine.bundle.positional import Rotation, TableRule
-from facetrt.export.backbones.model_spec import CLIP, HALF, Family, ModelSpec
+from facetrt.export.backbones.model_spec import CLIP, HALF, SHAPES, Family, ModelSpec
 
 EVA_GRID, PE_GRID = 16, 32  # patches that angles refer to
 
@@ -32,15 +32,13 @@ PE = Family(
 )
 
 
-def _eva02(size: str, dim: int, heads: int, depth: int, tag: str) -> ModelSpec:
+def _eva02(size: str, tag: str = "mim_in22k") -> ModelSpec:
     architecture = f"eva02_{size}_patch14_224"
     return ModelSpec(
         name=f"eva02_vit{size[0]}14{'' if tag == 'mim_in22k' else '_m38m'}",
         description=f"EVA-02 ViT-{'Ti' if size == 'tiny' else size[0].upper()}/14",
         patch=14,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=16,
         normalisation=CLIP,
         timm_name=f"{architecture}.{tag}",
@@ -51,16 +49,14 @@ def _eva02(size: str, dim: int, heads: int, depth: int, tag: str) -> ModelSpec:
     )
 
 
-def _pe(size: str, patch: int, dim: int, heads: int, depth: int) -> ModelSpec:
+def _pe(size: str, patch: int) -> ModelSpec:
     pixels = 512 if patch == 16 else 448
     architecture = f"vit_pe_spatial_{size}_patch{patch}_{pixels}"
     return ModelSpec(
         name=f"pe_spatial_vit{size[0]}{patch}",
         description=f"PE spatial ViT-{'Ti' if size == 'tiny' else size[0].upper()}/{patch}",
         patch=patch,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=pixels // patch,
         normalisation=HALF,
         timm_name=f"{architecture}.fb",
@@ -72,14 +68,8 @@ def _pe(size: str, patch: int, dim: int, heads: int, depth: int) -> ModelSpec:
 
 
 MODELS = (
-    _eva02("tiny", 192, 3, 12, "mim_in22k"),
-    _eva02("small", 384, 6, 12, "mim_in22k"),
-    _eva02("base", 768, 12, 12, "mim_in22k"),
-    _eva02("large", 1024, 16, 24, "mim_in22k"),
-    _eva02("large", 1024, 16, 24, "mim_m38m"),
-    _pe("tiny", 16, 192, 3, 12),
-    _pe("small", 16, 384, 6, 12),
-    _pe("base", 16, 768, 12, 12),
-    _pe("large", 14, 1024, 16, 24),
+    *(_eva02(size) for size in ("tiny", "small", "base", "large")),
+    _eva02("large", "mim_m38m"),
+    *(_pe(size, patch) for size, patch in (("tiny", 16), ("small", 16), ("base", 16), ("large", 14))),
 )
 FAMILIES = (EVA02, PE)

@@ -7,7 +7,7 @@ Both leave overlapping patches open; their positional tables are brought to a gr
 from __future__ import annotations
 
 from facetrt.engine.bundle.positional import TableRule
-from facetrt.export.backbones.model_spec import Family, ModelSpec
+from facetrt.export.backbones.model_spec import SHAPES, Family, ModelSpec
 
 MAE_URL = "https://dl.fbaipublicfiles.com/mae/pretrain"
 MSN_URL = "https://dl.fbaipublicfiles.com/msn"
@@ -15,19 +15,14 @@ MSN_URL = "https://dl.fbaipublicfiles.com/msn"
 MAE = Family("mae", "MAE", "CC-BY-NC-4.0", "timm", TableRule.SIZE_CENTRES)
 MSN = Family("msn", "MSN", "CC-BY-NC-4.0", "timm", TableRule.SIZE_CENTRES)
 
-SHAPES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24), "huge": (1280, 16, 32)}
-
 
 def _mae(size: str, patch: int) -> ModelSpec:
-    dim, heads, depth = SHAPES[size]
     timm_name = f"vit_{size}_patch{patch}_224.mae"
     return ModelSpec(
         name=f"mae_vit{size[0]}{patch}",
         description=f"MAE ViT-{size[0].upper()}/{patch}",
         patch=patch,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=224 // patch,
         url=f"{MAE_URL}/mae_pretrain_vit_{size}.pth",
         timm_name=timm_name,
@@ -38,14 +33,11 @@ def _mae(size: str, patch: int) -> ModelSpec:
 
 
 def _msn(size: str, patch: int, epochs: int) -> ModelSpec:
-    dim, heads, depth = SHAPES[size]
     return ModelSpec(
         name=f"msn_vit{size[0]}{patch}",
         description=f"MSN ViT-{size[0].upper()}/{patch}",
         patch=patch,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=224 // patch,
         url=f"{MSN_URL}/vit{size[0]}{patch}_{epochs}ep.pth.tar",
         family=MSN,

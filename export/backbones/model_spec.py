@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from facetrt.engine.bundle.positional import Rotation, TableRule
 from facetrt.kernels.errors import InputError, MissingDependencyError
@@ -13,6 +13,24 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
+
+class Shape(TypedDict):
+    """Width, heads and blocks of a ViT, as arguments of :class:`ModelSpec`."""
+
+    dim: int
+    heads: int
+    depth: int
+
+
+SHAPES = {
+    "tiny": Shape(dim=192, heads=3, depth=12),
+    "small": Shape(dim=384, heads=6, depth=12),
+    "base": Shape(dim=768, heads=12, depth=12),
+    "large": Shape(dim=1024, heads=16, depth=24),
+    "so400m": Shape(dim=1152, heads=16, depth=27),
+    "huge": Shape(dim=1280, heads=16, depth=32),
+    "giant": Shape(dim=1536, heads=24, depth=40),
+}
 DEFAULT_STRIDE = 4
 StateDict = dict[str, Any]  # name → torch tensor
 
@@ -61,7 +79,8 @@ class ModelSpec:
         saliency_heads: heads of the last layer whose [CLS] attention is averaged; all if None.
         url: where a checkpoint is published; ``published_bytes``, ``published_sha256`` (or its first digits) are those
             of that file, where they are stated; a download that differs is refused.
-        file: what the file is called, where it cannot be downloaded without an account.
+        file: what the file is called in caches, where the address does not tell, or where there is none because it
+            takes an account.
         timm_name: the checkpoint that timm has.
         hub: repositories on the Hugging Face hub with the same weights, which are looked for in its cache.
         aliases: other names of the same model.
@@ -143,8 +162,8 @@ class ModelSpec:
 
     @property
     def file_name(self) -> str | None:
-        """What its checkpoint's file is called."""
-        return self.url.rsplit("/", 1)[1] if self.url else self.file
+        """What its checkpoint's file is called in caches."""
+        return self.file or (self.url.rsplit("/", 1)[1] if self.url else None)
 
     def build(self) -> Any:
         """An untrained timm network of this shape, without classifier and pooling.
@@ -207,16 +226,14 @@ def import_export_libraries() -> tuple[Any, Any]:
     return torch, timm
 
 
-def renamed(state: StateDict, changes: Mapping[str, str], dropped: tuple[str, ...] = ()) -> StateDict:
-    """Tensors with each part of a name replaced, in order, and without those whose names end with one of ``dropped``.
+def renamed(state: StateDict, changes: Mapping[str, str]) -> StateDict:
+    """Tensors with each part of a name replaced, in order.
 
     Raises:
         InputError: two tensors would get one name.
     """
     found: StateDict = {}
     for name, tensor in state.items():
-        if name.endswith(dropped):
-            continue
         for old, new in changes.items():
             name = name.replace(old, new)
         if name in found:

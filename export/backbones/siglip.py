@@ -7,12 +7,10 @@ specification, backbones in detail §7.
 from __future__ import annotations
 
 from facetrt.engine.bundle.positional import TableRule
-from facetrt.export.backbones.model_spec import HALF, Family, ModelSpec
+from facetrt.export.backbones.model_spec import HALF, SHAPES, Family, ModelSpec
 
 SIGLIP = Family("siglip", "SigLIP", "Apache-2.0", "timm", TableRule.ANTIALIAS)
 
-#: timm's size: short name, width, heads, depth
-SIZES = {"base": ("vitb", 768, 12, 12), "large": ("vitl", 1024, 16, 24), "so400m": ("so400m", 1152, 16, 27)}
 #: size, patch, pixels of a side, whether of SigLIP 1, whether of SigLIP 2
 PUBLISHED = (
     ("base", 16, 224, True, True), ("base", 16, 256, True, True), ("base", 16, 384, True, True),
@@ -23,34 +21,28 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def _siglip(size: str, patch: int, pixels: int, version: int) -> ModelSpec:
-    short, dim, heads, depth = SIZES[size]
+def _siglip(size: str, patch: int, pixels: int, version: int, *, newest: bool) -> ModelSpec:
+    """``newest``: no later version has the network, whose plain name is then this one's."""
+    short = size if size == "so400m" else f"vit{size[0]}"
     architecture, tag = f"vit_{size}_patch{patch}_siglip_{pixels}", "webli" if version == 1 else "v2_webli"
     return ModelSpec(
         name=f"siglip{'' if version == 1 else version}_{short}{patch}_{pixels}",
         description=f"SigLIP{'' if version == 1 else f' {version}'} {short}/{patch} of {pixels} pixels",
         patch=patch,
-        dim=dim,
-        heads=heads,
-        depth=depth,
+        **SHAPES[size],
         trained_grid=pixels // patch,
         prefix=0,
         normalisation=HALF,
         timm_name=f"{architecture}.{tag}",
         hub=(f"timm/{architecture}.{tag}",),
-        aliases=(f"{architecture}.{tag}", *((architecture,) if version == 2 or not _has(size, patch, pixels) else ())),
+        aliases=(f"{architecture}.{tag}", *((architecture,) if newest else ())),
         architecture=architecture,
         family=SIGLIP,
     )
 
 
-def _has(size: str, patch: int, pixels: int) -> bool:
-    """Whether SigLIP 2 has the network, whose plain name is then its."""
-    return any(each[:3] == (size, patch, pixels) and each[4] for each in PUBLISHED)
-
-
 MODELS = (
-    *(_siglip(*each[:3], 1) for each in PUBLISHED if each[3]),
-    *(_siglip(*each[:3], 2) for each in PUBLISHED if each[4]),
+    *(_siglip(size, patch, side, 1, newest=not second) for size, patch, side, first, second in PUBLISHED if first),
+    *(_siglip(size, patch, side, 2, newest=True) for size, patch, side, _, second in PUBLISHED if second),
 )
 FAMILIES = (SIGLIP,)

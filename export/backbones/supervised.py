@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from facetrt.export.backbones.model_spec import HALF, Family, ModelSpec
+from facetrt.export.backbones.model_spec import HALF, SHAPES, Family, ModelSpec
 
 SUPERVISED = Family("supervised", "supervised ViT", "Apache-2.0", "timm")
 
@@ -18,8 +18,7 @@ def _supervised(size: str, patch: int) -> ModelSpec:
         name=name,
         description=f"supervised ViT-{size[0].upper()}/{patch} (timm)",
         patch=patch,
-        dim=768 if size == "base" else 384,
-        heads=12 if size == "base" else 6,
+        **SHAPES[size],
         trained_grid=224 // patch,
         normalisation=HALF,
         timm_name=f"{name}.augreg_in21k_ft_in1k" if published else None,
