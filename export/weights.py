@@ -15,7 +15,7 @@ from facetrt.engine.files import atomic_file
 from facetrt.export import builtin
 from facetrt.export.backbone import find_backbone, listed
 from facetrt.export.backbones.layouts import looks_like
-from facetrt.export.backbones.model_spec import ModelSpec, import_export_libraries
+from facetrt.export.backbones.model_spec import ModelSpec, StateDict, import_export_libraries
 from facetrt.export.checkpoints import MAX_CHECKPOINT_BYTES, read_checkpoint
 from facetrt.kernels.errors import InputError, MissingFileError
 
@@ -24,7 +24,6 @@ HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.
 
 DownloadProgress = Callable[[int, int | None], None]  # (bytes so far, bytes in all if known)
 Report = Callable[[str], None]
-StateDict = dict[str, Any]  # name → torch tensor
 
 
 def load_weights(
@@ -50,12 +49,12 @@ def load_weights(
         torch, _ = import_export_libraries()
         tensors = {name: torch.from_numpy(values) for name, values in builtin.state_dict().items()}
         return _finished(spec, tensors, "closed form")
-    kept = find_cached(spec)
+    kept = find_cached(spec) if spec.url is None else fetch_checkpoint(spec, progress)
     if kept is not None:
-        report(f"found {kept}")
-        return _finished(spec, read_state_dict(kept, report), kept.name)
-    if spec.url is not None:
-        return _finished(spec, read_state_dict(fetch_checkpoint(spec, progress), report), spec.url)
+        source = spec.url if kept.parent == cache_folder() else None  # the same whether it was downloaded now or before
+        if source is None:
+            report(f"found {kept}")
+        return _finished(spec, read_state_dict(kept, report), source or kept.name)
     if spec.timm_name is not None:
         return _finished(spec, _timm_state(spec, report), f"timm:{spec.timm_name}")
     raise MissingFileError(
@@ -65,8 +64,8 @@ def load_weights(
 
 
 def find_cached(spec: ModelSpec) -> Path | None:
-    """The model's checkpoint where torch's and Hugging Face's downloads lie, by the names of its publisher and timm."""
-    if spec.file_name is not None and spec.family.name != "ibot":  # whose file names tell no model
+    """The model's checkpoint where our, torch's and Hugging Face's downloads lie, by the names it has there."""
+    if spec.file_name is not None:
         folders = (cache_folder(), _torch_home() / "hub" / "checkpoints")
         for path in (folder / spec.file_name for folder in folders):
             if path.is_file():
@@ -160,16 +159,15 @@ def cache_folder() -> Path:
 
 
 def fetch_checkpoint(spec: ModelSpec, progress: DownloadProgress | None = None) -> Path:
-    """The published checkpoint from the cache, downloaded first if it is not there.
+    """The published checkpoint from a cache, downloaded to ours if it is in none.
 
     A download goes to a temporary file and is renamed when its size is right, so a broken one leaves nothing.
     """
+    kept = find_cached(spec)
+    if kept is not None:
+        return kept
     url = str(spec.url)
-    name = url.rsplit("/", 1)[1]
-    target = cache_folder() / (f"{spec.name}-{name}" if spec.family.name == "ibot" else name)
-    if target.is_file():
-        _check_published(spec, target)
-        return target
+    target = cache_folder() / str(spec.file_name)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_file(target) as partial:

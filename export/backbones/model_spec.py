@@ -171,10 +171,10 @@ class ModelSpec:
         Raises:
             MissingDependencyError: timm is too old to know it.
         """
-        import_export_libraries()
+        torch, _ = import_export_libraries()
         vit = self._plain() if self.architecture is None else self._by_name(self.architecture)
         for name in ("head", "fc_norm"):
-            setattr(vit, name, _identity())
+            setattr(vit, name, torch.nn.Identity())
         vit.attn_pool = None
         return vit.eval()
 
@@ -205,11 +205,6 @@ class ModelSpec:
         return timm.create_model(
             architecture, pretrained=False, num_classes=0, dynamic_img_size=True, **(shape | size | dict(self.settings))
         )
-
-
-def _identity() -> Any:
-    torch, _ = import_export_libraries()
-    return torch.nn.Identity()
 
 
 def import_export_libraries() -> tuple[Any, Any]:

@@ -222,6 +222,18 @@ def test_weights_in_other_libraries_caches(tmp_path: Path, monkeypatch: pytest.M
     assert notes == [f"found {place}"] and checkpoint.source == place.name
 
 
+def test_a_checkpoint_has_one_source_whenever_it_was_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = replace(tiny("ibot_vits16"), url="http://127.0.0.1:9/checkpoint_teacher.pth", file="ibot-teacher.pth")
+    (tmp_path / "facetrt").mkdir()
+    shutil.copy(weights(spec, tmp_path), tmp_path / "facetrt" / "ibot-teacher.pth")
+    notes: list[str] = []
+    assert load_weights(spec, None, report=notes.append)[1].source == spec.url and not notes
+    assert len({spec.file_name for spec in MODELS.values() if spec.url}) == sum(1 for s in MODELS.values() if s.url)
+
+
 def test_weights_that_need_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
