@@ -55,7 +55,7 @@ from facetrt.engine.tasks.agreement import TASKS, FeaturePair, absent_tasks, com
 from facetrt.engine.tasks.discovery.segmenter import Segmenter
 from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
-from facetrt.export.backbones.parts import read_network
+from facetrt.export.backbones.parts import read_rotation, read_table
 from facetrt.export.choosing import HALVES, Measures, choose_precision
 from facetrt.export.encoder import ROTATED, Arithmetic, FacetEncoder
 from facetrt.export.export_options import ExportOptions, Facet, FacetKind, GraphPrecision
@@ -158,7 +158,7 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     too_deep = [str(facet) for facet in facets if facet.layer >= spec.depth]
     if too_deep:
         raise InputError(f"{', '.join(too_deep)}: {spec.name} has layers 0 to {spec.depth - 1}")
-    stride = spec.default_stride if options.stride is None else options.stride
+    stride = _stride(spec, options)
     if spec.patch % stride:
         raise InputError(
             f"stride {stride} does not divide the patch size {spec.patch} of {spec.name}: expected "
@@ -181,6 +181,10 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
     return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
 
 
+def _stride(spec: ModelSpec, options: ExportOptions) -> int:
+    return spec.default_stride if options.stride is None else options.stride
+
+
 def _check_kinds(spec: ModelSpec, facets: Sequence[Facet]) -> None:
     rotated = [str(facet) for facet in facets if facet.kind in ROTATED]
     if rotated and spec.family.rotation is None:
@@ -192,7 +196,7 @@ def _check_kinds(spec: ModelSpec, facets: Sequence[Facet]) -> None:
 
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], options: ExportOptions) -> None:
     """The torch model that the graph is compared with holds its attention in full."""
-    stride = options.stride or spec.default_stride
+    stride = _stride(spec, options)
     grid_h, grid_w = grid_size(size, spec.patch, stride)
     cells = grid_h * grid_w
     if options.max_cells is not None and cells > options.max_cells:
@@ -263,11 +267,11 @@ def position_tables(vit: Any, manifest: Manifest) -> Bundle:
     Raises:
         InputError: the network turns otherwise than its family says.
     """
-    parts = read_network(vit)
-    if (None if parts.rotation is None else parts.rotation[0]) != manifest.rotation:
-        raise InputError(f"{manifest.model} rotates by {parts.rotation}: expected {manifest.rotation}")
-    periods = None if parts.rotation is None else parts.rotation[1]
-    table = None if parts.table is None else np.ascontiguousarray(parts.table.numpy(), np.float32)
+    rotation, periods = read_rotation(vit) or (None, None)
+    if rotation != manifest.rotation:
+        raise InputError(f"{manifest.model} rotates by {rotation}: expected {manifest.rotation}")
+    trained = read_table(vit)
+    table = None if trained is None else np.ascontiguousarray(trained.numpy(), np.float32)
     free = replace(manifest, size=None, files={ENCODER: FileEntry(0, "")})
     return Bundle(Path(), free, b"", table, periods=periods)
 
@@ -604,7 +608,7 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         description=spec.description,
         checkpoint=checkpoint,
         architecture=Architecture(spec.dim, spec.depth, spec.heads, spec.patch, spec.trained_grid, spec.prefix),
-        stride=options.stride or spec.default_stride,
+        stride=_stride(spec, options),
         facets=facets,
         saliency_heads=None if options.saliency_heads is None else list(options.saliency_heads),
         normalisation=Normalisation(list(mean), list(std)),

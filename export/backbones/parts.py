@@ -7,7 +7,7 @@ left out silently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from facetrt.engine.bundle.positional import Rotation
 from facetrt.kernels.errors import InputError
 
+Turning = tuple[Rotation, NDArray[np.float32]]  # how cells turn, and by which periods
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "tanh", "QuickGELU": "quick", "SiLU": "silu"}  # timm's and torch's classes
 
 
@@ -65,7 +66,6 @@ class NetworkParts:
     Attributes:
         patches: the patch convolution.
         prefix: ``(1, prefix, C)``: [CLS] and registers, with their positions.
-        table: ``(G, G, C)`` positional table of the patches; None if there is none.
         norm_pre: of all tokens, before the first block.
         norm: the final one.
         rotation: how queries and keys turn, and the periods ``(d / 4,)``; None if they don't.
@@ -74,12 +74,11 @@ class NetworkParts:
 
     patches: nn.Conv2d
     prefix: Tensor
-    table: Tensor | None
     norm_pre: nn.Module | None
     blocks: list[BlockParts]
     norm: nn.Module | None
-    rotation: tuple[Rotation, NDArray[np.float32]] | None = None
-    interleaved: bool = field(default=False)
+    rotation: Turning | None
+    interleaved: bool
 
 
 def read_network(vit: Any) -> NetworkParts:
@@ -88,31 +87,46 @@ def read_network(vit: Any) -> NetworkParts:
     Raises:
         InputError: a part that is not known here; names it.
     """
-    tokens = [token for token in (vit.cls_token, getattr(vit, "reg_token", None)) if token is not None]
-    dim = vit.embed_dim
-    prefix = torch.cat(tokens, dim=1) if tokens else torch.zeros(1, 0, dim)
-    table = None
-    if vit.pos_embed is not None:
-        own = 0 if vit.no_embed_class else prefix.shape[1]
-        prefix = prefix + vit.pos_embed[:, :own] if own else prefix
-        cells = vit.pos_embed[0, own:]
-        side = round(len(cells) ** 0.5)
-        if side * side != len(cells):
-            raise InputError(f"a positional table of {len(cells)} rows: expected a square number")
-        table = cells.reshape(side, side, dim)
-    rotation, interleaved = _rotation(getattr(vit, "rope", None), vit)
+    prefix, own = _prefix(vit), _own_positions(vit)
+    if own:
+        prefix = prefix + vit.pos_embed[:, :own]
     if not isinstance(vit.patch_embed.proj, nn.Conv2d) or not _is_identity(vit.patch_embed.norm):
         raise InputError("its patches are not embedded by one convolution, which is not supported")
     return NetworkParts(
         patches=vit.patch_embed.proj,
         prefix=prefix.detach(),
-        table=None if table is None else table.detach(),
         norm_pre=_norm(vit.norm_pre),
         blocks=[_block(block) for block in vit.blocks],
         norm=_norm(vit.norm),
-        rotation=rotation,
-        interleaved=interleaved,
+        rotation=read_rotation(vit),
+        interleaved=getattr(vit, "rope", None) is not None and not vit.blocks[0].attn.rotate_half,
     )
+
+
+def read_table(vit: Any) -> Tensor | None:
+    """The positional table of a network's patches, ``(G, G, C)``; None if it has none.
+
+    Raises:
+        InputError: a table of a grid that is no square.
+    """
+    if vit.pos_embed is None:
+        return None
+    cells: Tensor = vit.pos_embed[0, _own_positions(vit) :].detach()
+    side = round(len(cells) ** 0.5)
+    if side * side != len(cells):
+        raise InputError(f"a positional table of {len(cells)} rows: expected a square number")
+    return cells.reshape(side, side, -1)
+
+
+def _prefix(vit: Any) -> Tensor:
+    """[CLS] and registers without their positions, ``(1, prefix, C)``."""
+    tokens = [token for token in (vit.cls_token, getattr(vit, "reg_token", None)) if token is not None]
+    return torch.cat(tokens, dim=1) if tokens else torch.zeros(1, 0, vit.embed_dim)
+
+
+def _own_positions(vit: Any) -> int:
+    """How many rows of the positional table, if there is one, are those of [CLS] and registers."""
+    return 0 if vit.pos_embed is None or vit.no_embed_class else _prefix(vit).shape[1]
 
 
 def _block(block: Any) -> BlockParts:
@@ -201,10 +215,15 @@ def _is_identity(module: Any) -> bool:
     return module is None or isinstance(module, nn.Identity)
 
 
-def _rotation(rope: Any, vit: Any) -> tuple[tuple[Rotation, NDArray[np.float32]] | None, bool]:
-    """How the network rotates, with its periods, and whether neighbouring channels turn together."""
+def read_rotation(vit: Any) -> Turning | None:
+    """How a network's queries and keys turn, and the periods ``(d / 4,)``; None if they don't.
+
+    Raises:
+        InputError: a rotation that is not known here.
+    """
+    rope = getattr(vit, "rope", None)
     if rope is None:
-        return None, False
+        return None
     kind = type(rope).__name__
     x_first = rope.grid_indexing == "xy"
     if kind == "RotaryEmbeddingDinoV3" and rope.normalize_coords == "separate" and not rope.grid_offset:
@@ -213,7 +232,8 @@ def _rotation(rope: Any, vit: Any) -> tuple[tuple[Rotation, NDArray[np.float32]]
         side, other = rope.ref_feat_shape
         if side != other:
             raise InputError(f"its rotation refers to {side} × {other} patches: expected a square")
-        found, periods = Rotation(side, side * (rope.grid_offset - 0.5), 0.0, x_first), 2 * torch.pi / rope.bands
+        found = Rotation(float(side), side * (rope.grid_offset - 0.5), 0.0, x_first)
+        periods = 2 * torch.pi / rope.bands
     else:
         raise InputError(f"its queries and keys turn by {kind}, which is not supported")
-    return (found, np.ascontiguousarray(periods.detach().float().numpy())), not vit.blocks[0].attn.rotate_half
+    return found, np.ascontiguousarray(periods.detach().float().numpy())
