@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from facetrt.benchmarks.baselines.common import load_pixels
 from facetrt.benchmarks.cpu.encoder import check_bf16
-from facetrt.benchmarks.cpu.workbench import Workbench
+from facetrt.benchmarks.cpu.workbench import Sizes, Workbench
 from facetrt.benchmarks.results import Row
 from facetrt.benchmarks.timing import Clock, Contestant, rows_of
 from facetrt.engine.backends.parity import compare_output
@@ -52,7 +52,7 @@ def measure(bench: Workbench) -> list[Row]:
     rows = []
     for name in bench.sizes.models:
         subject = _subject(bench, name)
-        for side in sides(bench, subject.spec):
+        for side in sides(bench.sizes, subject.spec):
             rows += _measure(bench, subject, side)
         if name == ROTATING:
             rows += _rotation(bench, subject)
@@ -62,7 +62,7 @@ def measure(bench: Workbench) -> list[Row]:
 def _rotation(bench: Workbench, subject: Subject) -> list[Row]:
     """The same network with and without its rotation: a few per cent, so many rounds."""
     still, rows = _subject(bench, subject.spec.name, still=True), []
-    for side in sides(bench, subject.spec):
+    for side in sides(bench.sizes, subject.spec):
         pixels, title = load_pixels(bench.paths[0], (side, side)), section(ROTATION, side)
         contestants = [
             Contestant(FP32, _facetrt(bench, subject, pixels, "fp32")),
@@ -73,9 +73,9 @@ def _rotation(bench: Workbench, subject: Subject) -> list[Row]:
     return rows
 
 
-def sides(bench: Workbench, spec: ModelSpec) -> list[int]:
+def sides(sizes: Sizes, spec: ModelSpec) -> list[int]:
     """Whole patches, the nearest below each of the suite's sizes."""
-    return [side // spec.patch * spec.patch for side in bench.sizes.backbones]
+    return [side // spec.patch * spec.patch for side in sizes.backbones]
 
 
 def _subject(bench: Workbench, name: str, *, still: bool = False) -> Subject:

@@ -151,21 +151,25 @@ def bars(sizes: Sizes) -> list[Bar]:
 
 def _backbone_bars(sizes: Sizes) -> list[Bar]:
     """Every model at the first of the sizes, and what the rotation costs."""
-    names = [(name, backbones.section(name, _whole(sizes.backbones[0], name))) for name in sizes.models]
     faster = [
-        Bar(f"{name}, bf16, vs timm's forward in fp32", place, backbones.BF16, backbones.TIMM, 1.8)
-        for name, place in names
+        Bar(
+            f"{name}, bf16, vs timm's forward in fp32",
+            backbones.section(name, backbones.sides(sizes, find_model(name))[0]),
+            backbones.BF16,
+            backbones.TIMM,
+            1.8,
+        )
+        for name in sizes.models
     ]
-    costs = []
-    for side in sizes.backbones:
-        whole = _whole(side, backbones.ROTATING)
-        place = backbones.section(backbones.ROTATION, whole)
-        title = f"RoPE, {whole} pixels, vs nothing rotated"
-        costs.append(Bar(title, place, backbones.STILL, backbones.FP32, 1.03, at_most=True))
+    costs = [
+        Bar(
+            f"RoPE, {side} pixels, vs nothing rotated",
+            backbones.section(backbones.ROTATION, side),
+            backbones.STILL,
+            backbones.FP32,
+            1.03,
+            at_most=True,
+        )
+        for side in backbones.sides(sizes, find_model(backbones.ROTATING))
+    ]
     return [*faster, *costs]
-
-
-def _whole(side: int, name: str) -> int:
-    """The side of an image of whole patches."""
-    patch = find_model(name).patch
-    return side // patch * patch
