@@ -2,8 +2,8 @@
 
 Every frame is compared with the one before it and with a *keyframe*:
 
-1. A point's log-binned descriptors in the keyframe and in the previous frame are compared with all cells of the new
-   frame, and the two maps of cosines averaged. Around where the point was, their maximum is a first estimate.
+1. A point's log-binned descriptors in the keyframe and in the previous frame are averaged. Around where the point
+   was, what is most like them is a first estimate (:func:`facetrt.engine.video.searching.find`).
 2. From there, a window of the keyframe around the point is moved, turned and zoomed to lie best on the new frame
    (:func:`facetrt.engine.video.alignment.align`). This is what positions come from, so that they do not drift from
    frame to frame; turn and zoom go on to the next frame, and lay out the bins of step 1.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated
 
 import cv2
@@ -37,11 +38,11 @@ from facetrt.engine.features.features import Features, Float
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.engine.tasks.discovery.fusing import read_weight
-from facetrt.engine.video.alignment import Alignment, DescriptorMap, Positions, Shapes, align, peaks
+from facetrt.engine.video.alignment import Alignment, Patches, Slopes, align
+from facetrt.engine.video.descriptor_maps import DescriptorMap, Positions, Shapes
+from facetrt.engine.video.searching import Cells, Window, find
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
-
-Cells = NDArray[np.int64]
 
 FIND_CONFIDENCE = 0.6  # of points that come back: a whole frame offers more look-alikes than a neighbourhood
 MUTUAL_DISTANCE = 1.0  # cells
@@ -104,6 +105,16 @@ class _View:
     geometry: Geometry
     positions: Positions
 
+    @cached_property
+    def patches(self) -> Patches:
+        """The surroundings of all points; a keyframe's are compared with many frames."""
+        return Patches.around(self.map, self.positions)
+
+    @cached_property
+    def binned(self) -> Float:
+        """The points' unit descriptors with level bins, ``(N, bins, C)``."""
+        return self.map.binned(self.positions)
+
 
 EXPECTED = "expected a form like key@3+2*query@3"  # of facets that are blended
 
@@ -162,9 +173,15 @@ class Blend:
         Raises:
             InputError: NaN or infinite values, which no later frame would get rid of.
         """
-        maps = [(features.map(facet) - mean) * np.float32(factor) for facet, mean, factor in self.terms]
-        joined = np.concatenate(maps, axis=2)
-        if not np.isfinite(joined).all():
+        maps = [features.map(facet) for facet, _, _ in self.terms]
+        joined = np.empty((*features.grid, sum(values.shape[2] for values in maps)), np.float32)
+        first = 0
+        for values, (_, mean, factor) in zip(maps, self.terms, strict=True):
+            own = joined[..., first : first + values.shape[2]]
+            np.subtract(values, mean, out=own)
+            own *= np.float32(factor)
+            first += values.shape[2]
+        if not np.isfinite(joined.sum()):  # a sum is, as good as always, what all it sums is
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
         return joined
 
@@ -220,19 +237,20 @@ class Tracker:
         previous = self._state.previous
         if features.geometry != previous.geometry:
             self._state = self._advance(self._state.resized(features.geometry), seen, features.geometry)
-        elif not np.array_equal(seen.values, previous.map.values):
+        elif not seen.equals(previous.map):
             self._state = self._advance(self._state, seen, features.geometry)
         return deepcopy(self._state.tracks)  # whoever gets it may write into it
 
     def _advance(self, state: _State, seen: DescriptorMap, geometry: Geometry) -> _State:
         """The state after a frame of the size that ``state`` is in."""
+        slopes = Slopes.of(seen)
         found = _Found.nowhere(len(state.shapes))
         visible = state.tracks.visible
         for view, in_view in ((state.key, state.in_key), (state.first, ~state.in_key)):
             if (near := np.flatnonzero(visible & in_view)).size:
-                found.put(near, self._follow(state, view, seen, near))
+                found.put(near, self._follow(state, view, seen, slopes, near))
             if (lost := np.flatnonzero(in_view & ~found.visible)).size:
-                found.put(lost, self._find(state, view, seen, lost))
+                found.put(lost, self._find(state, view, seen, slopes, lost))
         positions = np.where(found.visible[:, None], found.positions, state.previous.positions)
         points = np.where(found.visible[:, None], geometry.points_at(positions), state.tracks.points_xy)
         shapes = np.where(found.visible[:, None, None], found.shapes, state.shapes)
@@ -240,24 +258,26 @@ class Tracker:
         now = _View(seen, geometry, positions)
         return replace(state, previous=now, shapes=shapes, tracks=tracks).refreshed(found.similarity)
 
-    def _follow(self, state: _State, view: _View, seen: DescriptorMap, index: Cells) -> _Found:
+    def _follow(self, state: _State, view: _View, seen: DescriptorMap, slopes: Slopes, index: Cells) -> _Found:
         """Points ``index``, which were visible in the previous frame and have ``view`` as their keyframe."""
         previous, shapes = state.previous, state.shapes[index]
         before = previous.positions[index]
-        similarity = seen.similarity(view.map.binned(view.positions[index], _inverse(shapes)))
-        similarity += seen.similarity(previous.map.binned(before, _identity(len(index))))
-        start = peaks(_near(similarity, before, self._radius))
-        found = align(view.map, view.positions[index], seen, start, shapes)
-        back = previous.map.similarity(seen.binned(found.positions, _identity(len(index))))
-        return self._judged(found, seen.grid, peaks(back) - before, self._min_confidence)
+        wanted = view.map.binned(view.positions[index], _inverse(shapes))
+        wanted += previous.binned[index]
+        start = find(seen, wanted / np.float32(2), Window.near(before, self._radius, seen.grid), before)
+        found = align(view.patches.only(index), slopes, start, shapes)
+        whole = Window.whole(len(index), previous.map.grid)
+        back = find(previous.map, seen.binned(found.positions), whole, before)
+        return self._judged(found, seen.grid, back - before, self._min_confidence)
 
-    def _find(self, state: _State, view: _View, seen: DescriptorMap, index: Cells) -> _Found:
+    def _find(self, state: _State, view: _View, seen: DescriptorMap, slopes: Slopes, index: Cells) -> _Found:
         """Points ``index``, which may be anywhere, by ``view`` as their keyframe."""
         at, shapes = view.positions[index], state.shapes[index]
-        start = peaks(seen.similarity(view.map.binned(at, _inverse(shapes))))
-        found = align(view.map, at, seen, start, shapes)
-        back = view.map.similarity(seen.binned(found.positions, found.shapes))
-        return self._judged(found, seen.grid, peaks(back) - at, max(self._min_confidence, FIND_CONFIDENCE))
+        start = find(seen, view.map.binned(at, _inverse(shapes)), Window.whole(len(index), seen.grid))
+        found = align(view.patches.only(index), slopes, start, shapes)
+        whole = Window.whole(len(index), view.map.grid)
+        back = find(view.map, seen.binned(found.positions, found.shapes), whole, at)
+        return self._judged(found, seen.grid, back - at, max(self._min_confidence, FIND_CONFIDENCE))
 
     def _judged(self, found: Alignment, grid: tuple[int, int], off: Positions, needed: float) -> _Found:
         """``off (n, 2)``: from where the way back should end to where it does."""
@@ -365,13 +385,6 @@ def _spread(score: Float, count: int) -> Cells:
         row, column = divmod(best, score.shape[1])
         left[np.square(rows - row) + np.square(columns - column) < apart] = 0
     return np.array(cells, np.int64)
-
-
-def _near(similarity: Float, positions: Positions, radius: float) -> Float:
-    """``similarity (n, grid_h, grid_w)`` with ``-inf`` further than ``radius`` from ``positions (n, 2)``."""
-    rows, columns = np.indices(similarity.shape[1:])
-    x, y = np.clip(positions, 0, np.array(similarity.shape[:0:-1]) - 1).T[..., None, None]
-    return np.where((np.abs(columns - x) <= radius) & (np.abs(rows - y) <= radius), similarity, -np.inf)
 
 
 def _centre(grid: tuple[int, int]) -> NDArray[np.float64]:

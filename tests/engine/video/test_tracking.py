@@ -14,7 +14,9 @@ from facetrt.engine import Engine, Features, InputError
 from facetrt.engine.drawing.tracks import draw_trails
 from facetrt.engine.samples import sample_images
 from facetrt.engine.video import alignment
-from facetrt.engine.video.alignment import DescriptorMap, align, bilinear, peaks
+from facetrt.engine.video.alignment import Patches, Slopes, align
+from facetrt.engine.video.descriptor_maps import DescriptorMap, bilinear
+from facetrt.engine.video.searching import Window, find
 from facetrt.engine.video.tracking import Tracker, Tracks, grid_points
 from facetrt.kernels.best_buddies import cosine_similarity
 from facetrt.kernels.log_bin import log_bin
@@ -202,8 +204,8 @@ def test_many_points_are_aligned_a_few_at_a_time(
 ) -> None:
     points = grid_points(still[0], 12)
     found = []
-    for limit in (alignment.SLOPES_BYTES, 1):
-        monkeypatch.setattr(alignment, "SLOPES_BYTES", limit)
+    for limit in (alignment.CHUNK_BYTES, 1):
+        monkeypatch.setattr(alignment, "CHUNK_BYTES", limit)
         tracker = engine.tracker()
         tracker.start(still[0], points)
         found.append(tracker.step(still[1]))
@@ -264,26 +266,59 @@ def test_similarity_is_the_cosine_of_binned_descriptors() -> None:
     other = np.random.default_rng(1).normal(size=(6, 8, 5)).astype(np.float32)
     a, b = (DescriptorMap.of(v) for v in (values, other))
     rows, columns = np.divmod(np.arange(63), 9)
-    found = b.similarity(a.binned(np.stack([columns, rows], axis=1).astype(float), np.tile(np.eye(2), (63, 1, 1))))
+    binned = a.binned(np.stack([columns, rows], axis=1).astype(float))
+    everywhere = np.indices((6, 8)).reshape(2, 1, 48).repeat(63, axis=1)
+    found = b.similarity(binned, *everywhere).reshape(63, 6, 8)
     inner = (rows > 2) & (rows < 4) & (columns > 2) & (columns < 6)  # bins between cells' centres on both sides
     expected = cosine_similarity(values, other, 2).reshape(63, 6, 8)
     np.testing.assert_allclose(found[inner], expected[inner], atol=1e-5)
-    binned = log_bin(values, 2)[inner]
-    binned /= np.linalg.norm(binned, axis=1, keepdims=True)
-    at = np.stack([columns, rows], axis=1)[inner].astype(float)
-    np.testing.assert_allclose(
-        a.binned(at, np.tile(np.eye(2), (len(at), 1, 1))).reshape(len(at), -1), binned, atol=1e-5
-    )
+    plain = log_bin(values, 2)[inner]
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(binned[inner].reshape(len(plain), -1), plain, atol=1e-5)
 
 
-def test_peaks_are_found_between_cells() -> None:
-    y, x = np.indices((12, 15))
-    for centre in ((6.3, 4.8), (7.0, 5.0), (0.0, 11.0)):
-        hill = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 4)[None].astype(np.float32)
-        np.testing.assert_allclose(peaks(hill)[0], centre, atol=0.5 if min(centre) == 0 else 0.2)
-    flat = np.zeros((1, 12, 15), np.float32)
-    assert np.isfinite(peaks(flat)).all()
-    assert (peaks(np.where(hill >= hill.max(), hill, -np.inf))[0] == (0, 11)).all()
+def rough_map(seed: int, grid: tuple[int, int], channels: int = 24) -> NDArray[np.float32]:
+    """Noise that is about as rough as descriptors are."""
+    noise = np.random.default_rng(seed).normal(size=(*grid, channels)).astype(np.float32)
+    return np.stack([cv2.GaussianBlur(noise[..., i], (0, 0), 1.2) for i in range(channels)], axis=2)
+
+
+@pytest.mark.parametrize("expected", ["nothing", "something else", "the place"])
+def test_what_is_found_is_the_best_of_all_cells(expected: str) -> None:
+    scene = rough_map(0, (40, 46))
+    a, b = DescriptorMap.of(scene[:31, :37]), DescriptorMap.of(scene[5:36, 7:44])
+    at = np.stack(np.meshgrid(np.arange(11, 33, 3), np.arange(9, 28, 3)), axis=-1).reshape(-1, 2).astype(float)
+    binned = a.binned(at)
+    cells = np.indices(b.grid).reshape(2, 1, -1).repeat(len(at), axis=1)
+    exact = b.similarity(binned, *cells)
+    rows, columns = np.divmod(exact.argmax(axis=1), b.grid[1])
+    guess = {"nothing": None, "something else": at[::-1], "the place": at - [7, 5]}[expected]
+    found = find(b, binned, Window.whole(len(at), b.grid), guess)
+    assert (np.abs(found - np.stack([columns, rows], axis=1)) <= 0.5).all()
+    np.testing.assert_allclose(np.stack([columns, rows], axis=1), at - [7, 5])
+
+
+def test_a_search_keeps_to_its_window() -> None:
+    scene = rough_map(1, (40, 40))
+    a, b = DescriptorMap.of(scene[:30, :30]), DescriptorMap.of(scene[6:36, 6:36])
+    at = np.array([[15.0, 16.0], [8.0, 20.0]])
+    there = find(b, a.binned(at), Window.near(at, 8, b.grid), at)
+    np.testing.assert_allclose(there, at - 6, atol=0.5)
+    kept = find(b, a.binned(at), Window.near(at, 3, b.grid), at)
+    assert (np.abs(kept - at) <= 3.5).all()
+    outside = Window.near(np.array([[-20.0, 50.0]]), 2.5, b.grid)  # as near as the grid reaches
+    np.testing.assert_array_equal([*outside.low, *outside.high], [[27, 0], [29, 2]])
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (2, 5), (13, 4)])
+def test_flat_and_narrow_maps_have_a_finite_answer(grid: tuple[int, int]) -> None:
+    flat = DescriptorMap.of(np.ones((*grid, 3), np.float32))
+    at = np.array([[0.0, 0.0], [grid[1] - 1.0, grid[0] - 1.0]])
+    for expected in (at, None):
+        found = find(flat, flat.binned(at), Window.whole(2, grid), expected)
+        assert ((found >= -0.5) & (found <= np.array(grid[::-1]) - 0.5)).all()
+    aligned = align(Patches.around(flat, at), Slopes.of(flat), at, np.tile(np.eye(2), (2, 1, 1)))
+    np.testing.assert_allclose(aligned.positions, at)
 
 
 def test_alignment_finds_move_turn_and_zoom() -> None:
@@ -298,7 +333,7 @@ def test_alignment_finds_move_turn_and_zoom() -> None:
     moved = bilinear(values, (cells - middle - move) @ np.linalg.inv(shape).T + middle)
     a, b = (DescriptorMap.of(v) for v in (values, moved + np.float32(0.3)))  # and lit evenly
     at = np.array([[19.0, 20.0], [15.3, 22.6]])
-    found = align(a, at, b, at + 0.5, np.tile(np.eye(2), (2, 1, 1)))
+    found = align(Patches.around(a, at), Slopes.of(b), at + 0.5, np.tile(np.eye(2), (2, 1, 1)))
     np.testing.assert_allclose(found.positions, (at - middle) @ shape.T + middle + move, atol=0.1)
     np.testing.assert_allclose(found.shapes, np.broadcast_to(shape, (2, 2, 2)), atol=0.05)
 
