@@ -12,7 +12,7 @@ import typer
 
 from facetrt.engine.backends.flavours import FLAVOURS, Flavour
 from facetrt.engine.backends.run_options import BackendName
-from facetrt.engine.bundle.manifest import MANIFEST, Fp32Parts, PrecisionRecord
+from facetrt.engine.bundle.manifest import CLS_ATTENTION, MANIFEST, Fp32Parts, PrecisionRecord, Riders
 from facetrt.engine.cli.app import ForceOption, console, errors, progress_bar
 from facetrt.engine.cli.parameters import expanded, given
 from facetrt.engine.settings import Setting, options_of
@@ -113,6 +113,8 @@ def _export_model(request: Request, options: ExportOptions) -> Path:
         f"{out}: {', '.join(manifest.outputs)}; worst relative error {worst:.1e} against torch on "
         f"{len(manifest.parity.cases)} images"
     )
+    if manifest.riders is not None:
+        console.print(_approximation(manifest.riders))
     for candidate in manifest.candidates or []:
         if candidate.taken:
             parts = f" with {candidate.fp32} in fp32" if candidate.fp32 != Fp32Parts() else ""
@@ -121,6 +123,18 @@ def _export_model(request: Request, options: ExportOptions) -> Path:
         if precision != GraphPrecision.FP32:
             console.print(f"{precision}: {_outcome(record)} (measured by {record.measured})")
     return out
+
+
+def _approximation(riders: Riders) -> str:
+    """The worst output, by its cells' mean cosine, and saliency."""
+    outputs = {name: figures for name, figures in riders.deviation.outputs.items() if name != CLS_ATTENTION}
+    name, figures = min(outputs.items(), key=lambda output: output[1]["mean_cosine"])
+    saliency = riders.deviation.outputs.get(CLS_ATTENTION)
+    return (
+        f"{riders} change it: {name} keeps a mean cosine of {figures['mean_cosine']:.4f} with the full network's, "
+        f"1st percentile {figures['p1_cosine']:.4f}"
+        + ("" if saliency is None else f"; saliency is off by {saliency['max_abs']:.2f} of its range at most")
+    )
 
 
 def _outcome(record: PrecisionRecord) -> str:

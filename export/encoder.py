@@ -2,6 +2,10 @@
 
 * No block after the last one that an output depends on; of that block only the projections asked for.
 * Saliency takes one row of the last attention: the [CLS] query against all keys, never the t × t matrix.
+* With riders, an approximation that must be asked for, attention from a block on takes keys and values of *carriers*
+  alone, the tokens that the network has at the stride of its patch; queries come from all tokens. Carriers are gathered
+  before they are projected. Facets are of all tokens all the same, and so are the keys of [CLS] attention, which is
+  about each cell.
 * Scaling to [0, 1] and mean/std normalisation are folded into the patch convolution, so that bytes go in.
 * Models that rotate turn queries and keys together, apart from values, in fp32 between two casts: halves of each head's
   channels change places in one gather, and the rest is one expression. In TensorRT that is inside the kernel that moves
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +31,7 @@ from facetrt.export.backbones.parts import BlockParts, Mlp, NetworkParts, read_n
 from facetrt.export.export_options import Facet, FacetKind
 
 RESULTS = {FacetKind.TOKEN, FacetKind.NORMED}  # facets that need the whole block
+CARRIED = (FacetKind.KEY, FacetKind.VALUE)
 QKV = (FacetKind.QUERY, FacetKind.KEY, FacetKind.VALUE)  # order of the thirds of the fused projection
 ROTATED = {FacetKind.ROTATED_QUERY: FacetKind.QUERY, FacetKind.ROTATED_KEY: FacetKind.KEY}
 QUICK = 1.702  # of QuickGELU
@@ -98,7 +103,7 @@ class FacetEncoder(nn.Module):
     """``forward(images, positional, rows, cols, rotation)`` → one tensor per facet, then [CLS] attention if asked.
 
     Shapes as in :class:`facetrt.engine.backends.base.Backend`. A static encoder has its tables baked in and takes
-    ``images`` alone; only models that rotate take ``rotation``.
+    ``images`` alone; only models that rotate take ``rotation``, only encoders with riders ``carriers``.
 
     Args:
         vit: a timm network with its weights, see :func:`facetrt.export.backbones.parts.read_network`.
@@ -107,7 +112,8 @@ class FacetEncoder(nn.Module):
         arithmetic: of the blocks; in fp32 stays what ``fp32`` names.
         logits: the largest attention logit of each block, where it was measured. A block that stays in fp32 beside
             others in fp16 computes its attention in fp16 if these are small: fp32 attention is fused by no builder.
-        tables: ``positional`` and ``rotation`` of a static encoder.
+        tables: ``positional``, ``rotation`` and ``carriers`` of a static encoder.
+        riders: the first block whose attention takes keys and values of carriers alone; None for no such block.
     """
 
     def __init__(
@@ -123,6 +129,7 @@ class FacetEncoder(nn.Module):
         fp32: Fp32Parts | None = None,
         logits: Sequence[float] = (),
         tables: Mapping[str, Tensor] | None = None,
+        riders: int | None = None,
     ) -> None:
         super().__init__()
         fp32, parts, tables = fp32 or Fp32Parts(), read_network(vit), tables or {}
@@ -138,6 +145,11 @@ class FacetEncoder(nn.Module):
             self.still = nn.Parameter(torch.stack([angles.sin(), angles.cos()]))
         self.baked = nn.ParameterList(self._turn(tables["rotation"])) if "rotation" in tables else None
         self.table = nn.Parameter(tables["positional"]) if "positional" in tables else None
+        self.baked_carriers = self.baked_carried = None
+        if "carriers" in tables:
+            self.baked_carriers = nn.Parameter(tables["carriers"], requires_grad=False)
+            if self.baked is not None:
+                self.baked_carried = nn.ParameterList(each.index_select(1, tables["carriers"]) for each in self.baked)
         last = len(parts.blocks) - 1
         wanted: dict[int, set[FacetKind]] = {}
         for facet in self.facets:
@@ -153,6 +165,7 @@ class FacetEncoder(nn.Module):
                 kinds=wanted.get(layer, set()),
                 complete=layer + 1 < depth or bool(wanted[layer] & RESULTS),
                 saliency_heads=saliency_heads if layer == last else None,
+                riding=riders is not None and layer >= riders,
                 arithmetic=exact if layer in fp32.blocks else arithmetic,
                 cls_arithmetic=exact if fp32.cls_attention else arithmetic,
                 attention_arithmetic=exact if layer in set(fp32.blocks) - small else arithmetic,
@@ -167,6 +180,7 @@ class FacetEncoder(nn.Module):
         rows: Tensor | None = None,
         cols: Tensor | None = None,
         rotation: Tensor | None = None,
+        carriers: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         pixels = images.float()  # first of all: TensorRT knows bytes at its edge only
         x = self.patches(pixels.permute(0, 3, 1, 2))  # (B, C, conv_h, conv_w)
@@ -181,9 +195,10 @@ class FacetEncoder(nn.Module):
         turn = None if rotation is None else self._turn(rotation)
         if self.baked is not None:
             turn = (self.baked[0], self.baked[1])
+        carried = self._carriers(carriers, turn)
         outputs: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
-            x, named = block(x, turn)
+            x, named = block(x, turn, carried)
             outputs |= {f"{name}@{layer}": value for name, value in named.items()}
             if Facet(FacetKind.NORMED, layer) in self.facets and self.norm is not None:
                 outputs[f"normed@{layer}"] = self.norm(x)
@@ -199,14 +214,32 @@ class FacetEncoder(nn.Module):
         sine = sine[:, :, None, None]
         return torch.cat([sine, -sine], dim=3), cosine[:, :, None, None]
 
+    def _carriers(self, carriers: Tensor | None, turn: Turn | None) -> Carriers | None:
+        """The input, or what is baked in; what turns carriers is gathered once for all blocks."""
+        if self.baked_carriers is not None:
+            baked = self.baked_carried
+            return Carriers(self.baked_carriers, None if baked is None else (baked[0], baked[1]))
+        if carriers is None:
+            return None
+        carried = None if turn is None else (turn[0].index_select(1, carriers), turn[1].index_select(1, carriers))
+        return Carriers(carriers, carried)
+
 
 Turn = tuple[Tensor, Tensor]  # each token's sines and negative sines (1, t, 1, 2, d / 2), cosines (1, t, 1, 1, d / 2)
+
+
+class Carriers(NamedTuple):
+    """Which tokens riders attend to: ``tokens (n,)`` int64, and what turns them."""
+
+    tokens: Tensor
+    turn: Turn | None
 
 
 class Block(nn.Module):
     """One transformer block that also hands out its facets.
 
     ``complete`` says whether anything needs the block's own result; without it, attention and MLP are left out.
+    ``riding`` says whether attention takes keys and values of carriers alone, which then have projections of their own.
     """
 
     def __init__(
@@ -217,6 +250,7 @@ class Block(nn.Module):
         kinds: set[FacetKind],
         complete: bool,
         saliency_heads: Sequence[int] | None,
+        riding: bool,
         arithmetic: Arithmetic,
         cls_arithmetic: Arithmetic,
         attention_arithmetic: Arithmetic,
@@ -235,11 +269,14 @@ class Block(nn.Module):
         )  # [CLS] attention has projections of its own
         shared = saliency_heads is not None and not apart
         projected = {ROTATED.get(kind, kind) for kind in kinds}
-        needed = [k for k in QKV if complete or k in projected or (k is FacetKind.KEY and shared)]
+        if complete:
+            projected |= {FacetKind.QUERY} if riding else set(QKV)
+        needed = [k for k in QKV if k in projected or (k is FacetKind.KEY and shared)]
         turning = [k for k in needed if k is not FacetKind.VALUE] if network.rotation is not None else []
         self.needed, self.turning = [k for k in needed if k not in turning], turning
         self.qkv = _thirds(qkv, self.needed, arithmetic) if self.needed else None
         self.qk = _thirds(qkv, turning, arithmetic) if turning else None
+        self.carried = _thirds(qkv, CARRIED, arithmetic) if complete and riding else None
         self.cls_key = _thirds(qkv, [FacetKind.KEY], cls_arithmetic) if apart else None
         self.cls_query = None
         if apart or (shared and FacetKind.QUERY not in needed):
@@ -252,7 +289,9 @@ class Block(nn.Module):
                 None if scale is None else nn.Parameter(scale) for scale in (parts.scale1, parts.scale2)
             )
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, turn: Turn | None = None, carriers: Carriers | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         a = self.arithmetic
         normed = self.norm1(x)  # (B, t, C)
         projected = self._projected(a(normed), turn)
@@ -260,7 +299,7 @@ class Block(nn.Module):
         if self.saliency_heads is not None:
             outputs["cls_attention"] = self._cls_attention(normed, projected, turn)
         if self.complete:
-            attended = self._attend(*(projected[kind] for kind in ATTENDED))
+            attended = self._attend(projected[FacetKind.ROTATED_QUERY], *self._taken(normed, projected, carriers))
             if self.attention_norm is not None:
                 attended = a(self.attention_norm(attended.float()))
             x = _plus(x, a.apply(self.proj, attended).float(), self.scale1)
@@ -280,6 +319,16 @@ class Block(nn.Module):
         turned = self._rotate(together, turn, self.arithmetic)
         kinds = [kind for kind, plain in ROTATED.items() if plain in self.turning]
         return found | _apart(together, self.turning) | _apart(turned, kinds)
+
+    def _taken(
+        self, normed: Tensor, projected: dict[FacetKind, Tensor], carriers: Carriers | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values as attention takes them."""
+        if self.carried is None or carriers is None:
+            return projected[FacetKind.ROTATED_KEY], projected[FacetKind.VALUE]
+        found = self.arithmetic.apply(self.carried, self.arithmetic(normed).index_select(1, carriers.tokens))
+        key, value = found.chunk(2, dim=-1)
+        return (key if carriers.turn is None else self._rotate(key, carriers.turn, self.arithmetic)), value
 
     def _rotate(self, x: Tensor, turn: Turn, a: Arithmetic) -> Tensor:
         """``(B, t, heads · d)``, or several of them side by side, turned; in fp32.
@@ -329,9 +378,6 @@ class Block(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """``(B, t, C)`` → ``(B, heads, t, d)``."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-ATTENDED = (FacetKind.ROTATED_QUERY, FacetKind.ROTATED_KEY, FacetKind.VALUE)
 
 
 class FeedForward(nn.Module):

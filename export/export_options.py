@@ -103,6 +103,15 @@ class ExportOptions:
     saliency_heads: Annotated[
         tuple[int, ...] | None, Setting("Numbers, comma-separated; the model's own by default.")
     ] = None
+    riders: Annotated[
+        int | None,
+        Setting(
+            "Approximate: from this block on (0 for all), attention takes keys and values only of the cells that whole "
+            "patches make. Faster; how far off is measured and kept in the bundle.",
+            minimum=0,
+            shown="none",
+        ),
+    ] = None
     kernels: Annotated[
         tuple[str, ...],
         Setting("Compile for GPUs: none, all, or like sm_80,sm_90.", panel=GPU, shown="none", read=_architectures),

@@ -40,6 +40,7 @@ from facetrt.engine.bundle.manifest import (
     ParityReport,
     PrecisionRecord,
     Ranges,
+    Riders,
     TaskAgreement,
 )
 from facetrt.engine.bundle.positional import Cells
@@ -57,7 +58,7 @@ from facetrt.export.additions import compile_into
 from facetrt.export.attention import add_body
 from facetrt.export.backbones.parts import read_rotation, read_table
 from facetrt.export.choosing import HALVES, Measures, choose_precision
-from facetrt.export.encoder import ROTATED, Arithmetic, FacetEncoder
+from facetrt.export.encoder import RESULTS, ROTATED, Arithmetic, FacetEncoder
 from facetrt.export.export_options import ExportOptions, Facet, FacetKind, GraphPrecision
 from facetrt.export.mending import file_entry
 from facetrt.export.models import ModelSpec, find_model
@@ -131,6 +132,9 @@ def export_bundle(
             report(f"no saliency: it is the attention of [CLS], and {spec.name} has no such token")
         manifest = _manifest(spec, options, checkpoint)
         sample = make_sample(vit, spec, manifest)
+        if manifest.riders is not None:
+            report("measuring what riders change")
+            manifest = replace(manifest, riders=measure_riders(vit, spec, manifest, manifest.riders, sample))
         manifest = replace(manifest, ranges=measure_ranges(_reference(vit, spec, manifest), sample.images))
         if options.precision is GraphPrecision.AUTO:
             report("looking for the shortest precision that does")
@@ -178,7 +182,9 @@ def resolve_options(spec: ModelSpec, options: ExportOptions) -> ExportOptions:
         raise InputError("saliency heads were given and saliency was switched off: give one")
     if options.size is not None:
         _check_fixed_size(spec, options.size, options)
-    return replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
+    options = replace(options, facets=facets, saliency_heads=heads if options.saliency else None)
+    _check_riders(spec, options)
+    return options
 
 
 def _stride(spec: ModelSpec, options: ExportOptions) -> int:
@@ -192,6 +198,27 @@ def _check_kinds(spec: ModelSpec, facets: Sequence[Facet]) -> None:
     normed = [str(facet) for facet in facets if facet.kind is FacetKind.NORMED]
     if normed and not spec.family.final_norm:
         raise InputError(f"{', '.join(normed)}: {spec.name} has no final norm of tokens; use token")
+
+
+def _check_riders(spec: ModelSpec, options: ExportOptions) -> None:
+    """Raise where riders would change nothing: no cell lies between patches, or no output needs such a block."""
+    if options.riders is None:
+        return
+    if options.stride == spec.patch:
+        raise InputError(
+            f"riders {options.riders}: at stride {options.stride} every cell of {spec.name} is a patch of its own, and "
+            "riders change nothing: leave them out, or use a smaller --stride"
+        )
+    last = _attending(spec, options) - 1
+    if options.riders > last:
+        expected = f"that of blocks 0 to {last} alone" if last >= 0 else "none of any block: leave riders out"
+        raise InputError(f"riders {options.riders}: of attention, the outputs need {expected}")
+
+
+def _attending(spec: ModelSpec, options: ExportOptions) -> int:
+    """How many blocks' attention the outputs need, [CLS] attention aside."""
+    needed = [facet.layer + (facet.kind in RESULTS) for facet in options.facets or ()]
+    return max(needed if options.saliency_heads is None else [*needed, spec.depth - 1])
 
 
 def _check_fixed_size(spec: ModelSpec, size: tuple[int, int], options: ExportOptions) -> None:
@@ -309,6 +336,7 @@ def make_encoder(
         fp32=fp32,
         logits=logits,
         tables=baked,
+        riders=None if manifest.riders is None else manifest.riders.from_block,
     )
     return encoder.eval()
 
@@ -323,7 +351,7 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
     with _quiet():
         program = torch.onnx.export(
             encoder,
-            tuple(inputs.values()),
+            kwargs=inputs,
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
@@ -341,11 +369,11 @@ def trace(encoder: FacetEncoder, path: Path, options: ExportOptions, manifest: M
 
 def _example(
     manifest: Manifest, size: tuple[int, int] | None
-) -> tuple[dict[str, torch.Tensor], tuple[dict[int, Any], ...]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, Any]]]:
     """Example inputs, and which of their dimensions are symbols."""
     batch = Dim("batch", min=1, max=1024)
     if size is not None:
-        return {"images": torch.zeros(2, *size, 3, dtype=torch.uint8)}, ({0: batch},)
+        return {"images": torch.zeros(2, *size, 3, dtype=torch.uint8)}, {"images": {0: batch}}
     conv_h, conv_w, grid_h, grid_w = (Dim(n, min=2, max=4096) for n in ("conv_h", "conv_w", "grid_h", "grid_w"))
     model, stride = manifest.architecture, manifest.stride
     margin = model.patch - stride
@@ -361,7 +389,9 @@ def _example(
     }
     if manifest.rotation is not None:
         inputs["rotation"] = (torch.zeros(2, 5, 6, model.head_dim // 2), {1: grid_h, 2: grid_w})
-    return {name: value for name, (value, _) in inputs.items()}, tuple(shape for _, shape in inputs.values())
+    if manifest.riders is not None:
+        inputs["carriers"] = (torch.arange(9), {0: Dim("carriers", min=2, max=1 << 24)})
+    return {n: value for n, (value, _) in inputs.items()}, {n: shape for n, (_, shape) in inputs.items()}
 
 
 @contextmanager
@@ -385,6 +415,13 @@ def make_sample(vit: Any, spec: ModelSpec, manifest: Manifest) -> Sample:
     return Sample(images, reference_outputs(vit, spec, manifest, images, torch.float64), spec.prefix)
 
 
+def measure_riders(vit: Any, spec: ModelSpec, manifest: Manifest, riders: Riders, sample: Sample) -> Riders:
+    """How far the outputs of a network with riders are from those of the full one, both in float64."""
+    full = reference_outputs(vit, spec, replace(manifest, riders=None), sample.images, torch.float64)
+    deviation = replace(sample, exact=full).figures(sample.exact)
+    return replace(riders, deviation=ParityReport(list(dict(_parity_images(manifest))), deviation))
+
+
 def reference_outputs(
     vit: Any, spec: ModelSpec, manifest: Manifest, images: Iterable[NDArray[np.uint8]], dtype: torch.dtype
 ) -> list[Outputs]:
@@ -395,7 +432,9 @@ def reference_outputs(
 
 
 def _reference(vit: Any, spec: ModelSpec, manifest: Manifest, dtype: torch.dtype = torch.float32) -> ReferenceModel:
-    return ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=manifest.saliency_heads, dtype=dtype)
+    riders = None if manifest.riders is None else manifest.riders.from_block
+    heads = manifest.saliency_heads
+    return ReferenceModel(vit, spec, stride=manifest.stride, saliency_heads=heads, dtype=dtype, riders=riders)
 
 
 def with_record(manifest: Manifest, precision: str, record: PrecisionRecord) -> Manifest:
@@ -622,6 +661,7 @@ def _manifest(spec: ModelSpec, options: ExportOptions, checkpoint: Checkpoint) -
         tools=_tools(),
         positional_rule=str(spec.table_rule) if spec.trained_grid else None,
         rotation=spec.family.rotation,
+        riders=None if options.riders is None else Riders(options.riders, ParityReport([], {})),
     )
 
 

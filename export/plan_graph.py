@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ def profile_shapes(manifest: Manifest, batches: tuple[int, int, int], sizes: tup
     """Smallest, most likely and largest shape of each input.
 
     The smallest grid is that of the smallest image with the stride of a whole patch, which low-resolution saliency and
-    larger strides take. A bundle of one size has that size.
+    larger strides take; carriers are those of whole patches at any stride. A bundle of one size has that size.
     """
     if manifest.size is not None:
         return {"images": [[batch, *manifest.size, 3] for batch in batches]}
@@ -100,12 +101,14 @@ def profile_shapes(manifest: Manifest, batches: tuple[int, int, int], sizes: tup
     patch, half = model.patch, model.head_dim // 2
     strides = (patch, manifest.stride, manifest.stride)
     grids = [grid_size(size, patch, stride) for size, stride in zip(sizes, strides, strict=True)]
+    carriers = [[model.prefix + math.prod(grid_size(size, patch, patch))] for size in sizes]
     return {
         "images": [[batch, *size, 3] for batch, size in zip(batches, sizes, strict=True)],
         "positional": [[1, *grid, model.dim] for grid in grids],
         **({} if manifest.rotation is None else {"rotation": [[2, *grid, half] for grid in grids]}),
         "rows": [[grid[0]] for grid in grids],
         "cols": [[grid[1]] for grid in grids],
+        **({} if manifest.riders is None else {"carriers": carriers}),
     }
 
 

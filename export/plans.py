@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -268,7 +269,11 @@ def _check_materialised(manifest: Manifest, record: PlanRecord, memory: int) -> 
         return
     batch, height, width = record.profile["images"][2][:3]
     tokens = 1 + (record.profile["rows"][2][0] * record.profile["cols"][2][0] if manifest.dynamic else _cells(manifest))
-    needed = batch * manifest.architecture.heads * tokens**2 * 4
+    attended = tokens
+    if manifest.riders is not None and not manifest.riders.from_block:
+        shape = manifest.architecture
+        attended = shape.prefix + math.prod(grid_size((height, width), shape.patch, shape.patch))
+    needed = batch * manifest.architecture.heads * tokens * attended * 4
     _check_scratch(needed, f"{batch} × {height}×{width}", memory, manifest.precision)
 
 

@@ -208,8 +208,7 @@ class TorchBackend(Backend):
 
     @torch.no_grad()
     def _run(self, inputs: Tensors) -> list[NDArray[np.float32]]:
-        names = ("images", "positional", "rows", "cols", "rotation")
-        outputs = self._network(*(torch.from_numpy(np.array(inputs[name])) for name in names if name in inputs))
+        outputs = self._network(**{name: torch.from_numpy(np.array(values)) for name, values in inputs.items()})
         return [output.numpy() for output in outputs]
 
     def _close(self) -> None:

@@ -32,7 +32,10 @@ _WATCHING = threading.Lock()
 
 
 class ReferenceModel:
-    """Facets and [CLS] attention of one image by the unpruned network, in float32 or float64 throughout."""
+    """Facets and [CLS] attention of one image by the unpruned network, in float32 or float64 throughout.
+
+    With ``riders``, attention of the blocks from that one on sees only the tokens that there are at the patch's stride.
+    """
 
     def __init__(
         self,
@@ -42,9 +45,11 @@ class ReferenceModel:
         stride: int,
         saliency_heads: Sequence[int] | None,
         dtype: torch.dtype = torch.float32,
+        riders: int | None = None,
     ) -> None:
         self.vit = vit if dtype is torch.float32 else copy.deepcopy(vit).to(dtype)
         self.spec, self.stride, self.saliency_heads, self.dtype = spec, stride, saliency_heads, dtype
+        self.riders = len(self.vit.blocks) if riders is None else riders
 
     @torch.no_grad()
     def run(
@@ -61,7 +66,7 @@ class ReferenceModel:
         x = self._tokens(pixels)
         for layer, block in enumerate(self.vit.blocks):
             block.attn.fused_attn = True  # by torch's function, which is watched
-            with _watched() as calls:
+            with _watched(None if layer < self.riders else self._own_tokens(size)) as calls:
                 x = block(x) if rotary is None else block(x, rope=rotary[0])
             if len(calls) != 1:
                 raise InputError(f"block {layer} of {self.spec.name} has {len(calls)} attentions: expected one")
@@ -93,6 +98,13 @@ class ReferenceModel:
                 x = torch.cat([*before, x], dim=1) + torch.cat([vit.pos_embed[:, :count], cells], dim=1)
         tokens: Tensor = vit.norm_pre(x)
         return tokens
+
+    def _own_tokens(self, size: tuple[int, int]) -> Tensor:
+        """``(t,)`` bool: whether the network has a token at its own stride, too."""
+        grid = grid_size(size, self.spec.patch, self.stride)
+        down, across = (torch.arange(0, cells * self.stride, self.stride) % self.spec.patch == 0 for cells in grid)
+        cells = torch.logical_and(down[:, None], across[None]).flatten()
+        return torch.cat([torch.ones(self.spec.prefix, dtype=torch.bool), cells])
 
     def _positional(self, size: tuple[int, int]) -> Tensor:
         """``(1, cells, C)``, by the family's rule (see :class:`facetrt.engine.bundle.positional.TableRule`)."""
@@ -186,13 +198,19 @@ class ReferenceModel:
 
 
 @contextmanager
-def _watched() -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """What torch's attention is called with meanwhile; by one thread at a time."""
+def _watched(seen: Tensor | None = None) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """What torch's attention is called with meanwhile; by one thread at a time.
+
+    Args:
+        seen: ``(t,)`` bool, the tokens whose keys and values it is left with; all if None.
+    """
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
     original = nn.functional.scaled_dot_product_attention
 
     def watching(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
         calls.append((query, key, value))
+        if seen is not None:
+            key, value = key[:, :, seen], value[:, :, seen]
         return original(query, key, value, *rest, **options)
 
     with _WATCHING:

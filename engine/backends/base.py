@@ -25,6 +25,7 @@ Tensors = Mapping[str, NDArray[Any]]
 STATIC_INPUTS = ("images",)
 DTYPES = {
     "images": np.uint8, "positional": np.float32, "rotation": np.float32, "rows": np.int64, "cols": np.int64,
+    "carriers": np.int64,
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ class Backend(ABC):
     Inputs: ``images (B, H, W, 3)`` uint8 RGB; for dynamic bundles also ``positional (1, grid_h, grid_w, C)`` float32
     and ``rows (grid_h,)``, ``cols (grid_w,)`` int64: which rows and columns of the strided patch convolution become
     cells (all of them, or every second one for twice the stride). Those of models that rotate queries and keys take
-    ``rotation (2, grid_h, grid_w, d / 2)`` float32 as well, sines and cosines.
+    ``rotation (2, grid_h, grid_w, d / 2)`` float32 as well, sines and cosines; those with riders take ``carriers (n,)``
+    int64, the tokens whose keys and values attention takes.
 
     Attributes:
         options: what runs, without any ``auto``.
@@ -98,8 +100,12 @@ class Backend(ABC):
         sides = zip(("rows", "cols"), inputs["images"].shape[1:3], strict=True)
         for name, pixels in sides:
             cells, count = inputs[name], 1 + (pixels - patch) // stride
-            if cells.ndim != 1 or not cells.size or cells.min() < 0 or cells.max() >= count:
+            if not _index(cells, count):
                 raise BackendError(f"{name} do not all lie in 0..{count - 1}, the cells of {pixels} pixels")
+        if self.bundle.manifest.riders is not None:
+            tokens = self.bundle.manifest.architecture.prefix + inputs["rows"].size * inputs["cols"].size
+            if not _index(inputs["carriers"], tokens):
+                raise BackendError(f"carriers do not all lie in 0..{tokens - 1}, the tokens of the given rows and cols")
 
     def _check_outputs(self, inputs: Tensors, outputs: Tensors) -> None:
         manifest, images = self.bundle.manifest, inputs["images"].shape
@@ -184,7 +190,13 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Shaped]) -> None:
 def _expected_inputs(manifest: Manifest) -> tuple[str, ...]:
     if not manifest.dynamic:
         return STATIC_INPUTS
-    return tuple(name for name in DTYPES if name != "rotation" or manifest.rotation is not None)
+    some = {"rotation": manifest.rotation, "carriers": manifest.riders}
+    return tuple(name for name in DTYPES if name not in some or some[name] is not None)
+
+
+def _index(values: NDArray[Any], count: int) -> bool:
+    """Whether these are places of some of ``count`` things."""
+    return values.ndim == 1 and values.size > 0 and bool(values.min() >= 0 and values.max() < count)
 
 
 def first_line(error: Exception) -> str:

@@ -93,19 +93,22 @@ class Bundle:
             raise BundleError(f"{folder}: {error}") from None
         return Bundle(folder, manifest, contents[ENCODER], positional, padding, periods)
 
-    def positions(self, cells: Cells) -> dict[str, NDArray[np.float32]]:
+    def positions(self, cells: Cells) -> dict[str, NDArray[Any]]:
         """What tells a dynamic encoder where cells are, by the names of its inputs.
 
         ``positional (1, grid_h, grid_w, C)`` is added to the cells' embeddings, zeros where the model has no table;
-        ``rotation (2, grid_h, grid_w, d / 2)``, of models that rotate, holds sines and cosines.
+        ``rotation (2, grid_h, grid_w, d / 2)``, of models that rotate, holds sines and cosines; ``carriers``, of
+        encoders with riders, the tokens whose keys and values are taken, see :meth:`Cells.carriers`.
         """
         grid, model = cells.grid, self.manifest.architecture
         if self.positional is None:
-            found = {"positional": np.zeros((1, *grid, model.dim), np.float32)}
+            found: dict[str, NDArray[Any]] = {"positional": np.zeros((1, *grid, model.dim), np.float32)}
         else:
             found = {"positional": positional_table(self.positional, cells, self.manifest.table_rule)[None]}
         if self.periods is not None and self.manifest.rotation is not None:
             found["rotation"] = rotation_table(self.periods, cells, self.manifest.rotation)
+        if self.manifest.riders is not None:
+            found["carriers"] = cells.carriers(model.prefix)
         return found
 
     def read(self, name: str) -> bytes:

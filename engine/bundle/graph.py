@@ -511,9 +511,12 @@ def _inputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:
         "images": (UINT8, [None, None, None, 3]),
         "positional": (FLOAT, [1, None, None, model.dim]),
         **(rotation if manifest.rotation is not None else {}),
-        "rows": (INT64, [None]),
-        "cols": (INT64, [None]),
+        **({name: (INT64, [None]) for name in _indices(manifest)}),
     }
+
+
+def _indices(manifest: Manifest) -> tuple[str, ...]:
+    return ("rows", "cols") if manifest.riders is None else ("rows", "cols", "carriers")
 
 
 def _outputs(manifest: Manifest) -> dict[str, tuple[int, Expected]]:

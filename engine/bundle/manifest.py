@@ -111,6 +111,24 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
+class Riders:
+    """An encoder whose cells between those of the patch grid are riders: they ask, and nobody asks them.
+
+    From block ``from_block`` on, attention takes keys and values of *carriers* alone: [CLS], registers and the cells
+    that the network has at the stride of its patch (:meth:`facetrt.engine.bundle.positional.Cells.carriers`).
+
+    Attributes:
+        deviation: what that changes: how far outputs are from those of the full network, both in float64.
+    """
+
+    from_block: int
+    deviation: ParityReport
+
+    def __str__(self) -> str:
+        return f"riders from block {self.from_block}"
+
+
+@dataclass(frozen=True)
 class Fp32Parts:
     """What stays in fp32 where the rest runs in half precision, beside the patch convolution and the residual stream.
 
@@ -287,7 +305,8 @@ class Manifest:
     ``precisions`` says how exact the encoder is in each precision that it was measured in; ``candidates``, in the order
     they were weighed, why it has its own, or None where that was asked for. ``positional_rule`` is how its positional
     table is brought to another grid, see :class:`facetrt.engine.bundle.positional.TableRule`; ``rotation`` how queries
-    and keys turn, None where they don't; ``found_head`` is FOUND's, where one was added; ``family`` is the model's.
+    and keys turn, None where they don't; ``found_head`` is FOUND's, where one was added; ``family`` is the model's;
+    ``riders`` says that the encoder is an approximation, None if it is the model itself.
     """
 
     schema: int
@@ -314,6 +333,7 @@ class Manifest:
     rotation: Rotation | None = None
     found_head: LinearHead | None = None
     family: str = "dino"
+    riders: Riders | None = None
 
     def __post_init__(self) -> None:
         if self.positional_rule not in (None, *TableRule):
@@ -368,10 +388,26 @@ class Manifest:
         for name, channels in vars(self.normalisation).items():
             if len(channels) != 3 or not all(math.isfinite(value) for value in channels):
                 raise BundleError(f"normalisation.{name} is {channels!r:.60}: expected three finite numbers")
+        self._check_riders()
         if self.precision not in PRECISIONS:
             raise BundleError(f"precision {self.precision!r:.60}: expected {', '.join(PRECISIONS)}")
         if len(self.files) > MAX_FILES:
             raise BundleError(f"the manifest lists {len(self.files):,} files: expected at most {MAX_FILES:,}")
+
+    def _check_riders(self) -> None:
+        if self.riders is None:
+            return
+        if self.stride == self.architecture.patch:
+            raise BundleError(f"riders at stride {self.stride}, the patch size: expected none, as no cell lies between")
+        if not 0 <= self.riders.from_block < self.architecture.depth:
+            raise BundleError(
+                f"riders.from_block is {self.riders.from_block}: expected 0 to {self.architecture.depth - 1}"
+            )
+
+    @property
+    def title(self) -> str:
+        """The model's name, and that this is an approximation of it where it is."""
+        return self.model if self.riders is None else f"{self.model}, {self.riders}"
 
     @property
     def table_rule(self) -> TableRule:

@@ -68,6 +68,14 @@ class Cells:
         """How many patches lie side by side in the extent that the cells of one axis cover."""
         return self._extent(axis) / self.patch
 
+    def carriers(self, prefix: int) -> NDArray[np.int64]:
+        """Which tokens the network has at the stride of its patch, in order: ``prefix`` tokens that stand before those
+        of cells, and the cells whose row and column are whole patches from the first.
+        """
+        rows, columns = (np.flatnonzero(np.arange(cells) * self.stride % self.patch == 0) for cells in self.grid)
+        cells = (rows[:, None] * self.grid[1] + columns).ravel()
+        return np.concatenate([np.arange(prefix), prefix + cells]).astype(np.int64)
+
     def _extent(self, axis: int) -> int:
         return (self.grid[axis] - 1) * self.stride + self.patch
 

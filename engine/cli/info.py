@@ -68,6 +68,10 @@ def _print(opened: Bundle) -> None:
             f"parity with the torch model, worst of {len(manifest.parity.cases)} images", manifest.parity.outputs
         )
     )
+    if manifest.riders is not None:
+        deviation = manifest.riders.deviation
+        title = f"{manifest.riders} against the full network, worst of {len(deviation.cases)} images"
+        console.print(_parity_table(title, deviation.outputs))
     if manifest.precisions:
         columns = ["precision", "contract", "in fp32 beside it", "time / fp32", "measured by"]
         console.print(_table("precisions", columns, _precisions(manifest)))
@@ -209,6 +213,7 @@ def _facts(manifest: Manifest) -> list[list[str]]:
         ["before cells", _before(shape.prefix)],
         ["positions", _positions(manifest)],
         ["stride", str(manifest.stride)],
+        ["approximation", "none" if manifest.riders is None else str(manifest.riders)],
         ["image size", size],
         ["facets", ", ".join(manifest.facets)],
         ["saliency heads", heads],

@@ -383,12 +383,12 @@ def demo(
     check_replaceable(out, force=force, inputs=[bundle])
     samples = sample_paths()
     with open_engine(bundle, running) as engine:
-        console.print(f"model: {engine.manifest.model} ({engine.manifest.description}), backend: {engine.backend}")
+        console.print(f"model: {engine.manifest.title} ({engine.manifest.description}), backend: {engine.backend}")
         with atomic_folder(out, force=force) as folder:
             _demo_cosegment(engine, folder / "cosegment", [samples[name] for name in DEMO_SET])
             for name in DEMO_VIEWS:
                 _demo_match(engine, folder / f"match-{name}", load_image(samples[name]).pixels)
-            write_results(folder, {"command": "demo", "model": engine.manifest.model})
+            write_results(folder, {"command": "demo", "model": engine.manifest.title})
     for picture in sorted(out.glob("*/*.png")):
         console.print(f"  {picture}")
 

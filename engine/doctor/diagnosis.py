@@ -270,7 +270,7 @@ def _examine(bundle: Bundle, machine: Diagnosis, path: str) -> BundleReport:
     backends = tuple(_for_bundle(finding, manifest.precision, plans, path) for finding in machine.backends)
     architectures = tuple(bundle.kernel_architectures())
     return BundleReport(
-        path, manifest.model, manifest.precision, architectures, backends,
+        path, manifest.title, manifest.precision, architectures, backends,
         _bundle_kernels(machine, architectures, path), plans,
     )  # fmt: skip
 

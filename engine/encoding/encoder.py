@@ -144,7 +144,7 @@ class Encoder(Passes[NDArray[Any]]):
         self.manifest = manifest
         self.backend = backend
         self.provenance = Provenance(
-            model=manifest.model,
+            model=manifest.title,
             encoder_sha256=manifest.files[ENCODER].sha256,
             backend=backend.name,
             device=backend.options.device,
@@ -478,7 +478,7 @@ class Encoder(Passes[NDArray[Any]]):
     def grid_inputs(
         self, size: tuple[int, int], *, step: int, picture: tuple[int, int] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """What the encoder takes beside images of ``size``: nothing if static, else table, rows and columns.
+        """What the encoder takes beside images of ``size``: nothing if static, else tables, rows, columns and carriers.
 
         Args:
             picture: ``(height, width)`` of the part that is not padding, where some is.

@@ -38,7 +38,7 @@ def model_facts(engine: Engine | None) -> dict[str, Any] | None:
         return None
     manifest = engine.manifest
     return {
-        "model": manifest.model,
+        "model": manifest.title,
         "description": manifest.description,
         "checkpoint": asdict(manifest.checkpoint),
         "files": {name: entry.sha256 for name, entry in manifest.files.items()},
