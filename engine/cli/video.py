@@ -29,10 +29,12 @@ from facetrt.engine.cli.viewers import (
     MaskViewer,
     ModelViewer,
     PcaViewer,
+    SeveralViewers,
     TrackViewer,
     VideoTask,
     Viewer,
     learn_from,
+    read_tasks,
 )
 from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.engine import Engine
@@ -66,7 +68,10 @@ class Request:
     """What was asked."""
 
     bundle: BundleOption
-    task: Annotated[VideoTask, Setting("What to show.")]
+    task: Annotated[
+        tuple[VideoTask, ...],
+        Setting(f"What to show: {', '.join(VideoTask)}; or several, comma-separated.", read=read_tasks),
+    ]
     out: Annotated[Path, typer.Option("--out", "-o", help="Video to write: .mp4, .mkv or .avi.")]
     video: Annotated[
         str | None, typer.Argument(metavar="IN", help="Video file, folder of images or rtsp:// address.")
@@ -119,6 +124,11 @@ class Request:
         return isinstance(self.source, int) or (self.source.startswith(LIVE_SCHEMES) and is_address(self.source))
 
     @property
+    def tasks(self) -> str:
+        """The tasks as one text."""
+        return ",".join(self.task)
+
+    @property
     def record_path(self) -> Path:
         """The path of the results record."""
         return self.out.with_suffix(".json")
@@ -151,7 +161,8 @@ def video(request: Request, running: RunOptions) -> None:
     check_request(request)
     with open_engine(request.bundle, running) as engine:
         record = run_video(engine, request)
-    if lost := record["result"].get("lost"):
+    mask = record["result"] if len(request.task) == 1 else record["result"].get(VideoTask.MASK, {})
+    if lost := mask.get("lost"):
         note(f"objects {', '.join(map(str, lost))} are too small to be followed: use a larger --load-size")
     report = record["report"]
     console.print(
@@ -168,32 +179,33 @@ def check_request(request: Request) -> None:
     Raises:
         InputError, OutputError, BackendError: with one line that says what to change.
     """
-    task = request.task
+    tasks = request.task
     check_suffix(request.out)
     for option, value, allowed in (
-        ("--points", request.points, task is VideoTask.TRACK),
-        ("--point", request.point or None, task is VideoTask.TRACK),
-        ("--first-mask", request.first_mask, task is VideoTask.MASK),
-        ("--model", request.model, task.clusters),
-        ("--method", request.method, task is VideoTask.DISCOVER),
-        ("--refine", request.refine, bool(task.refinements)),
+        ("--points", request.points, VideoTask.TRACK in tasks),
+        ("--point", request.point or None, VideoTask.TRACK in tasks),
+        ("--first-mask", request.first_mask, VideoTask.MASK in tasks),
+        ("--model", request.model, any(task.clusters for task in tasks)),
+        ("--method", request.method, VideoTask.DISCOVER in tasks),
+        ("--refine", request.refine, any(task.refinements for task in tasks)),
     ):
         if value is not None and not allowed:
-            raise InputError(f"{option} has no meaning for --task {task}: leave it out")
+            raise InputError(f"{option} has no meaning for --task {request.tasks}: leave it out")
     if request.refine is not None:
-        if request.refine not in task.refinements:
-            raise InputError(
-                f"--refine {request.refine} does not fit --task {task}: expected one of {', '.join(task.refinements)}"
-            )
+        for task in filter(lambda task: task.refinements, tasks):
+            if request.refine not in task.refinements:
+                known = ", ".join(task.refinements)
+                raise InputError(f"--refine {request.refine} does not fit --task {task}: expected one of {known}")
         check_available(request.refine)
     if request.points is not None and request.point:
         raise InputError("--points chooses points and --point gives them: use one of the two")
-    if task is VideoTask.MASK and request.first_mask is None:
+    if VideoTask.MASK in tasks and request.first_mask is None:
         raise InputError("--task mask follows the objects of a first mask: add --first-mask PNG")
-    if task.clusters and request.live and request.model is None:
+    clustering = [task for task in tasks if task.clusters]
+    if clustering and request.live and request.model is None:
         raise InputError(
-            f"--task {task} on a live source needs --model: learn one from a few images with facetrt {task} "
-            "--save-model FILE"
+            f"--task {clustering[0]} on a live source needs --model: learn one from a few images with facetrt "
+            f"{clustering[0]} --save-model FILE"
         )
     find_encoder()
     _check_places(request)
@@ -284,31 +296,59 @@ def _said(stopped: BaseException | None) -> str | None:
 
 
 def _prepare(engine: Engine, request: Request) -> tuple[Viewer, EncodeOptions]:
-    """The task's viewer, and how it wants frames to be encoded."""
+    """The viewer of all tasks, and how frames are encoded for them.
+
+    Raises:
+        InputError: tasks that want them encoded differently.
+    """
     asked = LOAD_SIZE if isinstance(request.load_size, DefaultSize) else request.load_size
+    viewers: dict[str, Viewer] = {}
+    wanted: dict[str, EncodeOptions] = {}
+    for task in request.task:
+        viewers[task], encoding = _prepare_task(engine, request, task, asked)
+        if encoding is not None:
+            wanted[_described(engine, encoding)] = encoding
+    if len(wanted) > 1:
+        raise InputError(
+            f"--task {request.tasks}: one takes frames at {' and one at '.join(wanted)}: name a --load-size for both, "
+            "or make a video of each"
+        )
+    viewer = SeveralViewers(viewers) if len(viewers) > 1 else next(iter(viewers.values()))
+    return viewer, next(iter(wanted.values()), EncodeOptions(asked))
+
+
+def _described(engine: Engine, encoding: EncodeOptions) -> str:
+    stride = encoding.stride or engine.manifest.stride
+    return f"load size {encoding.load_size}, stride {stride}, fit {encoding.fit} and {encoding.saliency} saliency"
+
+
+def _prepare_task(
+    engine: Engine, request: Request, task: VideoTask, asked: LoadSize
+) -> tuple[Viewer, EncodeOptions | None]:
+    """A task's viewer, and how it wants frames to be encoded if that matters to it."""
     refine = request.refine or Refinement.NONE
-    if request.first_mask is not None:
-        return MaskViewer(engine, read_first_mask(request.first_mask), refine), EncodeOptions(asked)
-    if request.task is VideoTask.TRACK:
-        return TrackViewer(engine, request.points_xy), EncodeOptions(asked)
-    if request.task is VideoTask.PCA:
-        return PcaViewer(engine), EncodeOptions(asked)
-    if request.task is VideoTask.DISCOVER:
+    if task is VideoTask.MASK and request.first_mask is not None:
+        return MaskViewer(engine, read_first_mask(request.first_mask), refine), None
+    if task is VideoTask.TRACK:
+        return TrackViewer(engine, request.points_xy), None
+    if task is VideoTask.PCA:
+        return PcaViewer(engine), None
+    if task is VideoTask.DISCOVER:
         discovery = engine.discovery(request.method or "tokencut", refine=refine)
         return DiscoverViewer(discovery), discovery.method.encoding(engine.manifest, asked)
-    model = _model(engine, request, asked)
+    model = _model(engine, request, task, asked)
     size = model.load_size if isinstance(request.load_size, DefaultSize) else asked
     return ModelViewer(engine, model, refine), EncodeOptions(size, stride=model.stride)
 
 
-def _model(engine: Engine, request: Request, size: LoadSize) -> SegmentationModel | PartsModel:
+def _model(engine: Engine, request: Request, task: VideoTask, size: LoadSize) -> SegmentationModel | PartsModel:
     """Read the model from its file, or learn it from the video at ``size``."""
     if request.model is None:
         with errors.status("learning from a sample of the frames"):
-            return learn_from(engine, request.source, request.task, size, request.limit)
+            return learn_from(engine, request.source, task, size, request.limit)
     model = load_model(request.model)
-    if isinstance(model, PartsModel) != (request.task is VideoTask.PARTS):
-        raise InputError(f"{request.model} holds a {model.kind} model: it does not fit --task {request.task}")
+    if isinstance(model, PartsModel) != (task is VideoTask.PARTS):
+        raise InputError(f"{request.model} holds a {model.kind} model: it does not fit --task {task}")
     return model
 
 
@@ -319,7 +359,7 @@ def _record(request: Request, engine: Engine, stream: Stream, viewer: Viewer, ou
     return {
         "tool": "facetrt",
         "command": "video",
-        "task": request.task,
+        "task": request.tasks,
         "options": request.options(),
         "source": known | decoder,
         "bundle": request.bundle,
@@ -357,14 +397,14 @@ class Outputs:
             if self._request.data:
                 self._folder = kept.enter_context(atomic_folder(self._request.data_path, force=self._request.force))
             try:
-                with self._written, progress(self._request.task, self._total()) as tick:
+                with self._written, progress(self._request.tasks, self._total()) as tick:
                     self._write_all(viewer, tick)
             except BaseException as error:  # raised again once what there is has been kept
                 if self._writer is None or not self._writer.kept:
                     raise
                 stopped = error
             if self._folder is not None:
-                write_results(self._folder, {"command": "video", "task": self._request.task})
+                write_results(self._folder, {"command": "video", "task": self._request.tasks})
         return stopped
 
     def _write_all(self, viewer: Viewer, tick: Tick) -> None:
@@ -380,7 +420,7 @@ class Outputs:
     def _write(self, drawn: Drawn) -> bool:
         """Returns whether to go on: a key in the window ends it."""
         picture = drawn.picture
-        writer = self._writer or self._open(drawn)
+        writer = self._writer or self._open(drawn, (picture.shape[0], picture.shape[1]))
         if picture.shape[:2] != writer.size:
             self._say("the size of the frames changes: those of another size than the first are scaled to its")
             picture = np.asarray(cv2.resize(picture, writer.size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
@@ -393,11 +433,11 @@ class Outputs:
             np.savez_compressed(self._folder / f"{drawn.frame.index:06}.npz", **arrays)
         return not (self._request.preview and show(picture))
 
-    def _open(self, drawn: Drawn) -> VideoWriter:
+    def _open(self, drawn: Drawn, size: tuple[int, int]) -> VideoWriter:
         fps = self._source.fps if self._source is not None else None
         sound = self._source.sound if self._source is not None else None
         self._writer = self._written.enter_context(
-            VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), drawn.frame.size, sound=sound)
+            VideoWriter(self._request.out, min(fps or DEFAULT_FPS, 1000), size, sound=sound)
         )
         self._began = drawn.frame.timestamp
         return self._writer

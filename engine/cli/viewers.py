@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -20,6 +20,7 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features, SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.learning import learn_cosegmentation, learn_parts
+from facetrt.engine.settings import parse
 from facetrt.engine.tasks.discovery.discovering import Discovery
 from facetrt.engine.tasks.masks import refine_objects
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
@@ -30,6 +31,7 @@ from facetrt.engine.video.propagation import Labels
 from facetrt.engine.video.sources import Frame, open_source
 from facetrt.engine.video.stream import StreamResult
 from facetrt.engine.video.tracking import Tracks, grid_points
+from facetrt.kernels.errors import InputError
 
 LOAD_SIZE = 224  # by default. Masks were better than at 160 and stride 4, and than at 224, 320 and 480 and stride 8
 TRAIL = 24  # frames that a trail reaches back
@@ -64,13 +66,40 @@ class VideoTask(StrEnum):
         return tuple(known for known in Refinement if not (known.two_labels and self is VideoTask.PARTS))
 
 
+Paint = Callable[[Pixels], Pixels]
+
+
+def read_tasks(text: str) -> tuple[VideoTask, ...]:
+    """Tasks that are joined by commas, each once.
+
+    Raises:
+        InputError: an unknown one, or one twice.
+    """
+    tasks = tuple(parse(VideoTask, part.strip(), "task") for part in text.split(","))
+    if len(set(tasks)) < len(tasks):
+        raise InputError(f"task {text!r}: expected each task once")
+    return tasks
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """A frame with what was found on it: ``picture (H, W, 3)`` of the frame's size, and arrays by name."""
+    """A frame and what was found on it.
+
+    Attributes:
+        paint: draws it over a picture ``(H, W, 3)`` of the frame's size, which stays as it is, and returns that.
+        data: arrays by name.
+        opaque: whether what is drawn hides the picture, so that nothing else can be drawn with it.
+    """
 
     frame: Frame
-    picture: Pixels = field(repr=False)
-    data: dict[str, NDArray[Any]] = field(repr=False)
+    paint: Paint = field(repr=False)
+    data: Mapping[str, NDArray[Any]] = field(repr=False)
+    opaque: bool = False
+
+    @property
+    def picture(self) -> Pixels:
+        """The frame with what was found."""
+        return self.paint(self.frame.pixels)
 
 
 class Viewer(ABC):
@@ -112,9 +141,8 @@ class TrackViewer(Viewer):
         points = np.stack([past.points_xy for past in self._history])
         visible = np.stack([past.visible for past in self._history])
         visible &= visible[-LINGER:].any(axis=0)  # a trail that leads nowhere soon lies over something else
-        picture = draw_trails(result.frame.pixels, points, visible)
         data = {"points_xy": tracks.points_xy, "visible": tracks.visible, "confidence": tracks.confidence}
-        return [Drawn(result.frame, picture, data)]
+        return [Drawn(result.frame, lambda pixels: draw_trails(pixels, points, visible), data)]
 
     def _start(self, features: Features) -> Tracks:
         if isinstance(self._points, int):
@@ -146,8 +174,8 @@ class MaskViewer(Viewer):
         else:
             self._propagator.start(result.features, self._labels)
             self._started, labels = True, self._labels
-        picture = object_overlay(result.frame.pixels, labels)
-        return [Drawn(result.frame, picture, {"labels": labels.astype(self._dtype)})]
+        data = {"labels": labels.astype(self._dtype)}
+        return [Drawn(result.frame, lambda pixels: object_overlay(pixels, labels), data)]
 
     def facts(self) -> dict[str, Any]:
         """Objects that are followed, and those too small for the grid."""
@@ -174,12 +202,12 @@ class ModelViewer(Viewer):
             labels = part.labels
             if self._refine is Refinement.NONE:
                 labels = cells_on_pixels(part.cells.astype(np.int16), features.geometry)
-            return [Drawn(frame, parts_overlay(frame.pixels, labels), {"labels": labels})]
+            return [Drawn(frame, lambda pixels: parts_overlay(pixels, labels), {"labels": labels})]
         found = self._engine.apply(model, features, refine=self._refine, smoother=self._smoother)
         mask = found.mask
         if self._refine is Refinement.NONE:
             mask = cells_on_pixels(found.cells.astype(np.int8), features.geometry) > 0
-        return [Drawn(frame, mask_overlay(frame.pixels, mask), {"mask": mask})]
+        return [Drawn(frame, lambda pixels: mask_overlay(pixels, mask), {"mask": mask})]
 
     def facts(self) -> dict[str, Any]:
         """What the record says of the model."""
@@ -220,8 +248,9 @@ class PcaViewer(Viewer):
         return [self._draw(colours, result) for result in waiting]
 
     def _draw(self, colours: PcaColours, result: StreamResult) -> Drawn:
-        projected = colours.pca.project(result.features)
-        return Drawn(result.frame, colours.picture(projected, result.features.geometry), {"components": projected})
+        projected, geometry = colours.pca.project(result.features), result.features.geometry
+        picture = colours.picture(projected, geometry)
+        return Drawn(result.frame, lambda pixels: picture, {"components": projected}, opaque=True)
 
     def facts(self) -> dict[str, Any]:
         """Facet and shares of the variance."""
@@ -247,12 +276,58 @@ class DiscoverViewer(Viewer):
         data: dict[str, NDArray[Any]] = {"boxes": found.boxes, "masks": found.masks, "cells": found.cells}
         if found.scores is not None:
             data["scores"] = found.scores
-        return [Drawn(result.frame, objects_overlay(pixels, found), data)]
+        return [Drawn(result.frame, lambda pixels: objects_overlay(pixels, found), data)]
 
     def facts(self) -> dict[str, Any]:
         """Method, facets, and how many objects were found."""
         named = {"method": self._discovery.method.name, "facet": self._discovery.name}
         return named | {"frames": self._frames, "objects": self._objects}
+
+
+class SeveralViewers(Viewer):
+    """Several tasks on the same features. They are drawn over one another, in the order of ``viewers``.
+
+    What hides the picture stands beside it, as a picture of its own. Data are named like ``track.points_xy``.
+    """
+
+    def __init__(self, viewers: Mapping[str, Viewer]) -> None:
+        self._viewers = viewers
+        self._waiting: dict[str, deque[Drawn]] = {name: deque() for name in viewers}
+
+    def feed(self, result: StreamResult) -> list[Drawn]:
+        """See :meth:`Viewer.feed`: what all tasks have shown."""
+        return self._together({name: viewer.feed(result) for name, viewer in self._viewers.items()})
+
+    def finish(self) -> list[Drawn]:
+        """See :meth:`Viewer.finish`."""
+        return self._together({name: viewer.finish() for name, viewer in self._viewers.items()})
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says, by task."""
+        return {name: viewer.facts() for name, viewer in self._viewers.items()}
+
+    def _together(self, new: Mapping[str, list[Drawn]]) -> list[Drawn]:
+        for name, drawn in new.items():
+            self._waiting[name].extend(drawn)
+        count = min(map(len, self._waiting.values()))
+        return [_joined({name: queue.popleft() for name, queue in self._waiting.items()}) for _ in range(count)]
+
+
+def _joined(drawn: Mapping[str, Drawn]) -> Drawn:
+    """One frame's pictures and data as one."""
+    over = [one for one in drawn.values() if not one.opaque]
+    beside = [one for one in drawn.values() if one.opaque]
+    frame = next(iter(drawn.values())).frame
+
+    def paint(pixels: Pixels) -> Pixels:
+        picture = pixels
+        for one in over:
+            picture = one.paint(picture)
+        panels = [picture] if over else []
+        return np.concatenate([*panels, *(one.paint(pixels) for one in beside)], axis=1)
+
+    data = {f"{name}.{key}": values for name, one in drawn.items() for key, values in one.data.items()}
+    return Drawn(frame, paint, data, opaque=bool(beside))
 
 
 def learn_from(

@@ -22,6 +22,7 @@ from facetrt.engine.cli import video as command
 from facetrt.engine.cli import viewers as video_tasks
 from facetrt.engine.cli.main import program
 from facetrt.engine.cli.viewers import PcaViewer
+from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.engine import Engine
 from facetrt.engine.learning import learn_cosegmentation
 from facetrt.engine.tasks.masks import refine_objects
@@ -118,6 +119,40 @@ def test_points_are_chosen(clip: Path, out: Path) -> None:
     video(clip, "track", out, "--points", 3, "--load-size", 72, "--limit", 2, "--no-data")
     assert 1 <= len(check(out, "track", 2)["result"]["points_xy"]) <= 3
     assert not out.with_suffix(".frames").exists()
+
+
+def test_several_tasks_share_one_encode(
+    clip: Path, first_mask: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gives what it gives alone; overlays lie on one picture, what hides it stands beside."""
+    given = ("--point", "60,30", "--load-size", 72, "--first-mask", first_mask)
+    encoded = []
+    encode = Encoder.encode_loaded
+    monkeypatch.setattr(Encoder, "encode_loaded", lambda self, *args: encoded.append(1) or encode(self, *args))
+    assert video(clip, "track, mask,pca", out, *given).exit_code == 0
+    assert len(encoded) == COUNT
+    record = check(out, "track,mask,pca", size=(SIZE[0], 2 * SIZE[1]))
+    assert record["result"]["mask"]["objects"] == [1, 2] and record["result"]["track"]["points_xy"] == [[60, 30]]
+    for task, options in (("track", given[:4]), ("mask", given[2:]), ("pca", given[2:4])):
+        alone = tmp_path / f"{task}.mp4"
+        video(clip, task, alone, *options)
+        for index in (0, 4, COUNT - 1):
+            together = data_of(out, index)
+            for name, values in data_of(alone, index).items():
+                shared = together[name if name in ("index", "timestamp") else f"{task}.{name}"]
+                np.testing.assert_array_equal(shared, values)
+
+
+def test_tasks_that_do_not_go_together(clip: Path, out: Path, model: Path) -> None:
+    for task, options, message in [
+        ("track,dance", (), "task 'dance': expected one of track, mask"),
+        ("pca,pca", (), "each task once"),
+        ("pca,track", ("--model", model), "--model has no meaning for --task pca,track"),
+        ("cosegment,discover", ("--model", model), "load size 64, stride 4, .* and one at load size 224, stride"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            video(clip, task, out, *options)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("method", ["tokencut", "spectral"])
