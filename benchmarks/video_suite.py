@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,9 @@ from facetrt.engine.tasks.models import SegmentationModel
 from facetrt.engine.video.tracking import Tracks
 from facetrt.kernels.errors import FacetrtError, InputError
 
-STREAM, LATENCY, WAITING, MEMORY = "stream", "latency", "frames that wait", "memory"
+STREAM, LATENCY, WAITING = "stream", "latency", "frames that wait"
+MEMORY, HEADS_MEMORY = "memory", "memory with all heads"
+HEADS = ("track", "mask", "cosegment")
 BARE, STREAMED = "encoder alone", "stream"
 P50, P99 = "p50", "p99"
 SLOW = "latest, slow consumer"
@@ -130,7 +133,8 @@ class VideoBench:
 def run_video(bench: VideoBench) -> Report:
     """Measure all sections; a row that this machine cannot run says why."""
     opening = Opening()
-    rows = [*measure_overhead(bench), *measure_latency(bench), *measure_waiting(bench), *measure_memory(bench)]
+    rows = [*measure_overhead(bench), *measure_latency(bench), *measure_waiting(bench)]
+    rows += [*measure_memory(bench, MEMORY), *measure_memory(bench, HEADS_MEMORY)]
     for side in bench.sizes.sides:
         rows += measure_tasks(bench, side)
     return opening.close("video", bench, rows, bars(bench.sizes), comparable=bench.sizes == VideoSizes(), notes=[NOTE])
@@ -145,13 +149,27 @@ def bars(sizes: VideoSizes) -> list[Bar]:
         Bar("time per frame, stream vs the encoder alone", STREAM, BARE, STREAMED, 1.05, at_most=True),
         Bar("latency, p99 vs p50, idle machine", LATENCY, P50, P99, 1.5, at_most=True),
         Bar("frames that wait under 'latest'", WAITING, SLOW, None, 1, at_most=True, unit="frames"),
-        Bar(
-            f"memory, {sizes.many:,} frames vs {sizes.warm:,}",
-            MEMORY,
-            frames_name(sizes.warm),
-            frames_name(sizes.many),
-            1.01,
-            at_most=True,
+        *(
+            Bar(
+                f"{section}, {sizes.many:,} frames vs {sizes.warm:,}",
+                section,
+                frames_name(sizes.warm),
+                frames_name(sizes.many),
+                1.01,
+                at_most=True,
+            )
+            for section in (MEMORY, HEADS_MEMORY)
+        ),
+        *(
+            Bar(
+                f"time per frame, {head} vs the encoder alone",
+                tasks_name(max(sizes.sides)),
+                BARE,
+                head,
+                1.1,
+                at_most=True,
+            )
+            for head in HEADS
         ),
     ]
 
@@ -250,20 +268,21 @@ def measure_waiting(bench: VideoBench) -> list[Row]:
     return [Row(WAITING, SLOW, Spread.of([float(waiting)]), "frames", quality=quality, details=details)]
 
 
-def measure_memory(bench: VideoBench) -> list[Row]:
+def measure_memory(bench: VideoBench, section: str) -> list[Row]:
     """Resident memory of a process that runs one stream for many small frames: after warming up, and at the end."""
-    sizes = bench.sizes
+    sizes, heads = bench.sizes, section == HEADS_MEMORY
     names = [frames_name(sizes.warm), frames_name(sizes.many)]
-    bench.report(f"{MEMORY}: {sizes.many:,} frames")
+    bench.report(f"{section}: {sizes.many:,} frames")
+    small = {"side": sizes.small, "warm": sizes.warm, "frames": sizes.many}
     try:
-        found = run_job("stream", bundle=bench.bundle, side=sizes.small, warm=sizes.warm, frames=sizes.many)
+        found = run_job("stream", bundle=bench.bundle, **small, heads=heads)
     except FacetrtError as error:
-        return [Row(MEMORY, name, None, "MiB", reason=str(error)) for name in names]
+        return [Row(section, name, None, "MiB", reason=str(error)) for name in names]
     warm, end = found["warm_mib"], found["end_mib"]
     details = {"side": sizes.small, "frames": found["frames"], "seconds": round(found["seconds"], 1)}
     return [
-        Row(MEMORY, names[0], Spread.of([warm]), "MiB", ratios={names[1]: Spread.of([end / warm])}, details=details),
-        Row(MEMORY, names[1], Spread.of([end]), "MiB", details={"growth, %": round(100 * (end / warm - 1), 3)}),
+        Row(section, names[0], Spread.of([warm]), "MiB", ratios={names[1]: Spread.of([end / warm])}, details=details),
+        Row(section, names[1], Spread.of([end]), "MiB", details={"growth, %": round(100 * (end / warm - 1), 3)}),
     ]
 
 
@@ -272,10 +291,15 @@ def frames_name(count: int) -> str:
     return f"after {count:,} frames"
 
 
+def tasks_name(side: int) -> str:
+    """How the rows call the tasks at a load size."""
+    return f"tasks, {side} px"
+
+
 def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
     """Seconds per frame of a stream with what a task does to each frame; the picture moves, so the truth is known."""
     engine, frames = bench.engine, bench.clip[: bench.sizes.task_frames]
-    section = f"tasks, {side} px"
+    section = tasks_name(side)
     points = _grid(engine, frames[0], side)
     model = _model(engine, frames, side)
     mask = np.zeros(SIZE, np.int64)
@@ -317,7 +341,7 @@ def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
     return rows_of(
         section,
         timings,
-        [BARE],
+        [BARE, *HEADS],
         quality=quality,
         details=lambda name, found: _rate(timings, name) | {"side": side, "frames": len(frames)},
     )

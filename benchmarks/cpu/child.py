@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from facetrt.benchmarks.baselines.cuts import solve
 from facetrt.benchmarks.cpu.scenes import scene_rows
 from facetrt.engine.engine import Engine
+from facetrt.engine.features.features import Features
+from facetrt.engine.tasks.pca import Pca, fit_pca
 from facetrt.kernels import best_buddies, smallest_eigenvectors, threshold_graph
 from facetrt.kernels.affinity import ThresholdGraph
 from facetrt.kernels.errors import FacetrtError, InputError
@@ -84,22 +86,47 @@ def _eigenvector(grid: tuple[int, int], channels: int, threshold: float, dense: 
     return {"seconds": _seconds(lambda: run(large)), "array_mib": tracemalloc.get_traced_memory()[1] / 2**20}
 
 
-def _stream(bundle: str, side: int, warm: int, frames: int) -> dict[str, float]:
-    """One stream over many small frames. Resident memory is the median of samples over ``warm`` frames, which begins
-    after the first ``warm``; over as many at the end again.
+def _stream(bundle: str, side: int, warm: int, frames: int, heads: bool = False) -> dict[str, float]:
+    """One stream over many small frames, with what follows points, a mask and components if ``heads``.
+
+    Resident memory is the median of samples over ``warm`` frames, which begins after the first ``warm``; over as many
+    at the end again.
     """
     samples: list[float] = []
     every = max(1, warm // 50)
 
     def run() -> None:
         with Engine.open(bundle) as engine, engine.stream(_small_frames(side, frames), load_size=side) as stream:
-            for number, _ in enumerate(stream):
+            head = _all_heads(engine) if heads else lambda features: None
+            for number, result in enumerate(stream):
+                head(result.features)
                 if number % every == 0:
                     samples.append(resident_mib())
 
     seconds, count = _seconds(run), max(1, warm // every)
     warmed, end = np.median(samples[count : 2 * count]), np.median(samples[-count:])
     return {"seconds": seconds, "frames": frames, "warm_mib": float(warmed), "end_mib": float(end)}
+
+
+def _all_heads(engine: Engine) -> Callable[[Features], None]:
+    """A tracker, a propagator and a projection on components, begun with the first features."""
+    tracker, propagator = engine.tracker(), engine.propagator()
+    fitted: list[Pca] = []
+
+    def head(features: Features) -> None:
+        if fitted:
+            tracker.step(features)
+            propagator.step(features)
+            fitted[0].project(features)
+            return
+        height, width = features.original_size
+        tracker.start(features, np.array([[width / 2, height / 2], [width / 3, height / 3]]))
+        mask = np.zeros((height, width), np.int64)
+        mask[: height // 2] = 1
+        propagator.start(features, mask)
+        fitted.append(fit_pca([features], features.facets[0], 3))
+
+    return head
 
 
 def _small_frames(side: int, count: int) -> Iterator[NDArray[np.uint8]]:

@@ -61,7 +61,7 @@ def test_tasks_are_right_as_well_as_timed(rows: dict[tuple[str, str], Row]) -> N
     track, mask = (rows["tasks, 64 px", name] for name in ("track", "mask"))
     assert track.quality["visible"] > 0.5 and track.quality["within half a stride"] > 0.8
     assert mask.quality["J"] > 0.7
-    assert all(row.details["frames/s"] > 0 and set(row.ratios) == {BARE} for row in (track, mask))
+    assert all(row.details["frames/s"] > 0 and set(row.ratios) >= {BARE} for row in (track, mask))
 
 
 def test_only_the_newest_frame_waits(rows: dict[tuple[str, str], Row]) -> None:
@@ -107,16 +107,19 @@ def test_bars_name_rows_that_exist(rows: dict[tuple[str, str], Row]) -> None:
 
 
 def test_the_bars_are_the_targets() -> None:
-    found = {bar.section: bar for bar in bars(VideoSizes())}
+    found = {(bar.section, bar.baseline): bar for bar in bars(VideoSizes())}
     assert {name: bar.wanted for name, bar in found.items()} == {
-        "stream": 1.05,
-        "latency": 1.5,
-        "frames that wait": 1,
-        "memory": 1.01,
+        ("stream", "stream"): 1.05,
+        ("latency", "p99"): 1.5,
+        ("frames that wait", None): 1,
+        ("memory", "after 10,000 frames"): 1.01,
+        ("memory with all heads", "after 10,000 frames"): 1.01,
+        ("tasks, 224 px", "track"): 1.1,
+        ("tasks, 224 px", "mask"): 1.1,
+        ("tasks, 224 px", "cosegment"): 1.1,
     }
     assert all(bar.at_most for bar in found.values())
-    assert found["memory"].baseline == "after 10,000 frames"
-    verdict = judge(found["frames that wait"], [Row(WAITING, SLOW, Spread(2, None, 1), "frames")])
+    verdict = judge(found["frames that wait", None], [Row(WAITING, SLOW, Spread(2, None, 1), "frames")])
     assert (verdict.mark, bar_cells(verdict)[2:4]) == ("✗", ["≤ 1 frames", "2 frames"])
 
 
