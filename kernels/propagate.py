@@ -8,7 +8,7 @@ are kept, divided by their sum, and weigh the context's soft labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,16 @@ from facetrt.kernels.errors import InputError
 from facetrt.kernels.log_bin import Array, check_map
 from facetrt.kernels.parallel import map_threads, one_blas_thread
 from facetrt.kernels.products import TIE
+from facetrt.kernels.short_descriptors import NORM_FLOOR, Descriptors, Subspace
 
 Float = NDArray[np.float32]
+Index = NDArray[np.int64]
 
-NORM_FLOOR = 1e-12  # a descriptor of length zero has cosine 0 with everything, as in torch's normalize
 # Side of the square of target cells that share one product with their joint neighbourhood. Larger squares compute more
 # cosines outside the neighbourhood, smaller ones copy more windows; measured at 119 × 207 cells, 8 frames, C = 384.
 TILE = 12
+SURVIVORS = 64  # for each target on average, beyond which all cosines are computed: about as long then
+ROUNDING = np.float32(1e-6)  # of bounds
 
 
 def propagate(
@@ -56,13 +59,39 @@ def propagate(
         InputError: wrong shapes or types, no context frame, NaN or infinite values, an option out of range.
     """
     target, context, labels = _check(features, context_features, context_labels, radius, topk, temperature)
-    grid_h, grid_w, _ = target.shape
+    subspace = Subspace.fit(context[0]) if context[0].size else Subspace(np.zeros((target.shape[2], 0), np.float32))
+    return propagate_descriptors(
+        Descriptors.of(target, subspace),
+        [Descriptors.of(frame, subspace) for frame in context],
+        labels,
+        radius=radius,
+        topk=topk,
+        temperature=temperature,
+    )
+
+
+def propagate_descriptors(
+    target: Descriptors,
+    context: Sequence[Descriptors],
+    labels: Float,
+    *,
+    radius: int,
+    topk: int,
+    temperature: float,
+) -> Float:
+    """:func:`propagate` of descriptors that were prepared before, all with the same subspace.
+
+    Args:
+        labels: ``(frames, grid_h, grid_w, labels)`` float32, finite.
+    """
+    grid_h, grid_w = target.unit.shape[:2]
     out = np.empty((grid_h, grid_w, labels.shape[3]), np.float32)
-    inverse_norms = [_inverse_norms(frame) for frame in context]
+    pruned = target.short.shape[2] > 1
 
     def fill(tile: _Tile) -> None:
-        cosines = _candidates(tile, target, context, inverse_norms)
-        out[tile.rows, tile.columns] = _weigh(tile, cosines, labels, topk, temperature)
+        few = _survivors(tile, target, context, topk) if pruned else None
+        kept = _best(tile, target, context, topk) if few is None else _best_of(few, topk)
+        out[tile.rows, tile.columns] = _weigh(tile, kept, labels, temperature)
 
     with one_blas_thread:
         map_threads(fill, _tiles(grid_h, grid_w, radius))
@@ -111,18 +140,109 @@ def _tiles(grid_h: int, grid_w: int, radius: int) -> Iterator[_Tile]:
             yield _Tile(top, min(top + TILE, grid_h), left, min(left + TILE, grid_w), grid_h, grid_w, radius)
 
 
-def _candidates(tile: _Tile, target: Float, context: list[Float], inverse_norms: list[Float]) -> Float:
+@dataclass(frozen=True)
+class _Few:
+    """Cosines of some pairs of a tile's cells, numbered row by row, and context cells, sorted by the former."""
+
+    targets: Index = field(repr=False)
+    frame: Index = field(repr=False)
+    row: Index = field(repr=False)
+    column: Index = field(repr=False)
+    cosines: Float = field(repr=False)
+
+    def only(self, kept: NDArray[np.bool_] | Index) -> _Few:
+        """Some of the pairs."""
+        return _Few(*(values[kept] for values in vars(self).values()))
+
+
+def _survivors(tile: _Tile, target: Descriptors, context: Sequence[Descriptors], topk: int) -> _Few | None:
+    """Pairs that may have one of the largest cosines, with their cosines; None if these are not few."""
+    rows, columns = tile.window
+    near = [frame.short[rows, columns].reshape(-1, frame.short.shape[2]) for frame in context]
+    short = target.short[tile.rows, tile.columns].reshape(-1, target.short.shape[2])
+    bounds = np.empty((len(context), len(short), len(near[0])), np.float32)
+    for number, cells in enumerate(near):
+        np.matmul(short, cells.T, out=bounds[number])
+    rests = max(float(cells[:, -1].max()) for cells in near)
+    least = _likely(tile, bounds.max(axis=0), topk) - 2 * rests * short[:, -1] - np.float32(TIE) - ROUNDING
+    places = np.flatnonzero(bounds >= least[:, None])
+    if len(places) > 4 * SURVIVORS * len(short):  # some of these lie outside their own neighbourhood
+        return None
+    few = _few(tile, places, len(near[0]))
+    return None if len(few.targets) > SURVIVORS * len(short) else _with_cosines(tile, few, target, context)
+
+
+def _likely(tile: _Tile, bounds: Float, topk: int) -> Float:
+    """Less than the ``topk``-th largest of each target's bounds ``(targets, cells)`` in its neighbourhood."""
+    height, width, reach = tile.bottom - tile.top, tile.right - tile.left, 2 * tile.radius
+    rows, columns = tile.window
+    joint = np.full((height, width, 1, height + reach, width + reach), -np.inf, np.float32)
+    shape = (height, width, rows.stop - rows.start, columns.stop - columns.start)
+    joint[:, :, 0, tile.placed[0], tile.placed[1]] = bounds.reshape(shape)
+    own = _own_neighbourhoods(joint, reach + 1).max(axis=4).reshape(height * width, -1)
+    if own.shape[1] < topk:
+        return np.full(height * width, -np.inf, np.float32)
+    return np.asarray(np.partition(own, -topk, axis=1)[:, -topk])
+
+
+def _few(tile: _Tile, places: Index, cells: int) -> _Few:
+    """Pairs by their ``places`` in ``(frames, targets, cells)``, without those outside a target's neighbourhood."""
+    rows, columns = tile.window
+    height, width = tile.bottom - tile.top, tile.right - tile.left
+    frame, place = np.divmod(places, height * width * cells)
+    targets, cell = np.divmod(place, cells)
+    row, column = np.divmod(cell, columns.stop - columns.start)
+    row, column = row + rows.start, column + columns.start
+    own = abs(row - tile.top - targets // width) <= tile.radius
+    own &= abs(column - tile.left - targets % width) <= tile.radius
+    return _Few(targets, frame, row, column, np.zeros(len(places), np.float32)).only(own)
+
+
+def _with_cosines(tile: _Tile, few: _Few, target: Descriptors, context: Sequence[Descriptors]) -> _Few:
+    width = tile.right - tile.left
+    row, column = tile.top + few.targets // width, tile.left + few.targets % width
+    for number, other in enumerate(context):
+        its = np.flatnonzero(few.frame == number)
+        own, others = target.unit[row[its], column[its]], other.unit[few.row[its], few.column[its]]
+        few.cosines[its] = np.einsum("nc,nc->n", own, others)
+    return few
+
+
+def _best_of(few: _Few, topk: int) -> _Few:
+    """Each target's ``topk`` pairs with the largest cosines, and those that tie with the smallest of these."""
+    order = np.lexsort((-few.cosines, few.targets))
+    targets, cosines = few.targets[order], few.cosines[order]
+    first = np.searchsorted(targets, targets)
+    last = np.minimum(first + topk, np.searchsorted(targets, targets, side="right")) - 1
+    return few.only(order[cosines >= cosines[last] - np.float32(TIE)])
+
+
+def _best(tile: _Tile, target: Descriptors, context: Sequence[Descriptors], topk: int) -> _Few:
+    """The same from all pairs."""
+    cosines = _candidates(tile, target.unit, [frame.unit for frame in context])
+    least = _bound(cosines, min(topk, cosines.shape[1]), 2 * tile.radius + 1)
+    kept = np.flatnonzero((cosines >= (least - np.float32(TIE))[:, None]).ravel())
+    targets, candidates = np.divmod(kept, cosines.shape[1])
+    return _best_of(_Few(targets, *_locate(tile, targets, candidates), cosines.ravel()[kept]), topk)
+
+
+def _bound(cosines: Float, count: int, side: int) -> Float:
+    """At most the ``count``-th largest of each row, from the largest of each ``side`` neighbours where these do."""
+    groups = cosines.reshape(len(cosines), -1, side).max(axis=2) if cosines.shape[1] >= count * side else cosines
+    smallest = np.partition(groups, -count, axis=1)[:, -count]
+    return np.asarray(np.maximum(smallest, np.float32(-2)))  # fewer candidates in the grid than that: -inf stays out
+
+
+def _candidates(tile: _Tile, target: Float, context: list[Float]) -> Float:
     """Cosines of each target cell to its own neighbourhood, ``(targets, frames·side²)``; -inf outside the grid."""
     cells = target[tile.rows, tile.columns]
-    cells = cells * _inverse_norms(cells)[..., None]
     height, width, channels = cells.shape
     reach = 2 * tile.radius
     joint = np.full((height, width, len(context), height + reach, width + reach), -np.inf, np.float32)
     rows, columns = tile.window
-    for i, (frame, scale) in enumerate(zip(context, inverse_norms, strict=True)):
+    for i, frame in enumerate(context):
         near = frame[rows, columns]
         cosines = cells.reshape(-1, channels) @ near.reshape(-1, channels).T
-        cosines *= scale[rows, columns].ravel()
         joint[:, :, i, tile.placed[0], tile.placed[1]] = cosines.reshape(height, width, *near.shape[:2])
     return _own_neighbourhoods(joint, reach + 1).reshape(height * width, -1)
 
@@ -139,21 +259,16 @@ def _own_neighbourhoods(joint: Float, side: int) -> Float:
     )
 
 
-def _weigh(tile: _Tile, cosines: Float, labels: Float, topk: int, temperature: float) -> Float:
-    """Labels of a tile, ``(rows, columns, labels)``, from its cells' candidate cosines."""
-    count = min(topk, cosines.shape[1])
-    smallest = np.partition(cosines, -count, axis=1)[:, -count]
-    smallest = np.maximum(smallest, np.float32(-2))  # fewer candidates in the grid than topk: -inf stays out
-    smallest -= np.float32(TIE)
-    kept = np.flatnonzero((cosines >= smallest[:, None]).ravel())  # row-major: the kept of one target are neighbours
-    targets, candidates = np.divmod(kept, cosines.shape[1])
-    first = np.searchsorted(targets, np.arange(len(cosines)))
-    values = cosines.ravel()[kept]
-    values -= np.maximum.reduceat(values, first)[targets]  # cancels in the quotient, and no exponent overflows
+def _weigh(tile: _Tile, kept: _Few, labels: Float, temperature: float) -> Float:
+    """Labels of a tile, ``(rows, columns, labels)``, from the pairs that count; each target has some."""
+    count = (tile.bottom - tile.top) * (tile.right - tile.left)
+    order = np.argsort(kept.targets, kind="stable")
+    kept = kept.only(order)
+    first = np.searchsorted(kept.targets, np.arange(count))
+    values = kept.cosines - np.maximum.reduceat(kept.cosines, first)[kept.targets]  # cancels, and nothing overflows
     weights = np.exp(values / np.float32(temperature))
-    weights /= np.add.reduceat(weights, first)[targets]
-    frame, y, x = _locate(tile, targets, candidates)
-    summed = np.add.reduceat(weights[:, None] * labels[frame, y, x], first, axis=0)
+    weights /= np.add.reduceat(weights, first)[kept.targets]
+    summed = np.add.reduceat(weights[:, None] * labels[kept.frame, kept.row, kept.column], first, axis=0)
     return np.asarray(summed, np.float32).reshape(tile.bottom - tile.top, tile.right - tile.left, -1)
 
 
@@ -166,12 +281,6 @@ def _locate(
     dy, dx = np.divmod(offset, side)
     row, column = np.divmod(targets, tile.right - tile.left)
     return frame, tile.top + row + dy - tile.radius, tile.left + column + dx - tile.radius
-
-
-def _inverse_norms(values: Float) -> Float:
-    """``(grid_h, grid_w)`` reciprocal lengths of ``(grid_h, grid_w, C)`` descriptors."""
-    norms = np.sqrt(np.einsum("yxc,yxc->yx", values, values))
-    return np.asarray(1 / np.maximum(norms, NORM_FLOOR), np.float32)
 
 
 def _check(

@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from facetrt.engine import Engine, Features, fit_pca, self_similarity, similarity_map
 from facetrt.engine.engine import FeatureCollection
 from facetrt.engine.samples import sample_images, second_view
-from facetrt.engine.video.alignment import DescriptorMap, align
+from facetrt.engine.video.alignment import Patches, Slopes, align
+from facetrt.engine.video.descriptor_maps import DescriptorMap
 from facetrt.kernels import best_buddies, kmeans
 from facetrt.kernels.propagate import propagate
 
@@ -61,9 +62,9 @@ def tasks(engine: Engine, features: list[Features]) -> Arrays:
     masks = engine.cosegment(features, sample_interval=3)
     parts = engine.segment_parts(features, sample_interval=3, num_parts=3)
     similar = similarity_map(*features[:2], facet=facet, point_xy=(40, 50), hierarchy=2, top_k=5)
-    pca, descriptors = fit_pca(features, facet), [DescriptorMap.of(item.map(facet)) for item in features[:2]]
+    pca, (first, second) = fit_pca(features, facet), (DescriptorMap.of(item.map(facet)) for item in features[:2])
     at = np.array([[5.0, 6.0], [9.0, 4.0]])
-    followed = align(descriptors[0], at, descriptors[1], at, np.broadcast_to(np.eye(2), (2, 2, 2)))
+    followed = align(Patches.around(first, at), Slopes.of(second), at, np.tile(np.eye(2), (2, 1, 1)))
     return {
         "matched_a": matches.cells_a,
         "matched_b": matches.cells_b,

@@ -19,7 +19,8 @@ from facetrt.engine.features.features import Features, Float, Provenance
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.propagate import propagate
+from facetrt.kernels.propagate import propagate_descriptors
+from facetrt.kernels.short_descriptors import Descriptors, Subspace
 
 Labels = NDArray[np.int64]
 
@@ -44,17 +45,18 @@ class PropagateOptions:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What others take labels from: ``descriptors (grid_h, grid_w, C)`` and ``soft (grid_h, grid_w, channels)``."""
+    """What others take labels from: descriptors and ``soft (grid_h, grid_w, channels)``."""
 
-    descriptors: Float = field(repr=False)
+    descriptors: Descriptors = field(repr=False)
     soft: Float = field(repr=False)
 
 
 @dataclass(frozen=True)
 class _First:
-    """The first frame, and the label of each channel of the soft labels, ascending from 0."""
+    """The first frame, the subspace of its descriptors, and each soft label's number, ascending from 0."""
 
     seen: _Seen
+    subspace: Subspace
     values: Labels
     geometry: Geometry
     provenance: Provenance
@@ -123,7 +125,9 @@ class MaskPropagator:
                 f"expected 1 to {MAX_OBJECTS}; for small objects use a larger load size or a smaller stride"
             )
         soft = one_hot(np.searchsorted(values, cells), len(values))
-        self._first = _First(_Seen(descriptors, soft), values, features.geometry, features.provenance)
+        subspace = Subspace.fit(descriptors)
+        seen = _Seen(Descriptors.of(descriptors, subspace), soft)
+        self._first = _First(seen, subspace, values, features.geometry, features.provenance)
         self._queue.clear()
 
     def step(self, features: Features) -> Labels:
@@ -135,18 +139,16 @@ class MaskPropagator:
         if self._first is None:
             raise InputError("step was called before start: call start(features, labels) with the first result's")
         _check_alike(self._first, features)
-        descriptors = self._descriptors(features)
+        descriptors = Descriptors.of(self._descriptors(features), self._first.subspace)
         context = [self._first.seen, *self._queue]
         options = self._options | {"radius": min(self._options["radius"], max(features.grid))}  # memory is its square
-        soft = propagate(
-            descriptors, [seen.descriptors for seen in context], [seen.soft for seen in context], **options
-        )
+        labels = np.stack([seen.soft for seen in context])
+        soft = propagate_descriptors(descriptors, [seen.descriptors for seen in context], labels, **options)
         self._queue.append(_Seen(descriptors, soft))
         return self._first.values[enlarge_labels(soft, features.image_size, features.original_size)]
 
     def _descriptors(self, features: Features) -> Float:
-        """A copy: a view would keep everything alive that the encoder gave with it, a whole batch of frames perhaps."""
-        descriptors = features.map(self.facet).copy()
+        descriptors = features.map(self.facet)
         if not np.isfinite(descriptors).all():
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
         return descriptors

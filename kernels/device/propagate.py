@@ -7,7 +7,7 @@ import numpy as np
 from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.device.runtime.program import Program
 from facetrt.kernels.errors import InputError
-from facetrt.kernels.propagate import NORM_FLOOR
+from facetrt.kernels.short_descriptors import NORM_FLOOR
 
 TILE = 8  # side of the square of target cells that share their candidates: 61 % of the cosines count at radius 12
 CANDIDATES = 64

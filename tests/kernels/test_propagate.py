@@ -1,10 +1,13 @@
 """Label propagation against its definition, on awkward grids."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 from facetrt.kernels import InputError
 from facetrt.kernels.propagate import TILE, propagate, propagate_reference
+from facetrt.kernels.short_descriptors import Descriptors, Subspace
 
 
 def _case(grid=(7, 11), frames=3, channels=8, labels=3, seed=0):
@@ -22,6 +25,68 @@ def test_equals_the_definition(grid, radius, topk):
     np.testing.assert_allclose(
         fast, propagate_reference(target, context, labels, radius=radius, topk=topk), rtol=2e-4, atol=2e-5
     )
+
+
+def _near_a_subspace(grid, channels, width, rest, frames=4, seed=3):
+    """Smooth descriptors of which all but a little lies in a few directions, and which move from frame to frame."""
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal((grid[0] + 9, grid[1] + 9, width))
+    smooth = sum(np.roll(coarse, (dy, dx), axis=(0, 1)) for dy in range(3) for dx in range(3))
+    directions = np.linalg.qr(random.standard_normal((channels, width)))[0]
+    frames = [smooth[i : i + grid[0], 2 * i : 2 * i + grid[1]] @ directions.T for i in range(frames + 1)]
+    features = np.stack([f + rest * random.standard_normal(f.shape) for f in frames]).astype(np.float32)
+    labels = random.random((len(frames) - 1, *grid, 2)).astype(np.float32)
+    return features[-1], features[:-1], labels
+
+
+@pytest.mark.parametrize(
+    ("grid", "radius"), [((19, 23), 5), ((19, 23), 1), ((19, 23), 0), ((1, 40), 6), ((26, 17), 99)]
+)
+def test_pruning_changes_nothing(grid, radius, monkeypatch):
+    target, context, labels = _near_a_subspace(grid, channels=48, width=6, rest=0.02)
+    kernel = importlib.import_module("facetrt.kernels.propagate")
+    survivors, found = kernel._survivors, []
+    monkeypatch.setattr(kernel, "_survivors", lambda *args: found.append(survivors(*args)) or found[-1])
+    pruned = propagate(target, context, labels, radius=radius)
+    pairs = [few for few in found if few is not None]
+    if radius > 1:  # smaller neighbourhoods hold too few cells
+        assert pairs
+    if radius in (5, 99):
+        assert sum(len(few.targets) for few in pairs) < 40 * grid[0] * grid[1]
+    expected = propagate_reference(target, context, labels, radius=radius)
+    np.testing.assert_allclose(pruned, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("rest", [0.0, 3.0])
+def test_what_cannot_be_pruned_is_computed(rest):
+    """Equal descriptors, of which none can be left out, and such as fill their space."""
+    target, context, labels = _near_a_subspace((13, 15), channels=32, width=4, rest=rest)
+    if not rest:
+        context[:] = target = np.broadcast_to(target[3, 4], target.shape)
+    fast = propagate(target, context, labels, radius=4)
+    expected = propagate_reference(target, context, labels, radius=4)
+    np.testing.assert_allclose(fast, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("width", [0, 8])
+def test_bounds_hold(width):
+    """No cosine is larger than what the short descriptors allow."""
+    random = np.random.default_rng(5)
+    values = random.standard_normal((11, 13, 40)).astype(np.float32) ** 3
+    values[0, 0], values[1] = 0, values[2]
+    directions = np.linalg.qr(random.standard_normal((40, max(width, 1))))[0][:, :width].astype(np.float32)
+    found = Descriptors.of(values, Subspace(directions))
+    rows, short = found.unit.reshape(-1, 40).astype(np.float64), found.short.reshape(-1, width + 1).astype(np.float64)
+    assert (rows @ rows.T <= short @ short.T + 1e-6).all()
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1)[1:], 1, atol=1e-6)
+
+
+def test_a_subspace_is_as_small_as_will_do():
+    target, _, _ = _near_a_subspace((20, 20), channels=48, width=6, rest=0.001)
+    assert Subspace.fit(target).width == 8
+    noise = np.random.default_rng(0).standard_normal((20, 20, 48)).astype(np.float32)
+    assert Subspace.fit(noise).width == 0 and Subspace.fit(noise[..., :4]).width == 0
+    assert Subspace.fit(np.zeros((20, 20, 48), np.float32)).width in (0, 8)
 
 
 def test_sequences_and_half_precision_are_taken():
