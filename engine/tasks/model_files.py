@@ -12,7 +12,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,13 +100,27 @@ def parse_array(name: str, members: Mapping[str, bytes], dtype: str) -> NDArray[
     if data is None:
         raise InputError(f"it has no member {name}")
     stream = io.BytesIO(data)
+    shape, found = read_header(name, stream, len(data))
+    if found.str != dtype:
+        raise InputError(f"its member {name} is {found} of shape {shape}: expected {dtype}")
+    return np.frombuffer(data, found, offset=stream.tell()).reshape(shape).copy()
+
+
+def read_header(name: str, stream: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in a member of ``size`` bytes; the stream then stands where its numbers begin.
+
+    Raises:
+        InputError: no array, one that is not stored row by row, or another number of bytes than the header states.
+    """
     try:
         version = np.lib.format.read_magic(stream)
         shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # damaged headers fail in any way
         raise InputError(f"its member {name} is no NumPy array ({error})") from error
-    rest = len(data) - stream.tell()
+    rest = size - stream.tell()
     whole = min(shape, default=0) >= 0 and math.prod(shape) * found.itemsize == rest
-    if version != (1, 0) or found.str != dtype or fortran or not whole:
-        raise InputError(f"its member {name} is {found} of shape {shape} in {rest} bytes: expected {dtype}, row by row")
-    return np.frombuffer(data, found, offset=stream.tell()).reshape(shape).copy()
+    if version != (1, 0) or found.hasobject or fortran or not whole:
+        raise InputError(
+            f"its member {name} is {found} of shape {shape} in {rest} bytes: expected plain numbers, row by row"
+        )
+    return shape, found
