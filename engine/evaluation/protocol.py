@@ -117,9 +117,13 @@ class Evaluation(ABC):
         exported = ", ".join(manifest.facets)
         if facet is None:
             raise InputError(f"the bundle names no facet for '{self.task}': choose one of {exported} with --facet")
-        if facet not in manifest.facets:
-            raise InputError(f"{manifest.missing_facet(facet)}; or choose another with --facet")
+        if missing := [name for name in self.facets_in(facet) if name not in manifest.facets]:
+            raise InputError(f"{manifest.missing_facet(*missing)}; or choose another with --facet")
         self.options = replace(self.options, facet=facet)
+
+    def facets_in(self, facet: str) -> list[str]:
+        """The names of what the bundle must have exported; a task that blends facets has several."""
+        return [facet]
 
     def options_record(self) -> dict[str, Any]:
         """The options as plain JSON."""
