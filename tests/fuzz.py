@@ -38,6 +38,7 @@ from facetrt.engine.evaluation.catalogue import open_evaluation
 from facetrt.engine.evaluation.datasets import keypoints as keypoint_sets
 from facetrt.engine.evaluation.datasets import landmarks as landmark_sets
 from facetrt.engine.evaluation.datasets import masks as mask_sets
+from facetrt.engine.evaluation.datasets import points as point_sets
 from facetrt.engine.evaluation.datasets import videos as video_sets
 from facetrt.engine.evaluation.datasets.reading import image_size, read_mask, read_mat
 from facetrt.engine.evaluation.resume import ITEMS, ItemStore
@@ -181,6 +182,17 @@ def make_davis(folder: Path) -> None:
 def read_davis(folder: Path) -> None:
     for video in video_sets.read_davis(folder, "val")[0]:
         video.labels(0)
+
+
+def make_points(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"points": rng.random((3, 4, 2)), "occluded": np.zeros((3, 4), bool)}
+    np.savez_compressed(folder / "a.npz", video=rng.integers(0, 255, (4, 20, 24, 3), np.uint8), **arrays)
+
+
+def read_points(folder: Path) -> None:
+    for video in point_sets.read_point_videos(folder):
+        video.pictures()
 
 
 def make_sets(folder: Path) -> None:
@@ -340,6 +352,7 @@ CASES: dict[str, Case] = {
     "cub": Case(make_cub, lambda folder: landmark_sets.read_cub(folder), (".txt",)),
     "celeba": Case(make_celeba, lambda folder: landmark_sets.read_celeba(folder), (".txt",)),
     "davis": Case(make_davis, read_davis, (".txt", ".png")),
+    "tap-vid": Case(make_points, read_points),
     "cosegmentation sets": Case(make_sets, read_sets),
     "items": Case(make_items, read_items, (ITEMS,)),
     "model": Case(make_model, lambda folder: load_model(folder / "a.npz")),
