@@ -22,6 +22,7 @@ from facetrt.engine.evaluation.discovery import CorLoc, CorLocOptions
 from facetrt.engine.evaluation.landmarks import CelebA, Cub, LandmarkOptions
 from facetrt.engine.evaluation.protocol import Evaluation, Options
 from facetrt.engine.evaluation.saliency import Saliency, SaliencyOptions
+from facetrt.engine.evaluation.tapvid import TapVid, TapVidOptions
 from facetrt.engine.settings import read_options
 from facetrt.kernels.errors import InputError, reading
 
@@ -44,6 +45,7 @@ EVALUATIONS: dict[str, Entry] = {
     Cub.name: Entry(Cub, LandmarkOptions),
     CelebA.name: Entry(CelebA, LandmarkOptions),
     Davis.name: Entry(Davis, DavisOptions),
+    TapVid.name: Entry(TapVid, TapVidOptions),
     CorLoc.name: Entry(CorLoc, CorLocOptions),
     Saliency.name: Entry(Saliency, SaliencyOptions),
     ClassAgnostic.name: Entry(ClassAgnostic, ClassAgnosticOptions),

@@ -1,9 +1,12 @@
 """The paper's figures (arXiv 2112.05814, first version, tables 1 to 5), as shares; landmark errors × 100 as printed.
 
-Source: specification §15. They were measured with trained weights on the complete data sets.
+Source: specification §15. They were measured with trained weights on the complete data sets. Those on discovery and
+on followed points are other papers'.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from facetrt.engine.evaluation.protocol import Row
 
@@ -52,6 +55,17 @@ _DAVIS = {
     "ViT-B/8": (71.4, 67.9, 74.9),
     "ViT-S/16": (61.8, 60.2, 63.4),
     "ViT-B/16": (62.3, 60.7, 63.9),
+}
+
+_FOLLOWED: dict[str, tuple[tuple[float | None, float | None, float | None], str]] = {  # AJ, δ and OA; and the source
+    "TAP-Net, first": ((33.0, 48.6, 78.8), "arXiv 2411.18671, table 1"),
+    "TAPIR, first": ((56.2, 70.0, 86.5), "arXiv 2411.18671, table 1"),
+    "CoTracker, first": ((61.8, 76.1, 88.3), "arXiv 2411.18671, table 1"),
+    "CoTracker3 online, first": ((63.8, 76.3, 90.2), "arXiv 2411.18671, table 1"),
+    "TAP-Net, strided": ((38.4, None, None), "README of google-deepmind/tapnet"),
+    "DINO-Tracker at 480p, strided": ((65.28, 80.66, 88.54), "README of AssafSinger94/dino-tracker"),
+    "raw DINOv2-L at 480p, strided (quoted by others)": ((None, 64.7, None), "arXiv 2403.14548, table 1"),
+    "raw DINOv2-L at 256, strided (quoted by others)": ((None, 61.4, None), "arXiv 2403.14548, table 1"),
 }
 
 
@@ -112,6 +126,8 @@ def published_rows(name: str, num_parts: int | None = None) -> list[Row]:
     if name == "davis2017":
         metrics = ("J&F", "J", "F")
         return [_row(m, {k: v / 100 for k, v in zip(metrics, values, strict=True)}) for m, values in _DAVIS.items()]
+    if name == "tapvid-davis":
+        return [_followed_row(method, figures, source) for method, (figures, source) in _FOLLOWED.items()]
     if name == "cub":
         rows = _CUB if num_parts in (None, 4) else {}
         return [_row(method, {"error": sum(values) / len(values)}) for method, values in rows.items()]
@@ -130,6 +146,11 @@ def published_categories(name: str) -> dict[str, dict[str, float]]:
     if name == "cub":
         return {f"00{i}": {"error": value} for i, value in enumerate(_CUB["this system"], start=1)}
     return {}
+
+
+def _followed_row(method: str, figures: Sequence[float | None], source: str) -> Row:
+    shares = (None if value is None else value / 100 for value in figures)
+    return Row(method, dict(zip(("AJ", "delta_avg", "OA"), shares, strict=True)), source)
 
 
 def _row(method: str, figures: dict[str, float]) -> Row:

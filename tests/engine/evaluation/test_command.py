@@ -94,6 +94,8 @@ def test_published_rows_are_the_papers():
     assert first["msrc"][1].figures == pytest.approx({"J": 0.797, "P": 0.94})
     assert first["spair71k"][0].figures["PCK"] == pytest.approx(0.5648)
     assert first["davis2017"][0].figures == pytest.approx({"J&F": 0.722, "J": 0.679, "F": 0.765})
+    assert first["tapvid-davis"][0].figures == pytest.approx({"AJ": 0.33, "delta_avg": 0.486, "OA": 0.788})
+    assert all(row.source for row in first["tapvid-davis"])
     assert first["celeba"][0].figures == {"error": 11.36}
     assert published_rows("celeba", 8)[0].figures == {"error": 10.74}
     assert published_rows("celeba", 5) == []
