@@ -7,6 +7,7 @@ one frame is :func:`facetrt.kernels.propagate.propagate`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -146,6 +147,24 @@ class MaskPropagator:
         soft = propagate_descriptors(descriptors, [seen.descriptors for seen in context], labels, **options)
         self._queue.append(_Seen(descriptors, soft))
         return self._first.values[enlarge_labels(soft, features.image_size, features.original_size)]
+
+    def following(self, labels: NDArray[np.integer] | NDArray[np.bool_]) -> Callable[[Features], Labels]:
+        """A head for :meth:`Stream.attach`: :meth:`start` with the first features, :meth:`step` with all others.
+
+        Args:
+            labels: of the first frame, as for :meth:`start`; they are the first result.
+        """
+        started = False
+
+        def follow(features: Features) -> Labels:
+            nonlocal started
+            if started:
+                return self.step(features)
+            self.start(features, labels)
+            started = True
+            return np.asarray(labels).astype(np.int64)
+
+        return follow
 
     def _descriptors(self, features: Features) -> Float:
         descriptors = features.map(self.facet)

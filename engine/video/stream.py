@@ -11,8 +11,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Annotated, Any, Generic, Self, TypeVar
@@ -27,9 +28,11 @@ from facetrt.engine.video.sources import Frame, Source, as_frame, open_source
 from facetrt.kernels.errors import InputError, SourceError
 
 Item = TypeVar("Item")
+Head = Callable[[Features], Any]
 
 FRAMES_AHEAD = 2  # that wait for the encoder under ``block``: one less and it waits for a frame that takes longer
 RESULTS_AHEAD = 1  # that wait for the consumer under ``block``
+STAGES = ("decode", "load", "encode", "head")
 LATENCIES = 4096  # the last ones, of which percentiles are taken
 JOIN_SECONDS = 2.0  # that closing waits for a thread which is held up outside, in a camera or a caller's iterator
 
@@ -64,17 +67,19 @@ class StreamResult:
         features: as :meth:`Engine.encode` gives them for ``frame.pixels`` alone, bit for bit.
         dropped: frames dropped since the result before.
         latency: seconds from the frame's arrival (decoded, or put) to its features.
+        found: what each head of :meth:`Stream.attach` made of the features, by name.
     """
 
     frame: Frame
     features: Features
     dropped: int
     latency: float
+    found: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class StreamReport:
-    """What a stream did until now. Latencies and ``seconds`` are in seconds; latencies are 0 before the first result.
+    """What a stream did until now. Times are in seconds; latencies are 0 before the first result.
 
     Attributes:
         frames: results handed out.
@@ -84,6 +89,9 @@ class StreamReport:
         seconds: from the start to the end, or until now.
         fps: results per second.
         latency_p50: percentiles are of the last 4096 results, the maximum is of all.
+        decode: in all, for reading and decoding frames; ``load`` for resizing them, ``encode`` for encoding (on a GPU
+            with the ways there and back), and ``head`` for what is attached. They overlap, so that their sum exceeds
+            ``seconds``; the largest one is what a stream waits for.
     """
 
     frames: int
@@ -96,6 +104,10 @@ class StreamReport:
     latency_p95: float
     latency_p99: float
     latency_max: float
+    decode: float
+    load: float
+    encode: float
+    head: float
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class Stream:
     def __init__(self, encoder: Encoder, source: Any, options: StreamOptions) -> None:
         encoder.check_options(options.encoding)
         self._encoder, self._options = encoder, options
+        self._heads: dict[str, Head] = {}
         self._run, self._close = self._begin(None if source is None else open_source(source))
 
     @property
@@ -142,6 +155,20 @@ class Stream:
     def report(self) -> StreamReport:
         """Counts and latencies until now."""
         return self._run.report()
+
+    def attach(self, name: str, head: Head) -> None:
+        """Call ``head`` with each result's features, in the thread that iterates; :attr:`StreamResult.found` has more.
+
+        Several heads share one encode, and work while the next frame is encoded: ``tracker.following(points)``,
+        ``propagator.following(mask)``, ``lambda features: engine.apply(model, features)``. An error in one ends the
+        stream. They stay attached in :meth:`restart`, and go on from where they were.
+
+        Raises:
+            InputError: there is a head of that name.
+        """
+        if name in self._heads:
+            raise InputError(f"a head named {name!r} is attached already: choose another name")
+        self._heads[name] = head
 
     def put(self, pixels: Any, timestamp: float | None = None) -> bool:
         """Hand over the next frame; its memory may be used again at once, unless it is a :class:`Frame`.
@@ -195,7 +222,15 @@ class Stream:
         result = self._run.next()
         if result is None:
             raise StopIteration
-        return result
+        if not self._heads:
+            return result
+        try:
+            with self._run.timed("head"):
+                found = {name: head(result.features) for name, head in self._heads.items()}
+        except BaseException:
+            self.close()
+            raise
+        return replace(result, found=found)
 
     def __enter__(self) -> Self:
         return self
@@ -303,6 +338,17 @@ class _Statistics:
         self._began: float | None = None
         self._ended: float | None = None
         self._frames = self._late = 0
+        self._stages = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time in the block counts as that stage's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stages[stage] += time.perf_counter() - start
 
     def begin(self) -> None:
         """Time runs from here."""
@@ -345,6 +391,7 @@ class _Statistics:
                 latency_p95=p95,
                 latency_p99=p99,
                 latency_max=self._maximum,
+                **self._stages,
             )
 
 
@@ -430,6 +477,11 @@ class _Run:
         """Whether a thread outlived :meth:`close`."""
         return any(thread.is_alive() for thread in self._threads)
 
+    @property
+    def timed(self) -> Callable[[str], AbstractContextManager[None]]:
+        """See :meth:`_Statistics.timed`."""
+        return self._statistics.timed
+
     def report(self) -> StreamReport:
         skipped = 0 if self.source is None else self.source.skipped
         return self._statistics.report(dropped=self._frames.dropped, skipped=skipped)
@@ -474,7 +526,11 @@ class _Run:
         if source is None:
             return
         with source:
-            for frame in source:
+            while True:
+                with self.timed("decode"):
+                    frame = next(source, None)
+                if frame is None:
+                    return
                 self._enter(frame)
 
     def _enter(self, frame: Frame, timeout: float | None = None) -> bool:
@@ -494,12 +550,14 @@ class _Run:
         except TimeoutError:
             raise SourceError(self._stalled()) from None
         loaded = self._load(arrived.frame) if arrived.loaded is None else arrived.loaded
-        features = self._encoder.encode_loaded(loaded, self._options.encoding)
+        with self.timed("encode"):
+            features = self._encoder.encode_loaded(loaded, self._options.encoding)
         return StreamResult(arrived.frame, features, dropped, time.perf_counter() - arrived.at)
 
     def _load(self, frame: Frame) -> LoadedImage:
         name = f"frame {frame.index}" if self.source is None else f"{self.source.name}, frame {frame.index}"
-        return self._encoder.load(frame.pixels, self._options.encoding, name=name)
+        with self.timed("load"):
+            return self._encoder.load(frame.pixels, self._options.encoding, name=name)
 
     def _stalled(self) -> str:
         what = "put" if self.source is None else f"given by {self.source.name}"

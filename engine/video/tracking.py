@@ -25,6 +25,7 @@ Held are three maps (first, keyframe, previous) and a few numbers for each point
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -240,6 +241,25 @@ class Tracker:
         elif not seen.equals(previous.map):
             self._state = self._advance(self._state, seen, features.geometry)
         return deepcopy(self._state.tracks)  # whoever gets it may write into it
+
+    def following(self, points: ArrayLike | int) -> Callable[[Features], Tracks]:
+        """A head for :meth:`Stream.attach`: :meth:`start` with the first features, :meth:`step` with all others.
+
+        Args:
+            points: ``(N, 2)`` as for :meth:`start`, or how many to choose by :func:`grid_points`.
+        """
+        started = False
+
+        def follow(features: Features) -> Tracks:
+            nonlocal started
+            if started:
+                return self.step(features)
+            chosen = grid_points(features, points, self.facet) if isinstance(points, int) else points
+            tracks = self.start(features, chosen)
+            started = True
+            return tracks
+
+        return follow
 
     def _advance(self, state: _State, seen: DescriptorMap, geometry: Geometry) -> _State:
         """The state after a frame of the size that ``state`` is in."""

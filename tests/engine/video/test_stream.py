@@ -18,8 +18,10 @@ from clips import Pixels, damaged, moving_pictures, write_clip
 from facetrt.engine import Engine
 from facetrt.engine.features.features import Features
 from facetrt.engine.video import stream as streaming
+from facetrt.engine.video.propagation import MaskPropagator
 from facetrt.engine.video.sources import Frame, Source, open_source
 from facetrt.engine.video.stream import LATENCIES, Policy, StreamResult
+from facetrt.engine.video.tracking import Tracker
 from facetrt.kernels.errors import BackendError, InputError, MissingFileError, SourceError
 
 PATIENCE = 10.0  # seconds until a test gives up on a thread
@@ -422,6 +424,52 @@ def test_restart(tiny_engine: Engine, tmp_path: Path, pictures: list[Pixels]) ->
         stream.restart()
         stream.put(pictures[0])
         assert next(stream).frame.index == 0
+
+
+def test_heads_share_one_encode(tiny_engine: Engine, pictures: list[Pixels]) -> None:
+    mask = np.zeros(pictures[0].shape[:2], np.int64)
+    mask[8:24, 10:30] = 1
+    points = np.array([[12.0, 16.0], [25.0, 20.0]])
+    facet = tiny_engine.manifest.facets[0]
+    encoded = tiny_engine.encode(pictures, load_size=None)
+    tracker, propagator = Tracker(facet), MaskPropagator(facet)
+    tracks = [tracker.start(encoded[0], points), *(tracker.step(features) for features in encoded[1:])]
+    propagator.start(encoded[0], mask)
+    masks = [mask, *(propagator.step(features) for features in encoded[1:])]
+    with tiny_engine.stream(pictures, load_size=None) as stream:
+        stream.attach("track", Tracker(facet).following(points))
+        stream.attach("mask", MaskPropagator(facet).following(mask))
+        stream.attach("grid", lambda features: features.grid)
+        with pytest.raises(InputError, match="'mask' is attached already"):
+            stream.attach("mask", lambda features: None)
+        results = list(stream)
+    for result, track, labels in zip(results, tracks, masks, strict=True):
+        np.testing.assert_allclose(result.found["track"].points_xy, track.points_xy, atol=0.1)
+        assert (result.found["mask"] == labels).mean() > 0.98
+        assert result.found["grid"] == result.features.grid
+    report = stream.report
+    assert min(report.load, report.encode, report.head) > 0 and report.decode >= 0
+    assert report.load + report.encode <= 2 * report.seconds
+
+
+def test_a_head_that_fails_ends_the_stream(tiny_engine: Engine, pictures: list[Pixels]) -> None:
+    with tiny_engine.stream(pictures, load_size=None) as stream:
+        stream.attach("broken", lambda features: features["no such facet"])
+        with pytest.raises(InputError, match="no such facet"):
+            next(stream)
+        assert next(stream, None) is None
+
+
+def test_points_that_are_chosen_and_a_start_that_fails(tiny_engine: Engine, pictures: list[Pixels]) -> None:
+    facet = tiny_engine.manifest.facets[0]
+    first, second = tiny_engine.encode(pictures[:2], load_size=None)
+    follow = Tracker(facet).following([[1e6, 0.0]])
+    for features in (first, second):  # it is tried anew
+        with pytest.raises(InputError, match="outside the image"):
+            follow(features)
+    mask = np.zeros((3, 3), np.bool_)
+    with pytest.raises(InputError, match="the first mask has shape"):
+        MaskPropagator(facet).following(mask)(first)
 
 
 def test_the_report(tiny_engine: Engine, pictures: list[Pixels]) -> None:
