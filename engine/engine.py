@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from itertools import chain
@@ -43,7 +43,7 @@ from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_par
 from facetrt.engine.tasks.refinement import Refinement, check_available
 from facetrt.engine.tasks.running import HostRunner, Runner, collect
 from facetrt.engine.tasks.smoothing import Smoother
-from facetrt.engine.video.propagation import MaskPropagator, PropagateOptions
+from facetrt.engine.video.propagation import MaskPropagator, Memory, PropagateOptions
 from facetrt.engine.video.stream import Policy, Stream, StreamOptions
 from facetrt.engine.video.tracking import Tracker, TrackOptions
 from facetrt.kernels.errors import InputError
@@ -677,9 +677,18 @@ class Engine:
         Args:
             facet: the bundle's default for propagation (the last block's normed output for DINO) if None.
             queue: as for :class:`MaskPropagator`, and so are ``radius``, ``topk`` and ``temperature``.
+
+        On a GPU it also takes what :meth:`encode_on_device` gives with ``facet=propagator.facet``.
         """
         chosen = self._facet("propagate", facet)
-        return MaskPropagator(chosen, queue=queue, radius=radius, topk=topk, temperature=temperature)
+        return MaskPropagator(
+            chosen,
+            queue=queue,
+            radius=radius,
+            topk=topk,
+            temperature=temperature,
+            on_device=choose_memory(self._encoder),
+        )
 
     def collect(
         self,
@@ -837,6 +846,16 @@ def choose_runner(encoder: Encoder) -> Runner:
 
         return DeviceRunner(encoder, backend)
     return HostRunner(encoder)
+
+
+def choose_memory(encoder: Encoder) -> Callable[[PropagateOptions], Memory] | None:
+    """What a mask of frames on the device is followed from; None where no frame lies there."""
+    backend = encoder.backend
+    if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE:
+        from facetrt.engine.device.propagation import DeviceMemory
+
+        return partial(DeviceMemory, backend.lane)
+    return None
 
 
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:

@@ -158,7 +158,7 @@ class DeviceEncoder(Passes[DeviceArray]):
             rows, frame = tokens.rows(i, i + 1).reshape(*tokens.shape[1:]), item.frame
             record = self._encoder.record(frame.name, frame.original_size, frame.size, options, frame.detail)
             cells = rows.rows(prefix, len(rows))
-            found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record))
+            found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record, facet))
         return found
 
     def _prepare(self, frame: DecodedImage, options: EncodeOptions) -> _Ready:
@@ -196,6 +196,7 @@ class DeviceEncoder(Passes[DeviceArray]):
             saliency=device.upload(features.saliency.ravel()),
             pixels=None,
             record=features.record,
+            facet=facet,
         )
 
     def _own(self, values: DeviceArray, row: int) -> DeviceArray:

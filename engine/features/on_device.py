@@ -19,6 +19,7 @@ class DeviceFeatures:
         saliency: ``(cells,)`` float32 in [0, 1].
         pixels: ``(height, width, 3)`` uint8 at the loaded size, or None for features that came from the host.
         record: what the image is.
+        facet: which one.
     """
 
     rows: DeviceArray = field(repr=False)
@@ -26,6 +27,7 @@ class DeviceFeatures:
     saliency: DeviceArray = field(repr=False)
     pixels: DeviceArray | None = field(repr=False)
     record: ImageRecord = field(repr=False)
+    facet: str
 
     @property
     def geometry(self) -> Geometry:

@@ -6,9 +6,10 @@ one frame is :func:`facetrt.kernels.propagate.propagate`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import cv2
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facetrt.engine.features.features import Features, Float, Provenance
+from facetrt.engine.features.features import Features, Float, ImageRecord, Provenance
+from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.kernels.errors import InputError
@@ -44,23 +46,71 @@ class PropagateOptions:
         check(self)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What others take labels from: descriptors and ``soft (grid_h, grid_w, channels)``."""
+class Memory(ABC):
+    """What a frame takes its labels from: descriptors and soft labels of the first frame and the last few."""
 
-    descriptors: Descriptors = field(repr=False)
-    soft: Float = field(repr=False)
+    @abstractmethod
+    def begin(self, features: Any, soft: Float) -> None:
+        """Take the first frame, with ``soft (grid_h, grid_w, channels)``, and forget all others."""
+
+    @abstractmethod
+    def follow(self, features: Any) -> Float:
+        """The soft labels of the next frame, ``(grid_h, grid_w, channels)``, which is kept with them.
+
+        Raises:
+            InputError: NaN or infinite descriptors; the frame is not kept.
+        """
+
+
+class HostMemory(Memory):
+    """Descriptors in the processor's memory, as :class:`Features` have them."""
+
+    def __init__(self, options: PropagateOptions) -> None:
+        self._options = options
+        self._queue: deque[tuple[Descriptors, Float]] = deque(maxlen=options.queue)
+
+    def begin(self, features: Features, soft: Float) -> None:
+        values = self._values(features)
+        self._subspace = Subspace.fit(values)
+        self._first = Descriptors.of(values, self._subspace), soft
+        self._queue.clear()
+
+    def follow(self, features: Features) -> Float:
+        target = Descriptors.of(self._values(features), self._subspace)
+        context, labels = zip(self._first, *self._queue, strict=True)
+        soft = propagate_descriptors(target, context, np.stack(labels), **arithmetic(self._options, features.grid))
+        self._queue.append((target, soft))
+        return soft
+
+    def _values(self, features: Features) -> Float:
+        values = features.map(self._options.facet)
+        if not np.isfinite(values).all():
+            raise InputError(nonfinite(features.name))
+        return values
+
+
+def arithmetic(options: PropagateOptions, grid: tuple[int, int]) -> dict[str, Any]:
+    """Radius, topk and temperature; the radius at most what reaches all cells, because memory is its square."""
+    radius = min(options.radius, max(grid))
+    return {"radius": radius, "topk": options.topk, "temperature": options.temperature}
+
+
+def nonfinite(name: str) -> str:
+    """What is said of a frame that cannot be followed."""
+    return f"{name} has NaN or infinite descriptors: expected finite ones; leave it out"
 
 
 @dataclass(frozen=True)
 class _First:
-    """The first frame, the subspace of its descriptors, and each soft label's number, ascending from 0."""
+    """The first frame, and the label of each channel of the soft labels, ascending from 0."""
 
-    seen: _Seen
-    subspace: Subspace
+    memory: Memory
     values: Labels
     geometry: Geometry
     provenance: Provenance
+
+
+Given = Features | DeviceFeatures
 
 
 class MaskPropagator:
@@ -71,12 +121,16 @@ class MaskPropagator:
     A hidden object may be found again while the first frame still resembles it. An object that has left may keep a few
     cells: the protocol scales the soft labels of each object up to 1, however small they are.
 
+    On a GPU whose engine has its kernels there, ``encode_on_device`` gives frames that stay: of each, only the soft
+    labels come down.
+
     Args:
         facet: of the features that cells are compared by; the protocol's is the last block's normed output.
         queue: how many previous frames to take labels from, beside the first.
         radius: rows and columns, in cells, that an object may move.
         topk: how many cells, over all these frames together, a cell listens to.
         temperature: divides the cosine in the exponent.
+        on_device: makes a memory for frames that lie on a device; ``Engine.propagator`` fills it in.
 
     Raises:
         InputError: an option out of range.
@@ -90,11 +144,11 @@ class MaskPropagator:
         radius: int = PropagateOptions.radius,
         topk: int = PropagateOptions.topk,
         temperature: float = PropagateOptions.temperature,
+        on_device: Callable[[PropagateOptions], Memory] | None = None,
     ) -> None:
-        options = PropagateOptions(facet, queue, radius, topk, temperature)
+        self._options = PropagateOptions(facet, queue, radius, topk, temperature)
+        self._on_device = on_device
         self.facet = facet
-        self._options: dict[str, Any] = {"radius": radius, "topk": topk, "temperature": temperature}
-        self._queue: deque[_Seen] = deque(maxlen=options.queue)
         self._first: _First | None = None
 
     @property
@@ -102,11 +156,11 @@ class MaskPropagator:
         """Labels that are followed. One of the first mask that is missing here is too small for the grid."""
         return [] if self._first is None else self._first.values[1:].tolist()
 
-    def start(self, features: Features, labels: NDArray[np.integer] | NDArray[np.bool_]) -> None:
+    def start(self, features: Given, labels: NDArray[np.integer] | NDArray[np.bool_]) -> None:
         """Begin a video, or begin anew.
 
         Args:
-            features: of the first frame.
+            features: of the first frame; if they lie on a device, all others must.
             labels: ``(H, W)`` at the frame's original size: 0 background, any positive numbers objects; a bool mask is
                 object 1.
 
@@ -114,41 +168,46 @@ class MaskPropagator:
             InputError: labels of another size or kind, without an object, or whose objects are too small for the grid;
                 features without the facet, or with an added border.
         """
-        if features.geometry.resized is not None:
-            raise InputError(f"{features.name} was padded, and labels lie on whole frames: encode them with fit 'none'")
-        descriptors = self._descriptors(features)
-        cells = reduce_labels(_check_labels(features, labels), features.grid)
+        record = record_of(features)
+        if record.geometry.resized is not None:
+            raise InputError(f"{record.name} was padded, and labels lie on whole frames: encode them with fit 'none'")
+        cells = reduce_labels(_check_labels(record, labels), record.grid)
         values = np.union1d([0], cells).astype(np.int64)
         if not 2 <= len(values) <= 1 + MAX_OBJECTS:
-            grid_h, grid_w = features.grid
+            grid_h, grid_w = record.grid
             raise InputError(
                 f"{len(values) - 1} objects of the first mask are left on the grid of {grid_h}×{grid_w} cells: "
                 f"expected 1 to {MAX_OBJECTS}; for small objects use a larger load size or a smaller stride"
             )
-        soft = one_hot(np.searchsorted(values, cells), len(values))
-        subspace = Subspace.fit(descriptors)
-        seen = _Seen(Descriptors.of(descriptors, subspace), soft)
-        self._first = _First(seen, subspace, values, features.geometry, features.provenance)
-        self._queue.clear()
+        memory = self._memory(features)
+        memory.begin(features, one_hot(np.searchsorted(values, cells), len(values)))
+        self._first = _First(memory, values, record.geometry, record.provenance)
 
-    def step(self, features: Features) -> Labels:
+    def step(self, features: Given) -> Labels:
         """Labels of the next frame, ``(H, W)`` int64 at its original size.
 
         Raises:
-            InputError: before :meth:`start`; a frame of another size, stride or bundle than the first.
+            InputError: before :meth:`start`; a frame of another size, stride or bundle than the first, or that lies
+                elsewhere.
         """
-        if self._first is None:
+        first = self._first
+        if first is None:
             raise InputError("step was called before start: call start(features, labels) with the first result's")
-        _check_alike(self._first, features)
-        descriptors = Descriptors.of(self._descriptors(features), self._first.subspace)
-        context = [self._first.seen, *self._queue]
-        options = self._options | {"radius": min(self._options["radius"], max(features.grid))}  # memory is its square
-        labels = np.stack([seen.soft for seen in context])
-        soft = propagate_descriptors(descriptors, [seen.descriptors for seen in context], labels, **options)
-        self._queue.append(_Seen(descriptors, soft))
-        return self._first.values[enlarge_labels(soft, features.image_size, features.original_size)]
+        record = record_of(features)
+        _check_alike(first, record)
+        if isinstance(features, DeviceFeatures) == isinstance(first.memory, HostMemory):
+            raise InputError(f"{record.name} and the first frame lie on the host and on a device: encode all alike")
+        soft = first.memory.follow(features)
+        return first.values[enlarge_labels(soft, record.image_size, record.original_size)]
 
-    def following(self, labels: NDArray[np.integer] | NDArray[np.bool_]) -> Callable[[Features], Labels]:
+    def _memory(self, features: Given) -> Memory:
+        if isinstance(features, Features):
+            return HostMemory(self._options)
+        if self._on_device is None:
+            raise InputError(f"{features.record.name} lies on a device: take the propagator from Engine.propagator")
+        return self._on_device(self._options)
+
+    def following(self, labels: NDArray[np.integer] | NDArray[np.bool_]) -> Callable[[Given], Labels]:
         """A head for :meth:`Stream.attach`: :meth:`start` with the first features, :meth:`step` with all others.
 
         Args:
@@ -156,7 +215,7 @@ class MaskPropagator:
         """
         started = False
 
-        def follow(features: Features) -> Labels:
+        def follow(features: Given) -> Labels:
             nonlocal started
             if started:
                 return self.step(features)
@@ -166,14 +225,13 @@ class MaskPropagator:
 
         return follow
 
-    def _descriptors(self, features: Features) -> Float:
-        descriptors = features.map(self.facet)
-        if not np.isfinite(descriptors).all():
-            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
-        return descriptors
+
+def record_of(features: Given) -> ImageRecord:
+    """What a frame is, wherever its descriptors lie."""
+    return features if isinstance(features, Features) else features.record
 
 
-def _check_labels(features: Features, labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.integer]:
+def _check_labels(features: ImageRecord, labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.integer]:
     given = np.asarray(labels)
     size, expected = given.shape, features.original_size
     if size != expected:
@@ -192,7 +250,7 @@ def _check_labels(features: Features, labels: NDArray[np.integer] | NDArray[np.b
     return given.astype(np.int64)
 
 
-def _check_alike(first: _First, features: Features) -> None:
+def _check_alike(first: _First, features: ImageRecord) -> None:
     if features.geometry != first.geometry:
         raise InputError(
             f"{features.name} has {_describe(features.geometry)} and the first frame {_describe(first.geometry)}: all "
