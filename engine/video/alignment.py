@@ -11,22 +11,23 @@ from facetrt.engine.features.features import Float
 from facetrt.engine.video.descriptor_maps import DescriptorMap, Positions, Shapes, bilinear
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.parallel import one_blas_thread
+from facetrt.kernels.tracking import (
+    DAMPING,
+    ITERATIONS,
+    LARGEST_STEP,
+    LARGEST_TURN,
+    SAMPLES,
+    SIGMA,
+    SMALLEST_STEP,
+    SPREAD,
+)
 
 HALF_RIGHT, HALF_DOWN = np.array([0.5, 0.0]), np.array([0.0, 0.5])
 CHUNK_BYTES = 2 << 20  # of samples, residuals and slopes, that are worked on at a time
 
-# 7 × 7 samples, two cells apart. In clips turned by 3° per frame up to 21°, 97 and 96 % of the points stay within half
-# a cell (load sizes 112 and 160); with 5 × 5 samples 94 and 95 %.
-SIDE = 2.0 * np.arange(-3, 4)  # cells
+SIDE = SPREAD * (np.arange(SAMPLES) - SAMPLES // 2)  # cells
 OFFSETS = np.stack(np.meshgrid(SIDE, SIDE), axis=-1).reshape(-1, 2)  # (k, 2)
-SIGMA = 4.0  # cells, of the weights
 FALLOFF = np.exp(-np.square(OFFSETS).sum(axis=1) / (2 * SIGMA**2))  # (k,)
-ITERATIONS = 5
-LARGEST_STEP = 1.0  # cells in one iteration
-LARGEST_TURN = 0.15  # change of shape in one iteration
-# Cells at the rim of the window: after a smaller step none follows. On turned, zoomed and shifted clips points then end
-# within 0.03 cells of where five steps take them (99 %: 0.014), with 3.3 instead of 5 on average.
-SMALLEST_STEP = 0.05
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def _gauss_newton(patches: Patches, slopes: Slopes, positions: Positions, shapes
     mean_residual = shares.astype(np.float32) @ residual  # (n, 1, C)
     normal = _products(changes, parts, shares) - mean_slopes @ np.swapaxes(mean_slopes, 1, 2)
     target = _crossed(changes, residual, parts, shares) - mean_slopes @ np.swapaxes(mean_residual, 1, 2)
-    damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) / 4 + np.finfo(np.float32).tiny
-    normal += damping[:, None, None] * np.eye(4)  # flat surroundings: no step rather than a wild one
+    damping = DAMPING * np.trace(normal, axis1=1, axis2=2) / 4 + np.finfo(np.float32).tiny
+    normal += damping[:, None, None] * np.eye(4)
     return np.asarray(np.linalg.solve(normal, target)[..., 0])
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from facetrt.engine.features.features import Float
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.log_bin import average_pool, bin_offsets
+from facetrt.kernels.tracking import HIERARCHY
 
 Positions = NDArray[np.float64]  # (n, 2) as (column, row)
 Shapes = NDArray[np.float64]  # (n, 2, 2)
 
-HIERARCHY = 2  # levels of log-binning, as for matching
 OFFSETS = bin_offsets(HIERARCHY)
 SPACING = 3  # cells between the nodes of the lattice: the pooled cells' width, and how far apart the outer bins lie
 SAMPLES = 128  # interpolated at a time: with 384 channels, their neighbours take 0.8 MB

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from facetrt.engine.features.features import Float
 from facetrt.engine.video.descriptor_maps import OFFSETS, SPACING, DescriptorMap, Positions, shifted, within
-from facetrt.kernels.products import first_largest, inner_products
+from facetrt.kernels.products import TIE, first_largest, inner_products
+from facetrt.kernels.tracking import PEAK_TEMPERATURE
 
 Cells = NDArray[np.int64]
 
@@ -22,9 +23,6 @@ REACH = 2  # rows and columns in each direction
 CLIMBS = 8  # times that the best cell may lie at the rim of those compared
 DOUBT = 0.15  # cosine: by so much the lattice may fall short of a peak between its nodes
 
-# Soft-argmax over 3 × 3 cells at a fifth of their range: of windows 3, 5, 7 and temperatures 0.05, 0.1, 0.2 the one
-# with the smallest error one frame on: medians of 0.16 to 0.27 cells, of the best cell alone 0.24 to 0.46.
-PEAK_TEMPERATURE = 0.2
 SIDE = 2 * REACH + 1
 AROUND = np.indices((SIDE, SIDE)).reshape(2, -1) - REACH  # rows and columns of a cell and its neighbours
 NINE_ROWS, NINE_COLUMNS = np.indices((3, 3)).reshape(2, 9) - 1
@@ -142,9 +140,9 @@ def _block(seen: DescriptorMap, binned: Float, window: Window, cells: Cells) -> 
 
 def _peak(nine: Float) -> Positions:
     """A soft-argmax over 3 × 3 cosines ``(n, 9)``, as an offset (column, row) from the middle, ``(n, 2)``."""
-    best = nine[:, 4]
+    best = nine.max(axis=1)
     span = best - np.where(np.isfinite(nine), nine, np.inf).min(axis=1)
     scaled = nine - best[:, None].astype(np.float64)
-    weights = np.exp(scaled / np.maximum(PEAK_TEMPERATURE * span, np.finfo(np.float32).tiny)[:, None])
+    weights = np.exp(scaled / np.maximum(PEAK_TEMPERATURE * span, TIE)[:, None])  # rounding does not choose
     weights /= weights.sum(axis=1, keepdims=True)
     return np.asarray(weights @ np.stack([NINE_COLUMNS, NINE_ROWS], axis=1))

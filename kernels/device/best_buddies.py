@@ -295,13 +295,7 @@ class _Pair:
         return stack.reshape(-1, self.channels)
 
     def _norms(self, stack: DeviceArray, values: DeviceArray) -> DeviceArray:
-        grid_h, grid_w, _ = values.shape
-        squares = self.device.empty((len(stack),), np.float32)
-        norms = self.device.empty((grid_h * grid_w,), np.float32)
-        blocks = (_tiles(len(stack), _NORM_ROWS),)
-        self.device.launch(SQUARED_NORMS[self.dtype], blocks, stack, squares, len(stack), self.channels)
-        self.device.launch(BINNED_NORMS, (_tiles(len(norms), _NORM_CELLS),), squares, norms, grid_h, grid_w, *self.bins)
-        return norms
+        return binned_norms(self.device, stack, (values.shape[0], values.shape[1]), self.bins)
 
     def _partial(self, tiles_a: int, tiles_b: int) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
         """Room for the best value and index of each cell of A by tiles of B, and of each cell of B by tiles of A."""
@@ -321,6 +315,20 @@ class _Pair:
         grid = (_tiles(count, _REDUCE_CELLS),)
         self.device.launch(REDUCE_BEST, grid, values, indices, value, index, tiles, count, limit)
         return value, index
+
+
+def binned_norms(device: Device, stack: DeviceArray, grid: tuple[int, int], bins: tuple[int, int]) -> DeviceArray:
+    """Lengths ``(cells,)`` float32 of binned descriptors, from a map and its pooled versions ``(levels·cells, C)``.
+
+    Args:
+        bins: the first bin that is meant, and the one behind the last.
+    """
+    squares = device.empty((len(stack),), np.float32)
+    norms = device.empty((grid[0] * grid[1],), np.float32)
+    blocks = (_tiles(len(stack), _NORM_ROWS),)
+    device.launch(SQUARED_NORMS[stack.dtype], blocks, stack, squares, len(stack), stack.shape[1])
+    device.launch(BINNED_NORMS, (_tiles(len(norms), _NORM_CELLS),), squares, norms, *grid, *bins)
+    return norms
 
 
 def _tiles(count: int, block: int) -> int:

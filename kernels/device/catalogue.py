@@ -18,6 +18,7 @@ OPERATIONS = (
     "dense_crf",
     "refine",
     "propagate",
+    "track",
     "graph",
 )
 

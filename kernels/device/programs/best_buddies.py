@@ -12,7 +12,7 @@ NOWHERE = tl.constexpr(2147483647)
 
 
 @triton.jit
-def _bin(i):
+def bin_place(i):
     """Level and offset of bin ``i``."""
     above = tl.maximum(i - 9, 0)
     level = tl.where(i < 9, 0, 1 + above // 8)
@@ -42,7 +42,7 @@ def binned_norms(squares, out, grid_h, grid_w, first, last, BLOCK: tl.constexpr)
     cells = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(first, last):
-        level, dy, dx = _bin(i)
+        level, dy, dx = bin_place(i)
         total += tl.load(squares + level * count + shifted(cells, dy, dx, grid_h, grid_w))
     tl.store(out + cells, tl.sqrt(total), mask=cells < count)
 
@@ -95,7 +95,7 @@ def direct(
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     dots = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
     for i in range(first * blocks, last * blocks):  # one loop, so that loads are pipelined across bins
-        level, dy, dx = _bin(i // blocks)
+        level, dy, dx = bin_place(i // blocks)
         channel = (i % blocks) * BLOCK_CHANNELS + c
         rows_a = level.to(tl.int64) * count_a + shifted(a, dy, dx, height_a, width_a)
         rows_b = level.to(tl.int64) * count_b + shifted(b, dy, dx, height_b, width_b)
@@ -146,7 +146,7 @@ def shift_sum(
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     dots = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
     for i in range(first, last):
-        level, dy, dx = _bin(i)
+        level, dy, dx = bin_place(i)
         row = tl.minimum(tl.maximum(shifted(a, dy, dx, height_a, width_a) - top, 0), held - 1)
         column = shifted(b, dy, dx, height_b, width_b)
         dots += tl.load(products + level * level_size + row.to(tl.int64)[:, None] * stride + column[None, :])
