@@ -306,25 +306,18 @@ def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
 
     def timed(make: Callable[[], Callable[[Features], Any]]) -> Callable[[Clock], Any]:
         def run(clock: Clock) -> Any:
-            step = make()
+            head = make()
             with engine.stream(frames, load_size=side) as stream:
                 for result in stream:
-                    last = step(result.features)
+                    last = head(result.features)
             clock.charge(clock.seconds / len(frames))
             return last
 
         return run
 
-    def tracking() -> Callable[[Features], Any]:
-        tracker = engine.tracker()
-        return _first_then(lambda features: tracker.start(features, points), tracker.step)
-
-    def propagation() -> Callable[[Features], Any]:
-        propagator = engine.propagator()
-        return _first_then(lambda features: propagator.start(features, mask), propagator.step)
-
     contestants = [Contestant(BARE, timed(lambda: lambda features: None))]
-    contestants += [Contestant("track", timed(tracking)), Contestant("mask", timed(propagation))]
+    contestants.append(Contestant("track", timed(lambda: engine.tracker().following(points))))
+    contestants.append(Contestant("mask", timed(lambda: engine.propagator().following(mask))))
     if model is not None:
         contestants.append(Contestant("cosegment", timed(lambda: lambda features: engine.apply(model, features))))
     timings = bench.compare(section, contestants, share=0.25, rounds=3)
@@ -344,12 +337,6 @@ def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
         quality=quality,
         details=lambda name, found: _rate(timings, name) | {"side": side, "frames": len(frames)},
     )
-
-
-def _first_then(first: Callable[[Features], Any], then: Callable[[Features], Any]) -> Callable[[Features], Any]:
-    """``first`` for the first frame, ``then`` for all others."""
-    steps = iter([first])
-    return lambda features: next(steps, then)(features)
 
 
 def _grid(engine: Engine, pixels: Pixels, side: int) -> NDArray[np.float64]:

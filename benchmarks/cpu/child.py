@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from facetrt.benchmarks.baselines.cuts import solve
 from facetrt.benchmarks.cpu.scenes import scene_rows
 from facetrt.engine.engine import Engine
-from facetrt.engine.features.features import Features
 from facetrt.engine.tasks.pca import Pca, fit_pca
+from facetrt.engine.video.heads import first_then
+from facetrt.engine.video.stream import Stream
 from facetrt.kernels import best_buddies, smallest_eigenvectors, threshold_graph
 from facetrt.kernels.affinity import ThresholdGraph
 from facetrt.kernels.errors import FacetrtError, InputError
@@ -97,9 +98,9 @@ def _stream(bundle: str, side: int, warm: int, frames: int, heads: bool = False)
 
     def run() -> None:
         with Engine.open(bundle) as engine, engine.stream(_small_frames(side, frames), load_size=side) as stream:
-            head = _all_heads(engine) if heads else lambda features: None
-            for number, result in enumerate(stream):
-                head(result.features)
+            if heads:
+                _attach_heads(engine, stream, side)
+            for number, _ in enumerate(stream):
                 if number % every == 0:
                     samples.append(resident_mib())
 
@@ -108,25 +109,20 @@ def _stream(bundle: str, side: int, warm: int, frames: int, heads: bool = False)
     return {"seconds": seconds, "frames": frames, "warm_mib": float(warmed), "end_mib": float(end)}
 
 
-def _all_heads(engine: Engine) -> Callable[[Features], None]:
-    """A tracker, a propagator and a projection on components, begun with the first features."""
-    tracker, propagator = engine.tracker(), engine.propagator()
+def _attach_heads(engine: Engine, stream: Stream, side: int) -> None:
+    """A tracker, a propagator and a projection on components, begun with the first features of frames of ``side``."""
+    mask = np.zeros((side, side), np.int64)
+    mask[: side // 2] = 1
+    stream.attach("track", engine.tracker().following([[side / 2, side / 2], [side / 3, side / 3]]))
+    stream.attach("mask", engine.propagator().following(mask))
     fitted: list[Pca] = []
-
-    def head(features: Features) -> None:
-        if fitted:
-            tracker.step(features)
-            propagator.step(features)
-            fitted[0].project(features)
-            return
-        height, width = features.original_size
-        tracker.start(features, np.array([[width / 2, height / 2], [width / 3, height / 3]]))
-        mask = np.zeros((height, width), np.int64)
-        mask[: height // 2] = 1
-        propagator.start(features, mask)
-        fitted.append(fit_pca([features], features.facets[0], 3))
-
-    return head
+    stream.attach(
+        "pca",
+        first_then(
+            lambda features: fitted.append(fit_pca([features], features.facets[0], 3)),
+            lambda features: fitted[0].project(features),
+        ),
+    )
 
 
 def _small_frames(side: int, count: int) -> Iterator[NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ from facetrt.engine.drawing.discovery import objects_overlay
 from facetrt.engine.drawing.overlays import PcaColours, cells_on_pixels, mask_overlay, object_overlay, parts_overlay
 from facetrt.engine.drawing.tracks import draw_trails
 from facetrt.engine.engine import Engine
-from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.features import SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.learning import learn_cosegmentation, learn_parts
 from facetrt.engine.settings import parse
@@ -30,7 +30,7 @@ from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.engine.video.propagation import Labels
 from facetrt.engine.video.sources import Frame, open_source
 from facetrt.engine.video.stream import StreamResult
-from facetrt.engine.video.tracking import Tracks, grid_points
+from facetrt.engine.video.tracking import Tracks
 from facetrt.kernels.errors import InputError
 
 LOAD_SIZE = 224  # by default. Masks were better than at 160 and stride 4, and than at 224, 320 and 480 and stride 8
@@ -126,17 +126,19 @@ class TrackViewer(Viewer):
     """
 
     def __init__(self, engine: Engine, points_xy: NDArray[np.float64] | int) -> None:
-        self._tracker, self._points = engine.tracker(), points_xy
+        self._follow = engine.tracker().following(points_xy)
+        self._first: Tracks | None = None
         self._history: deque[Tracks] = deque(maxlen=TRAIL)
         self._size: tuple[int, int] | None = None
 
     def feed(self, result: StreamResult) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
-        features, started = result.features, self._size is not None
+        features = result.features
         if self._size != features.original_size:
             self._history.clear()  # other pixels: the trails so far do not lie on this frame
             self._size = features.original_size
-        tracks = self._tracker.step(features) if started else self._start(features)
+        tracks = self._follow(features)
+        self._first = tracks if self._first is None else self._first
         self._history.append(tracks)
         points = np.stack([past.points_xy for past in self._history])
         visible = np.stack([past.visible for past in self._history])
@@ -144,16 +146,12 @@ class TrackViewer(Viewer):
         data = {"points_xy": tracks.points_xy, "visible": tracks.visible, "confidence": tracks.confidence}
         return [Drawn(result.frame, lambda pixels: draw_trails(pixels, points, visible), data)]
 
-    def _start(self, features: Features) -> Tracks:
-        if isinstance(self._points, int):
-            self._points = grid_points(features, self._points, self._tracker.facet)
-        return self._tracker.start(features, self._points)
-
     def facts(self) -> dict[str, Any]:
         """The points of the first frame, and how many are visible in the last."""
-        if isinstance(self._points, int) or not self._history:
+        if self._first is None or not self._history:
             return {}
-        return {"points_xy": np.round(self._points, 3), "visible_at_the_end": int(self._history[-1].visible.sum())}
+        visible = int(self._history[-1].visible.sum())
+        return {"points_xy": np.round(self._first.points_xy, 3), "visible_at_the_end": visible}
 
 
 class MaskViewer(Viewer):

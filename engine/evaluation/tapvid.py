@@ -31,7 +31,7 @@ from facetrt.engine.evaluation.track_scores import DETAILS, METRICS, SIDE, Bools
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.loading import LoadSizeChoice, Pixels, load_image
 from facetrt.engine.settings import Setting, values_of
-from facetrt.engine.video.tracking import Tracker, TrackOptions
+from facetrt.engine.video.tracking import Blend, Tracker, TrackOptions
 from facetrt.kernels.errors import InputError, OutputError
 
 Indices = NDArray[np.int64]
@@ -152,8 +152,8 @@ class TapVid(Evaluation):
         ]
 
     def facets_in(self, facet: str) -> list[str]:
-        """See :class:`Evaluation`; as :meth:`facetrt.engine.video.tracking.Blend.fit` reads them."""
-        return [term.rpartition("*")[2].strip() for term in facet.split("+")]
+        """See :class:`Evaluation`."""
+        return Blend.facets(facet)
 
     def run(self, engine: Engine | None, todo: Sequence[str], out: Path, tick: Tick) -> Iterator[tuple[str, Record]]:
         """See :class:`Evaluation`."""

@@ -21,6 +21,7 @@ from facetrt.engine.features.features import Features, Float, ImageRecord, Prove
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
+from facetrt.engine.video.heads import first_then
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.propagate import propagate_descriptors
 from facetrt.kernels.short_descriptors import Descriptors, Subspace
@@ -213,17 +214,12 @@ class MaskPropagator:
         Args:
             labels: of the first frame, as for :meth:`start`; they are the first result.
         """
-        started = False
 
-        def follow(features: Given) -> Labels:
-            nonlocal started
-            if started:
-                return self.step(features)
+        def start(features: Given) -> Labels:
             self.start(features, labels)
-            started = True
             return np.asarray(labels).astype(np.int64)
 
-        return follow
+        return first_then(start, self.step)
 
 
 def record_of(features: Given) -> ImageRecord:

@@ -41,6 +41,7 @@ from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
 from facetrt.engine.tasks.discovery.fusing import read_weight
 from facetrt.engine.video.alignment import Alignment, Patches, Slopes, align
 from facetrt.engine.video.descriptor_maps import DescriptorMap, Positions, Shapes
+from facetrt.engine.video.heads import first_then
 from facetrt.engine.video.searching import Cells, Window, find
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
@@ -160,13 +161,17 @@ class Blend:
             InputError: a weight that is no positive number, or a facet that the features lack.
         """
         terms = []
-        for term in text.split("+"):
-            weight, star, facet = term.rpartition("*")
-            rows = features[facet.strip()]
+        for weight, facet in _terms(text):
+            rows = features[facet]
             mean = np.asarray(rows.mean(axis=0), np.float32)
             spread = float(np.sqrt(np.square(rows - mean).sum(axis=1).mean()))
-            terms.append((facet.strip(), mean, read_weight(weight, text, EXPECTED) if star else 1.0, spread))
+            terms.append((facet, mean, 1.0 if weight is None else read_weight(weight, text, EXPECTED), spread))
         return cls([(facet, mean, weight / max(spread, NORM_FLOOR)) for facet, mean, weight, spread in terms])
+
+    @staticmethod
+    def facets(text: str) -> list[str]:
+        """The facets of a text for :meth:`fit`, whatever weights they have."""
+        return [facet for _, facet in _terms(text)]
 
     def map(self, features: Features) -> Float:
         """``(grid_h, grid_w, C)``, the facets' channels one after the other.
@@ -185,6 +190,12 @@ class Blend:
         if not np.isfinite(joined.sum()):  # a sum is, as good as always, what all it sums is
             raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
         return joined
+
+
+def _terms(text: str) -> list[tuple[str | None, str]]:
+    """Weight, if there is one, and facet of each term."""
+    parts = [term.rpartition("*") for term in text.split("+")]
+    return [(weight if star else None, facet.strip()) for weight, star, facet in parts]
 
 
 class Tracker:
@@ -248,18 +259,12 @@ class Tracker:
         Args:
             points: ``(N, 2)`` as for :meth:`start`, or how many to choose by :func:`grid_points`.
         """
-        started = False
 
-        def follow(features: Features) -> Tracks:
-            nonlocal started
-            if started:
-                return self.step(features)
+        def start(features: Features) -> Tracks:
             chosen = grid_points(features, points, self.facet) if isinstance(points, int) else points
-            tracks = self.start(features, chosen)
-            started = True
-            return tracks
+            return self.start(features, chosen)
 
-        return follow
+        return first_then(start, self.step)
 
     def _advance(self, state: _State, seen: DescriptorMap, geometry: Geometry) -> _State:
         """The state after a frame of the size that ``state`` is in."""
