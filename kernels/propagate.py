@@ -59,7 +59,7 @@ def propagate(
         InputError: wrong shapes or types, no context frame, NaN or infinite values, an option out of range.
     """
     target, context, labels = _check(features, context_features, context_labels, radius, topk, temperature)
-    subspace = Subspace.fit(context[0]) if context[0].size else Subspace(np.zeros((target.shape[2], 0), np.float32))
+    subspace = Subspace.fit(context[0])
     return propagate_descriptors(
         Descriptors.of(target, subspace),
         [Descriptors.of(frame, subspace) for frame in context],
@@ -142,7 +142,7 @@ def _tiles(grid_h: int, grid_w: int, radius: int) -> Iterator[_Tile]:
 
 @dataclass(frozen=True)
 class _Few:
-    """Cosines of some pairs of a tile's cells, numbered row by row, and context cells, sorted by the former."""
+    """Cosines of some pairs of a tile's cells, which are numbered row by row, and context cells."""
 
     targets: Index = field(repr=False)
     frame: Index = field(repr=False)
@@ -164,25 +164,13 @@ def _survivors(tile: _Tile, target: Descriptors, context: Sequence[Descriptors],
     for number, cells in enumerate(near):
         np.matmul(short, cells.T, out=bounds[number])
     rests = max(float(cells[:, -1].max()) for cells in near)
-    least = _likely(tile, bounds.max(axis=0), topk) - 2 * rests * short[:, -1] - np.float32(TIE) - ROUNDING
+    likely = _bound(_own_neighbourhoods(tile, [bounds.max(axis=0)]), topk, 2 * tile.radius + 1)  # of the bounds
+    least = likely - 2 * rests * short[:, -1] - np.float32(TIE) - ROUNDING  # a cosine is at most so much below its own
     places = np.flatnonzero(bounds >= least[:, None])
     if len(places) > 4 * SURVIVORS * len(short):  # some of these lie outside their own neighbourhood
         return None
     few = _few(tile, places, len(near[0]))
     return None if len(few.targets) > SURVIVORS * len(short) else _with_cosines(tile, few, target, context)
-
-
-def _likely(tile: _Tile, bounds: Float, topk: int) -> Float:
-    """Less than the ``topk``-th largest of each target's bounds ``(targets, cells)`` in its neighbourhood."""
-    height, width, reach = tile.bottom - tile.top, tile.right - tile.left, 2 * tile.radius
-    rows, columns = tile.window
-    joint = np.full((height, width, 1, height + reach, width + reach), -np.inf, np.float32)
-    shape = (height, width, rows.stop - rows.start, columns.stop - columns.start)
-    joint[:, :, 0, tile.placed[0], tile.placed[1]] = bounds.reshape(shape)
-    own = _own_neighbourhoods(joint, reach + 1).max(axis=4).reshape(height * width, -1)
-    if own.shape[1] < topk:
-        return np.full(height * width, -np.inf, np.float32)
-    return np.asarray(np.partition(own, -topk, axis=1)[:, -topk])
 
 
 def _few(tile: _Tile, places: Index, cells: int) -> _Few:
@@ -209,7 +197,7 @@ def _with_cosines(tile: _Tile, few: _Few, target: Descriptors, context: Sequence
 
 
 def _best_of(few: _Few, topk: int) -> _Few:
-    """Each target's ``topk`` pairs with the largest cosines, and those that tie with the smallest of these."""
+    """Each target's ``topk`` largest cosines, and what ties with the smallest of these; target by target."""
     order = np.lexsort((-few.cosines, few.targets))
     targets, cosines = few.targets[order], few.cosines[order]
     first = np.searchsorted(targets, targets)
@@ -219,35 +207,40 @@ def _best_of(few: _Few, topk: int) -> _Few:
 
 def _best(tile: _Tile, target: Descriptors, context: Sequence[Descriptors], topk: int) -> _Few:
     """The same from all pairs."""
-    cosines = _candidates(tile, target.unit, [frame.unit for frame in context])
-    least = _bound(cosines, min(topk, cosines.shape[1]), 2 * tile.radius + 1)
+    (rows, columns), channels = tile.window, target.unit.shape[2]
+    cells = target.unit[tile.rows, tile.columns].reshape(-1, channels)
+    products = [cells @ frame.unit[rows, columns].reshape(-1, channels).T for frame in context]
+    cosines = _own_neighbourhoods(tile, products)
+    least = _bound(cosines, topk, 2 * tile.radius + 1)
     kept = np.flatnonzero((cosines >= (least - np.float32(TIE))[:, None]).ravel())
     targets, candidates = np.divmod(kept, cosines.shape[1])
     return _best_of(_Few(targets, *_locate(tile, targets, candidates), cosines.ravel()[kept]), topk)
 
 
 def _bound(cosines: Float, count: int, side: int) -> Float:
-    """At most the ``count``-th largest of each row, from the largest of each ``side`` neighbours where these do."""
+    """At most the ``count``-th largest of each row, from the largest of each ``side`` neighbours where these do.
+
+    Where fewer lie in the grid, it is below all of them; ``-inf`` stays out.
+    """
+    if cosines.shape[1] < count:
+        return np.full(len(cosines), -2, np.float32)
     groups = cosines.reshape(len(cosines), -1, side).max(axis=2) if cosines.shape[1] >= count * side else cosines
     smallest = np.partition(groups, -count, axis=1)[:, -count]
-    return np.asarray(np.maximum(smallest, np.float32(-2)))  # fewer candidates in the grid than that: -inf stays out
+    return np.asarray(np.maximum(smallest, np.float32(-2)))
 
 
-def _candidates(tile: _Tile, target: Float, context: list[Float]) -> Float:
-    """Cosines of each target cell to its own neighbourhood, ``(targets, frames·side²)``; -inf outside the grid."""
-    cells = target[tile.rows, tile.columns]
-    height, width, channels = cells.shape
-    reach = 2 * tile.radius
-    joint = np.full((height, width, len(context), height + reach, width + reach), -np.inf, np.float32)
+def _own_neighbourhoods(tile: _Tile, frames: Sequence[Float]) -> Float:
+    """Each target's own part of ``(targets, window cells)`` per frame: ``(targets, frames·side²)``; -inf outside."""
+    height, width, reach = tile.bottom - tile.top, tile.right - tile.left, 2 * tile.radius
+    joint = np.full((height, width, len(frames), height + reach, width + reach), -np.inf, np.float32)
     rows, columns = tile.window
-    for i, frame in enumerate(context):
-        near = frame[rows, columns]
-        cosines = cells.reshape(-1, channels) @ near.reshape(-1, channels).T
-        joint[:, :, i, tile.placed[0], tile.placed[1]] = cosines.reshape(height, width, *near.shape[:2])
-    return _own_neighbourhoods(joint, reach + 1).reshape(height * width, -1)
+    for i, values in enumerate(frames):
+        shape = (height, width, rows.stop - rows.start, columns.stop - columns.start)
+        joint[:, :, i, tile.placed[0], tile.placed[1]] = values.reshape(shape)
+    return _diagonal(joint, reach + 1).reshape(height * width, -1)
 
 
-def _own_neighbourhoods(joint: Float, side: int) -> Float:
+def _diagonal(joint: Float, side: int) -> Float:
     """``own[i, j, t, u, v] = joint[i, j, t, i + u, j + v]`` as a view: one step down moves target and window alike."""
     height, width, frames = joint.shape[:3]
     step_i, step_j, step_t, step_u, step_v = joint.strides
@@ -260,10 +253,8 @@ def _own_neighbourhoods(joint: Float, side: int) -> Float:
 
 
 def _weigh(tile: _Tile, kept: _Few, labels: Float, temperature: float) -> Float:
-    """Labels of a tile, ``(rows, columns, labels)``, from the pairs that count; each target has some."""
+    """Labels of a tile, ``(rows, columns, labels)``, from :func:`_best_of`'s pairs; each target has some."""
     count = (tile.bottom - tile.top) * (tile.right - tile.left)
-    order = np.argsort(kept.targets, kind="stable")
-    kept = kept.only(order)
     first = np.searchsorted(kept.targets, np.arange(count))
     values = kept.cosines - np.maximum.reduceat(kept.cosines, first)[kept.targets]  # cancels, and nothing overflows
     weights = np.exp(values / np.float32(temperature))

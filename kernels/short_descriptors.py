@@ -32,7 +32,7 @@ class Subspace:
     @classmethod
     def fit(cls, values: Float) -> Subspace:
         """The smallest that holds nearly all of descriptors ``values (grid_h, grid_w, C)``."""
-        rows = unit(values).reshape(-1, values.shape[2])
+        rows = unit(values).reshape(values.shape[0] * values.shape[1], values.shape[2])
         rows = rows[:: max(1, len(rows) // SAMPLES)].astype(np.float64)
         channels = rows.shape[1]
         none = cls(np.zeros((channels, 0), np.float32))
