@@ -17,7 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN_FACETS, HERE, SHARED, TINY, deterministic_weights, export_tiny, facets, require_openvino
+from helpers import (
+    GOLDEN_FACETS,
+    HERE,
+    SHARED,
+    TINY,
+    deterministic_weights,
+    export_tiny,
+    facets,
+    registered,
+    require_openvino,
+)
 from helpers_gpu import FakeGpu, install, plan_bundle
 from numpy.typing import NDArray
 
@@ -25,7 +35,7 @@ from facetrt.engine import Engine
 from facetrt.engine.backends.flavours import RTX
 from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import export_bundle
-from facetrt.export.models import MODELS, find_model
+from facetrt.export.models import find_model
 from facetrt.kernels.device.runtime.triton_device import TritonDevice
 
 HAS_GPU = torch.cuda.is_available()
@@ -41,11 +51,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_weights(work: Path) -> Iterator[Path]:
     """Weights file of the tiny model, which is registered while tests run."""
-    MODELS["tiny"] = TINY
     path = work / "tiny.npz"
     np.savez(path, **deterministic_weights(TINY))
-    yield path
-    del MODELS["tiny"]
+    with registered(TINY):
+        yield path
 
 
 @pytest.fixture(scope="session")

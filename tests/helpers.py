@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from facetrt.benchmarks.weights import deterministic_weights as deterministic_we
 from facetrt.engine.backends.choice import installed
 from facetrt.export.export_options import ExportOptions, Facet
 from facetrt.export.exporting import export_bundle
-from facetrt.export.models import ModelSpec
+from facetrt.export.models import MODELS, ModelSpec
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
@@ -46,6 +48,20 @@ def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     disc = (y - height * 0.5) ** 2 + (x - width * 0.5) ** 2 < (0.25 * min(height, width)) ** 2
     image[disc] = (230, 60, 40)
     return image
+
+
+@contextmanager
+def registered(spec: ModelSpec) -> Iterator[ModelSpec]:
+    """Let exports find a model by its name; what the name meant before holds again afterwards."""
+    before = MODELS.get(spec.name)
+    MODELS[spec.name] = spec
+    try:
+        yield spec
+    finally:
+        if before is None:
+            del MODELS[spec.name]
+        else:
+            MODELS[spec.name] = before
 
 
 def export_tiny(weights: Path, out: Path, **options: Any) -> Path:

@@ -10,7 +10,7 @@ from helpers import facets
 
 from facetrt.export.backbones.model_spec import ModelSpec
 from facetrt.export.export_options import Facet
-from facetrt.export.models import MODELS, find_model
+from facetrt.export.models import find_model
 
 #: One for each kind of part: tables by each rule, registers, SwiGLU packed and apart, RoPE by halves and by neighbours,
 #: projections apart, inner norms, a norm in front, no [CLS], and every activation.
@@ -22,7 +22,7 @@ DEPTH, DIM, HEADS = 3, 48, 3
 
 
 def tiny(name: str) -> ModelSpec:
-    """A model's tiny sister, known by its name while a test's ``registered`` is in force."""
+    """A model's tiny sister, known by its name while ``registered`` is in force."""
     spec = find_model(name)
     return replace(
         spec, name=f"{name}_tiny", dim=DIM, heads=HEADS, depth=DEPTH, match_facet="key@1", propagate_facet=None,
@@ -56,9 +56,3 @@ def all_facets(spec: ModelSpec) -> tuple[Facet, ...]:
     if spec.family.rotation is not None:
         kinds += ["rotated_key@1", "rotated_query@2"]
     return facets(",".join(kinds))
-
-
-def register(spec: ModelSpec) -> ModelSpec:
-    """Let exports find a model by its name."""
-    MODELS[spec.name] = spec
-    return spec

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import facets
+from helpers import facets, registered
 from trained_like import SPEC, Weights, trained_like
 from typer.testing import CliRunner
 
@@ -23,7 +23,6 @@ from facetrt.export import exporting
 from facetrt.export.choosing import Choice, Measures, choose_precision, parts_out_of_range
 from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import choose, load_model, make_sample, task_trial
-from facetrt.export.models import MODELS
 from facetrt.export.precision import measure_ranges
 
 OPTIONS = ExportOptions(stride=8, size=(48, 48), precision=GraphPrecision.AUTO)
@@ -33,9 +32,8 @@ DIFFER = TaskAgreement("", {"buddies": 0.5}, {}, "buddies 0.500 < 0.9")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    MODELS[SPEC.name] = SPEC
-    yield tmp_path_factory.mktemp("choosing")
-    del MODELS[SPEC.name]
+    with registered(SPEC):
+        yield tmp_path_factory.mktemp("choosing")
 
 
 def chosen(folder: Path, params: Weights, **changes: Any) -> Manifest:

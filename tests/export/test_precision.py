@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import facets
+from helpers import facets, registered
 from trained_like import SPEC, trained_like
 
 from facetrt.engine import ParityError
@@ -22,7 +22,6 @@ from facetrt.export import exporting
 from facetrt.export import precision as module
 from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import emulation, export_bundle, find_parts, load_model, make_sample, measure_bf16
-from facetrt.export.models import MODELS
 from facetrt.export.precision import hold_contract, measure_ranges
 
 OPTIONS = ExportOptions(stride=8, precision=GraphPrecision.BF16)
@@ -31,9 +30,8 @@ Setting = tuple[Any, ExportOptions, Manifest, module.Sample]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    MODELS[SPEC.name] = SPEC
-    yield tmp_path_factory.mktemp("precision")
-    del MODELS[SPEC.name]
+    with registered(SPEC):
+        yield tmp_path_factory.mktemp("precision")
 
 
 def setting(folder: Path, kind: str, **changes: Any) -> Setting:

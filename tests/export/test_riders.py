@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import TINY, export_tiny, facets, photo, require_openvino
-from helpers_backbones import register, tiny, weights
+from helpers import TINY, export_tiny, facets, photo, registered, require_openvino
+from helpers_backbones import tiny, weights
 from helpers_gpu import FakeGpu, install
 from typer.testing import CliRunner
 
@@ -31,7 +31,7 @@ from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.export import exporting
 from facetrt.export.export_options import ExportOptions, GraphPrecision
 from facetrt.export.exporting import export_bundle, load_model, resolve_options
-from facetrt.export.models import MODELS, ModelSpec
+from facetrt.export.models import ModelSpec
 from facetrt.export.plan_builder import PlanBuilder, Settings
 from facetrt.export.plan_graph import prepare_graph, profile_shapes
 from facetrt.export.plans import PlanOptions, build_plan
@@ -120,12 +120,9 @@ def test_openvino_runs_them_and_keeps_blocks_in_fp32(bundle: Path, engine: Engin
 
 def test_a_rotating_model_of_one_size(tmp_path: Path) -> None:
     """What turns carriers is baked in; the export compares it with the torch model, and refuses what differs."""
-    spec = register(DINOV3)
-    try:
+    with registered(DINOV3):
         options = ExportOptions(riders=0, stride=8, size=(64, 80), facets=facets("key@1,token@2"), measure=False)
-        manifest = export_bundle(spec.name, tmp_path / "out", options, weights=weights(spec, tmp_path))
-    finally:
-        del MODELS[spec.name]
+        manifest = export_bundle(DINOV3.name, tmp_path / "out", options, weights=weights(DINOV3, tmp_path))
     assert manifest.riders is not None and manifest.riders.deviation.outputs["token@2"]["mean_cosine"] < 0.9999
     values = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out" / "encoder.onnx").graph.initializer}
     (carriers,) = (t for t in values.values() if list(t.dims) == [5 + 4 * 5])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import facets
+from helpers import facets, registered
 from onnx import helper, numpy_helper
 from trained_like import KINDS, SPEC, trained_like
 
@@ -20,7 +20,6 @@ from facetrt.engine.bundle.manifest import Checkpoint, Manifest
 from facetrt.export import exporting
 from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import load_model, resolve_options, verify
-from facetrt.export.models import MODELS
 
 OPTIONS = ExportOptions(stride=8, facets=facets("key@1,query@3,token@3,key@4"), saliency_heads=(0, 2))
 
@@ -47,7 +46,6 @@ class Traced:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Traced]]:
     """Graphs of any weights: traced once, the weights replaced afterwards; the torch model runs once for each."""
-    MODELS[SPEC.name] = SPEC
     folder = tmp_path_factory.mktemp("traced")
     options = resolve_options(SPEC, OPTIONS)
     base = load(folder, "sharp1")
@@ -64,11 +62,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             made[kind] = Traced(folder, manifest, vit, right)
         return made[kind]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with registered(SPEC), pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "reference_outputs", once_for_each_model(exporting.reference_outputs))
         patch.setattr(exporting, "check_graph", lambda data, manifest: None)  # operators of ours or not: numbers decide
         yield get
-    del MODELS[SPEC.name]
 
 
 def load(folder: Path, kind: str) -> Any:

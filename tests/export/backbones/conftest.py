@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_backbones import all_facets, register, tiny, weights
+from helpers import registered
+from helpers_backbones import all_facets, tiny, weights
 
 from facetrt.export.backbones.model_spec import ModelSpec
 from facetrt.export.export_options import ExportOptions
 from facetrt.export.exporting import export_bundle, load_model
-from facetrt.export.models import MODELS
 
 Made = tuple[ModelSpec, Path, Any]  # a model, its bundle of any size, and timm's network with its weights
 
@@ -23,13 +24,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
     def get(name: str) -> Made:
         if name not in made:
-            spec = register(tiny(name))
+            spec = known.enter_context(registered(tiny(name)))
             path = weights(spec, folder)
             options = ExportOptions(facets=all_facets(spec), measure=False)
             export_bundle(spec.name, folder / name, options, weights=path)
             made[name] = spec, folder / name, load_model(spec, path)[0]
         return made[name]
 
-    yield get
-    for spec, _, _ in made.values():
-        del MODELS[spec.name]
+    with ExitStack() as known:
+        yield get

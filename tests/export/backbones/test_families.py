@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import facets, photo, require_openvino
-from helpers_backbones import DEPTH, NAMES, all_facets, register, tiny, weights
+from helpers import facets, photo, registered, require_openvino
+from helpers_backbones import DEPTH, NAMES, all_facets, tiny, weights
 from numpy.typing import NDArray
 
 from facetrt.engine import Engine, Features, InputError
@@ -21,7 +21,7 @@ from facetrt.engine.bundle.graph import OPERATORS
 from facetrt.export.backbones.parts import read_network
 from facetrt.export.export_options import ExportOptions, Facet, GraphPrecision
 from facetrt.export.exporting import export_bundle, resolve_options
-from facetrt.export.models import MODELS, find_model
+from facetrt.export.models import find_model
 from facetrt.kernels.errors import ParityError
 
 Get = Callable[[str], tuple[Any, Path, Any]]
@@ -150,19 +150,17 @@ def test_a_model_of_a_newer_timm(tmp_path: Path) -> None:
 
 def test_a_model_whose_logits_overflow_is_not_exported_in_fp16(tmp_path: Path) -> None:
     """Published logits of DINOv3 reach two millions."""
-    spec = register(replace(tiny("dinov3_vits16"), name="loud"))
+    spec = replace(tiny("dinov3_vits16"), name="loud")
     state = torch.load(weights(spec, tmp_path), weights_only=True)
     for layer in range(DEPTH):
         thirds = state[f"blocks.{layer}.attn.qkv.weight"]
         thirds[:96] *= 200
     torch.save(state, tmp_path / "loud.pth")
     options = ExportOptions(facets=facets("key@1,token@2"), saliency=False, measure=False, size=(48, 48))
-    try:
+    with registered(spec):
         with pytest.raises(ParityError, match="fp16 misses its contract"):
             half = replace(options, precision=GraphPrecision.FP16)
             export_bundle("loud", tmp_path / "half", half, weights=tmp_path / "loud.pth")
         auto = replace(options, precision=GraphPrecision.AUTO)
         manifest = export_bundle("loud", tmp_path / "auto", auto, weights=tmp_path / "loud.pth")
-    finally:
-        del MODELS["loud"]
     assert max(manifest.ranges.logits) > 65504 and manifest.precision != "fp16"
