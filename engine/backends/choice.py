@@ -96,10 +96,11 @@ def resolve(bundle: Bundle, options: RunOptions) -> RunOptions:
             f"streams={options.streams} are parallel lanes of a GPU, and the device is cpu: use device cuda, or hint "
             "throughput"
         )
-    if options.specialisation is not Specialisation.EAGER and device is DeviceName.CPU:
-        raise InputError(f"specialisation {options.specialisation} is for backend tensorrt-rtx, and the device is cpu")
     kernels = choose_kernels(options.kernels, device)
-    return replace(options, backend=name, device=device, precision=precision, kernels=kernels)
+    specialisation = choose_specialisation(options.specialisation, name)
+    return replace(
+        options, backend=name, device=device, precision=precision, kernels=kernels, specialisation=specialisation
+    )
 
 
 def choose_device(asked: DeviceName, backend: BackendName) -> DeviceName:
@@ -115,6 +116,16 @@ def choose_kernels(asked: Kernels, device: DeviceName) -> Kernels:
         raise InputError("kernels=device needs a GPU, and the device is cpu: use device cuda, or kernels host")
     if asked is Kernels.AUTO:
         return Kernels.DEVICE if device is DeviceName.CUDA else Kernels.HOST
+    return asked
+
+
+def choose_specialisation(asked: Specialisation, backend: BackendName) -> Specialisation:
+    """``auto`` stays what it is for OpenVINO, which goes by an image's size, and is ``eager`` for all others."""
+    compiles = backend in (BackendName.OPENVINO, BackendName.TENSORRT_RTX)
+    if asked in (Specialisation.LAZY, Specialisation.NONE) and not compiles:
+        raise InputError(f"specialisation {asked} is for backends openvino and tensorrt-rtx, and this is {backend}")
+    if asked is Specialisation.AUTO and backend is not BackendName.OPENVINO:
+        return Specialisation.EAGER
     return asked
 
 

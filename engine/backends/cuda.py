@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.backends.base import CLOSED, Backend, Tensors, check_inputs
-from facetrt.engine.backends.run_options import Hint, Kernels, RunOptions, Specialisation
+from facetrt.engine.backends.run_options import Hint, Kernels, RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, KERNELS, Manifest
 from facetrt.kernels.device import DeviceArray
@@ -109,8 +109,6 @@ class CudaBackend(Backend):
                 "a cache is for backends that compile when they open: on a GPU tensorrt-rtx does, and plans of others "
                 "lie in the bundle"
             )
-        if options.specialisation is not Specialisation.EAGER and not cls.keeps_cache:
-            raise InputError(f"specialisation {options.specialisation} is for backend tensorrt-rtx")
         if options.kernels is Kernels.DEVICE:
             _architecture_of_kernels(bundle)
 

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facetrt.engine.backends.run_options import RunOptions
+from facetrt.engine.backends.run_options import RunOptions, Specialisation
 from facetrt.engine.cli.app import BundleOption, ForceOption, console, errors, interruption, note
 from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
@@ -152,6 +152,12 @@ class Request:
         return named | {"load_size": given, "point": self.point or []}
 
 
+def _for_frames(running: RunOptions) -> RunOptions:
+    """Frames are many and of one size, so compiling for it pays, unless it was chosen when."""
+    chosen = running.specialisation
+    return replace(running, specialisation=Specialisation.EAGER if chosen is Specialisation.AUTO else chosen)
+
+
 @expanded
 def video(request: Request, running: RunOptions) -> None:
     """Follow points or masks through a video, segment it, or show its descriptors; an overlay video and a record.
@@ -159,7 +165,7 @@ def video(request: Request, running: RunOptions) -> None:
     Ctrl-C ends the video where it is, playable. OUT.json beside it tells how it was made.
     """
     check_request(request)
-    with open_engine(request.bundle, running) as engine:
+    with open_engine(request.bundle, _for_frames(running)) as engine:
         record = run_video(engine, request)
     mask = record["result"] if len(request.task) == 1 else record["result"].get(VideoTask.MASK, {})
     if lost := mask.get("lost"):

@@ -151,7 +151,7 @@ class Encoder(Passes[NDArray[Any]]):
             precision=backend.options.precision,
         )
         self._padding = bundle.padding
-        self._bundle = bundle
+        self._bundle = replace(bundle, encoder=b"")  # the backend has it
         if manifest.dynamic:
             self._positions = lru_cache(maxsize=8)(bundle.positions)
             self._padded_table = lru_cache(maxsize=8)(self._make_padded_table)

@@ -19,7 +19,14 @@ from facetrt.engine.backends.flavours import FLAVOURS
 from facetrt.engine.backends.onnxruntime import OnnxRuntimeBackend
 from facetrt.engine.backends.openvino import runs_bf16
 from facetrt.engine.backends.parity import CONTRACTS, compare
-from facetrt.engine.backends.run_options import BackendName, DeviceName, Hint, Precision, RunOptions
+from facetrt.engine.backends.run_options import (
+    BackendName,
+    DeviceName,
+    Hint,
+    Precision,
+    RunOptions,
+    Specialisation,
+)
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.export.mending import file_entry
 from facetrt.kernels.errors import BackendError, BundleError
@@ -28,6 +35,9 @@ OPTIONS = {
     "onnxruntime": RunOptions(BackendName.ONNXRUNTIME, DeviceName.CPU, precision=Precision.FP32),
     "openvino": RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32),
     "openvino-bf16": RunOptions(BackendName.OPENVINO, DeviceName.CPU, precision=Precision.BF16),
+    "openvino-eager": RunOptions(
+        BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32, specialisation=Specialisation.EAGER
+    ),
     "openvino-throughput": RunOptions(
         BackendName.OPENVINO, DeviceName.CPU, precision=Precision.FP32, hint=Hint.THROUGHPUT
     ),
@@ -35,7 +45,9 @@ OPTIONS = {
     "onnxruntime-cuda": RunOptions(BackendName.ONNXRUNTIME, DeviceName.CUDA, precision=Precision.FP32),
     "tensorrt": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32),
     "tensorrt-two-streams": RunOptions(BackendName.TENSORRT, DeviceName.CUDA, precision=Precision.FP32, streams=2),
-    "tensorrt-rtx": RunOptions(BackendName.TENSORRT_RTX, DeviceName.CUDA, precision=Precision.FP32),
+    "tensorrt-rtx": RunOptions(
+        BackendName.TENSORRT_RTX, DeviceName.CUDA, precision=Precision.FP32, specialisation=Specialisation.EAGER
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from helpers import export_tiny, facets, photo, require_openvino
 
 from facetrt.engine import Engine, Features, InputError, MissingDependencyError, OutputError
 from facetrt.engine.backends import openvino as module
+from facetrt.engine.backends import openvino_islands
 from facetrt.engine.backends.compiled_cache import CompiledCache
 from facetrt.engine.backends.parity import compare
 from facetrt.engine.bundle.bundle import read_manifest
@@ -37,7 +38,7 @@ def encode(bundle: Path, **options: object) -> object:
 def test_bf16_keeps_its_islands(tiny_bundle: Path) -> None:
     with Engine.open(tiny_bundle, precision="bf16") as engine:
         engine.encode([photo(48, 60)], load_size=None)
-        nodes = engine._encoder.backend._compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
+        nodes = engine._encoder.backend._general.compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
     kinds = {(n.get_rt_info()["layerType"].value, n.get_rt_info()["runtimePrecision"].value) for n in nodes}
     assert ("Convolution", "f32") in kinds and ("FullyConnected", "bf16") in kinds
 
@@ -87,7 +88,7 @@ def outputs(features: Features) -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("bf16")
 def test_an_openvino_that_does_not_keep_them_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.KEEP_FP32, "name", "UnknownMark")
+    monkeypatch.setitem(openvino_islands.KEEP_FP32, "name", "UnknownMark")
     with pytest.raises(Exception, match=r"does not keep (the patch convolution|a product) in fp32"):
         encode(tiny_bundle, precision="bf16")
 
