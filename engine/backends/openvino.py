@@ -273,8 +273,9 @@ class OpenVinoBackend(Backend):
         except FacetrtError:
             raise
         except Exception as error:
+            size = dict(shapes)["images"][1:3]
             raise BackendError(
-                f"openvino cannot compile the encoder for images {dict(shapes)['images'][1:3]}: {first_line(error)}; use "
+                f"openvino cannot compile the encoder for images of {size[0]}×{size[1]}: {first_line(error)}; use "
                 "specialisation none"
             ) from error
 
