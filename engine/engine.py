@@ -43,6 +43,7 @@ from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, segment_par
 from facetrt.engine.tasks.refinement import Refinement, check_available
 from facetrt.engine.tasks.running import HostRunner, Runner, collect
 from facetrt.engine.tasks.smoothing import Smoother
+from facetrt.engine.video.comparing import Comparer
 from facetrt.engine.video.propagation import MaskPropagator, Memory, PropagateOptions
 from facetrt.engine.video.stream import Policy, Stream, StreamOptions
 from facetrt.engine.video.tracking import Tracker, TrackOptions
@@ -258,9 +259,16 @@ class Engine:
             facet: the bundle's default for tracking if None.
             search_radius: cells that a visible point may move from frame to frame before it is searched for everywhere.
             min_confidence: below it a point counts as not visible.
+
+        On a GPU it also takes what :meth:`encode_on_device` gives with ``facet=tracker.facet``.
         """
         chosen = self.manifest.default_facet("track") if facet is None else facet
-        return Tracker(chosen, search_radius=search_radius, min_confidence=min_confidence)
+        return Tracker(
+            chosen,
+            search_radius=search_radius,
+            min_confidence=min_confidence,
+            on_device=choose_comparer(self._encoder),
+        )
 
     def encode_on_device(
         self,
@@ -853,12 +861,26 @@ def choose_runner(encoder: Encoder) -> Runner:
 
 def choose_memory(encoder: Encoder) -> Callable[[PropagateOptions], Memory] | None:
     """What a mask of frames on the device is followed from; None where no frame lies there."""
-    backend = encoder.backend
-    if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE:
-        from facetrt.engine.device.propagation import DeviceMemory
+    if (backend := _on_device(encoder)) is None:
+        return None
+    from facetrt.engine.device.propagation import DeviceMemory
 
-        return partial(DeviceMemory, backend.lane)
-    return None
+    return partial(DeviceMemory, backend.lane)
+
+
+def choose_comparer(encoder: Encoder) -> Callable[[str], Comparer] | None:
+    """What compares frames on the device for points to be followed; None where no frame lies there."""
+    if (backend := _on_device(encoder)) is None:
+        return None
+    from facetrt.engine.device.tracking import DeviceComparer
+
+    return partial(DeviceComparer, backend.lane)
+
+
+def _on_device(encoder: Encoder) -> CudaBackend | None:
+    """The backend, if kernels run where it does."""
+    backend = encoder.backend
+    return backend if isinstance(backend, CudaBackend) and backend.options.kernels is Kernels.DEVICE else None
 
 
 def _as_images(images: Iterable[Item]) -> Iterable[Item]:

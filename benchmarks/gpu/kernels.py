@@ -23,6 +23,9 @@ from facetrt.engine.samples import sample_images
 from facetrt.engine.tasks.clustering import MAX_CLUSTERS, cluster_elbow
 from facetrt.engine.tasks.cosegmentation import CosegmentOptions
 from facetrt.engine.tasks.descriptors import normalise
+from facetrt.engine.video.alignment import Patches, Slopes, align
+from facetrt.engine.video.descriptor_maps import DescriptorMap
+from facetrt.engine.video.searching import Window, find
 from facetrt.kernels import best_buddies, dense_crf, log_bin, smallest_eigenvectors, threshold_graph, vote
 from facetrt.kernels.device import best_buddies as device_buddies
 from facetrt.kernels.device import dense_crf as device_crf
@@ -30,6 +33,7 @@ from facetrt.kernels.device import graph as device_graph
 from facetrt.kernels.device import kmeans as device_kmeans
 from facetrt.kernels.device import log_bin as device_log_bin
 from facetrt.kernels.device import preprocess
+from facetrt.kernels.device import track as device_track
 from facetrt.kernels.device import vote as device_vote
 from facetrt.kernels.errors import FacetrtError
 
@@ -94,6 +98,7 @@ def measure(bench: GpuWorkbench) -> list[Row]:
         "k-means sweep": lambda name: _sweep(bench, name),
         "vote": lambda name: _vote(bench, name),
         "dense_crf": lambda name: _dense_crf(bench, name),
+        "track": lambda name: _track(bench, name),
         "second eigenvectors": lambda name: _eigenvectors(bench, name),
     }
     rows = [row for name, make in makers.items() for row in _measure(bench, name, make)]
@@ -306,6 +311,42 @@ def _dense_crf(bench: GpuWorkbench, name: str) -> Case:
 
     host = {f"{name}, on the CPU": lambda: dense_crf(image, energy, iterations=rounds)}
     return Case(name, lambda: device_crf.mean_field(device, held, lattices, iterations=rounds), quality, host)
+
+
+def _track(bench: GpuWorkbench, name: str) -> Case:
+    """Points of a frame, looked for everywhere, there and back; the CPU goes from coarse to fine."""
+    device, values = bench.kernels, _maps(bench, _grid(bench), 1)[0]
+    values = values - values.mean(axis=(0, 1))
+    frames, grid, channels = (values, np.roll(values, 1, axis=1)), values.shape[:2], values.shape[2]
+    at = np.random.default_rng(0).uniform(0, 1, (bench.sizes.points, 2)) * (np.array(grid[::-1]) - 1)
+    count, whole = len(at), Window.whole(len(at), (grid[0], grid[1]))
+    none, flags = device.upload(np.zeros(channels, np.float32)), device.zeros((2,), np.int32)
+    parts = [device_track.Part(device.upload(frame), none, 1.0) for frame in frames]
+    positions, shapes = (device.upload(a.astype(np.float32)) for a in (at, np.tile(np.eye(2), (count, 1, 1))))
+    window, rows = (device.upload(a.astype(np.int32)) for a in (whole.corners, np.arange(count)))
+    first = device_track.prepare(device, parts[:1], flags)
+    around = device_track.patches(device, first, positions)
+
+    def work() -> Any:
+        seen = device_track.prepare(device, parts[1:], flags, first)
+        start = device_track.search(device, seen, device_track.binned(device, first, positions), window)
+        found = device_track.align(device, around, rows, seen, start, shapes)
+        device_track.search(device, first, device_track.binned(device, seen, found.positions), window)
+        return found.positions
+
+    def on_host() -> NDArray[np.float64]:
+        before, seen = (DescriptorMap.of(frame) for frame in frames)
+        start = find(seen, before.binned(at), whole)
+        found = align(Patches.around(before, at), Slopes.of(seen), start, np.tile(np.eye(2), (count, 1, 1)))
+        find(before, seen.binned(found.positions), whole)
+        return found.positions
+
+    def quality(result: Any) -> Mapping[str, float]:
+        distance = np.abs(device.download(result) - on_host()).max(axis=1)
+        return {"within 0.05 cells of the CPU's": float((distance < 0.05).mean())}
+
+    flops = 2.0 * 2 * count * 17 * channels * grid[0] * grid[1]
+    return Case(name, work, quality, {f"{name}, on the CPU": on_host}, flops=flops)
 
 
 def _eigenvectors(bench: GpuWorkbench, name: str) -> Case:

@@ -31,7 +31,8 @@ from facetrt.engine.evaluation.track_scores import DETAILS, METRICS, SIDE, Bools
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.loading import LoadSizeChoice, Pixels, load_image
 from facetrt.engine.settings import Setting, values_of
-from facetrt.engine.video.tracking import Blend, Tracker, TrackOptions
+from facetrt.engine.video.blending import Blend
+from facetrt.engine.video.tracking import Tracker, TrackOptions
 from facetrt.kernels.errors import InputError, OutputError
 
 Indices = NDArray[np.int64]

@@ -50,6 +50,11 @@ class Window:
         last = np.array(grid) - 1
         return cls(np.zeros((count, 2), np.int64), np.tile(last, (count, 1)))
 
+    @property
+    def corners(self) -> Cells:
+        """``low`` and ``high`` side by side, ``(n, 4)``."""
+        return np.concatenate([self.low, self.high], axis=1)
+
     def only(self, index: Cells) -> Window:
         """The windows of some points."""
         return Window(self.low[index], self.high[index])

@@ -25,24 +25,24 @@ Held are three maps (first, keyframe, previous) and a few numbers for each point
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from facetrt.engine.features.features import Features, Float
+from facetrt.engine.features.features import Features, Float, ImageRecord
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Setting, check
-from facetrt.engine.tasks.discovery.fusing import read_weight
-from facetrt.engine.video.alignment import Alignment, Patches, Slopes, align
+from facetrt.engine.video.blending import Blend
+from facetrt.engine.video.comparing import Comparer, Frame, HostComparer, Search, Trace, View
 from facetrt.engine.video.descriptor_maps import DescriptorMap, Positions, Shapes
 from facetrt.engine.video.heads import first_then
-from facetrt.engine.video.searching import Cells, Window, find
+from facetrt.engine.video.propagation import Given, record_of
+from facetrt.engine.video.searching import Cells, Window
 from facetrt.kernels.best_buddies import NORM_FLOOR
 from facetrt.kernels.errors import InputError
 
@@ -100,28 +100,6 @@ class Tracks:
 
 
 @dataclass(frozen=True)
-class _View:
-    """A frame, and where the points are in it, in cells ``(N, 2)``."""
-
-    map: DescriptorMap = field(repr=False)
-    geometry: Geometry
-    positions: Positions
-
-    @cached_property
-    def patches(self) -> Patches:
-        """The surroundings of all points; a keyframe's are compared with many frames."""
-        return Patches.around(self.map, self.positions)
-
-    @cached_property
-    def binned(self) -> Float:
-        """The points' unit descriptors with level bins, ``(N, bins, C)``."""
-        return self.map.binned(self.positions)
-
-
-EXPECTED = "expected a form like key@3+2*query@3"  # of facets that are blended
-
-
-@dataclass(frozen=True)
 class _Found:
     """Where points were found in a frame: ``positions (n, 2)``, ``shapes (n, 2, 2)`` and so on."""
 
@@ -143,61 +121,6 @@ class _Found:
             getattr(self, name)[index] = values
 
 
-@dataclass(frozen=True)
-class Blend:
-    """Facets that are compared together, each less its mean in the first frame and divided by its spread there.
-
-    Attributes:
-        terms: per facet its name, mean ``(C,)`` and factor.
-    """
-
-    terms: list[tuple[str, Float, float]] = field(repr=False)
-
-    @classmethod
-    def fit(cls, text: str, features: Features) -> Blend:
-        """Read facets joined by ``+``, each with a weight if it starts like ``2*``: ``key@3+2*query@3``.
-
-        Raises:
-            InputError: a weight that is no positive number, or a facet that the features lack.
-        """
-        terms = []
-        for weight, facet in _terms(text):
-            rows = features[facet]
-            mean = np.asarray(rows.mean(axis=0), np.float32)
-            spread = float(np.sqrt(np.square(rows - mean).sum(axis=1).mean()))
-            terms.append((facet, mean, 1.0 if weight is None else read_weight(weight, text, EXPECTED), spread))
-        return cls([(facet, mean, weight / max(spread, NORM_FLOOR)) for facet, mean, weight, spread in terms])
-
-    @staticmethod
-    def facets(text: str) -> list[str]:
-        """The facets of a text for :meth:`fit`, whatever weights they have."""
-        return [facet for _, facet in _terms(text)]
-
-    def map(self, features: Features) -> Float:
-        """``(grid_h, grid_w, C)``, the facets' channels one after the other.
-
-        Raises:
-            InputError: NaN or infinite values, which no later frame would get rid of.
-        """
-        maps = [features.map(facet) for facet, _, _ in self.terms]
-        joined = np.empty((*features.grid, sum(values.shape[2] for values in maps)), np.float32)
-        first = 0
-        for values, (_, mean, factor) in zip(maps, self.terms, strict=True):
-            own = joined[..., first : first + values.shape[2]]
-            np.subtract(values, mean, out=own)
-            own *= np.float32(factor)
-            first += values.shape[2]
-        if not np.isfinite(joined.sum()):  # a sum is, as good as always, what all it sums is
-            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones; leave it out")
-        return joined
-
-
-def _terms(text: str) -> list[tuple[str | None, str]]:
-    """Weight, if there is one, and facet of each term."""
-    parts = [term.rpartition("*") for term in text.split("+")]
-    return [(weight if star else None, facet.strip()) for weight, star, facet in parts]
-
-
 class Tracker:
     """Follows points through a video: :meth:`start` with a frame's features and points, :meth:`step` with the next.
 
@@ -206,6 +129,10 @@ class Tracker:
             the bundle's own for tracking.
         search_radius: cells that a visible point may move from frame to frame before it is searched for everywhere.
         min_confidence: below it a point counts as not visible.
+        on_device: makes what compares frames that lie on a device; ``Engine.tracker`` fills it in.
+
+    On a GPU whose engine has its kernels there, ``encode_on_device`` gives frames that stay: descriptors of the first
+    one come down for their means, and of the others a few numbers for each point.
     """
 
     def __init__(
@@ -214,103 +141,124 @@ class Tracker:
         *,
         search_radius: float = TrackOptions.search_radius,
         min_confidence: float = TrackOptions.min_confidence,
+        on_device: Callable[[str], Comparer] | None = None,
     ) -> None:
         options = TrackOptions(facet, search_radius, min_confidence)
         self.facet = facet
         self._radius, self._min_confidence = options.search_radius, options.min_confidence
+        self._on_device = on_device
         self._state: _State | None = None
 
-    def start(self, features: Features, points_xy: ArrayLike) -> Tracks:
+    def start(self, features: Given, points_xy: ArrayLike) -> Tracks:
         """Begin, or begin anew, with points ``(N, 2)`` as (x, y) in original pixels of this frame.
 
         Raises:
             InputError: no points, points of another shape, outside the image or not finite; the facet was not exported.
         """
-        points = _check_points(points_xy, features)
-        blend = Blend.fit(self.facet, features)
-        seen = DescriptorMap.of(blend.map(features))
-        view = _View(seen, features.geometry, features.geometry.positions_at(points))
+        record = record_of(features)
+        points = _check_points(points_xy, record)
+        comparer = self._comparer(features)
+        view = View(comparer.begin(features), record.geometry, record.geometry.positions_at(points))
         everything = np.ones(len(points), np.bool_)
         tracks = Tracks(points, everything, np.ones(len(points), np.float32))
-        made_by = (features.provenance.encoder_sha256, features.stride)
-        self._state = _State(made_by, blend, view, view, view, everything, _identity(len(points)), tracks)
+        made_by = (record.provenance.encoder_sha256, record.stride)
+        self._state = _State(made_by, comparer, view, view, view, everything, _identity(len(points)), tracks)
         return deepcopy(tracks)
 
-    def step(self, features: Features) -> Tracks:
+    def step(self, features: Given) -> Tracks:
         """Where the points are in the next frame, whose size may differ. A repeated frame gives the same result again.
 
         Raises:
-            InputError: :meth:`start` was not called; features of another bundle or stride, or without the facet.
+            InputError: :meth:`start` was not called; features of another bundle or stride, without the facet, or that
+                lie elsewhere than the first frame's.
         """
-        if self._state is None:
+        state, record = self._state, record_of(features)
+        if state is None:
             raise InputError("a step before the start: call start(features, points_xy) with the first result's")
-        _check_alike(self._state, features)
-        seen = DescriptorMap.of(self._state.blend.map(features))
-        previous = self._state.previous
-        if features.geometry != previous.geometry:
-            self._state = self._advance(self._state.resized(features.geometry), seen, features.geometry)
-        elif not seen.equals(previous.map):
-            self._state = self._advance(self._state, seen, features.geometry)
+        _check_alike(state, record)
+        if isinstance(features, Features) != isinstance(state.comparer, HostComparer):
+            raise InputError(f"{record.name} and the first frame lie on the host and on a device: encode all alike")
+        same_size = record.geometry == state.previous.geometry
+        with state.comparer.frame(features, state.previous.map if same_size else None) as frame:
+            known = state if same_size else state.resized(record.geometry)
+            self._state = self._advance(known, frame, record.geometry)
         return deepcopy(self._state.tracks)  # whoever gets it may write into it
 
-    def following(self, points: ArrayLike | int) -> Callable[[Features], Tracks]:
+    def following(self, points: ArrayLike | int) -> Callable[[Given], Tracks]:
         """A head for :meth:`Stream.attach`: :meth:`start` with the first features, :meth:`step` with all others.
 
         Args:
             points: ``(N, 2)`` as for :meth:`start`, or how many to choose by :func:`grid_points`.
         """
 
-        def start(features: Features) -> Tracks:
-            chosen = grid_points(features, points, self.facet) if isinstance(points, int) else points
+        def start(features: Given) -> Tracks:
+            chosen = self._chosen(features, points) if isinstance(points, int) else points
             return self.start(features, chosen)
 
         return first_then(start, self.step)
 
-    def _advance(self, state: _State, seen: DescriptorMap, geometry: Geometry) -> _State:
-        """The state after a frame of the size that ``state`` is in."""
-        slopes = Slopes.of(seen)
+    def _chosen(self, features: Given, count: int) -> NDArray[np.float64]:
+        return grid_points(self._comparer(features).on_host(features), count, self.facet)
+
+    def _comparer(self, features: Given) -> Comparer:
+        if isinstance(features, Features):
+            return HostComparer(self.facet)
+        if self._on_device is None:
+            raise InputError(f"{features.record.name} lies on a device: take the tracker from Engine.tracker")
+        return self._on_device(self.facet)
+
+    def _advance(self, state: _State, frame: Frame[Any], geometry: Geometry) -> _State:
+        """The state after a frame of the size that ``state`` is in.
+
+        Points that were visible are looked for nearby, then those that were not found and all others everywhere. Where
+        each search is a wait, the others join the first.
+        """
         found = _Found.nowhere(len(state.shapes))
         visible = state.tracks.visible
-        for view, in_view in ((state.key, state.in_key), (state.first, ~state.in_key)):
-            if (near := np.flatnonzero(visible & in_view)).size:
-                found.put(near, self._follow(state, view, seen, slopes, near))
-            if (lost := np.flatnonzero(in_view & ~found.visible)).size:
-                found.put(lost, self._find(state, view, seen, slopes, lost))
+        searches = [self._nearby(state, view, frame, index) for view, index in state.by_view(visible)]
+        at_once = ~visible & frame.waits
+        searches += [_everywhere(state, view, frame, index) for view, index in state.by_view(at_once)]
+        if not self._look(frame, searches, found):
+            return state
+        missed = ~found.visible & ~at_once
+        if searches := [_everywhere(state, view, frame, index) for view, index in state.by_view(missed)]:
+            self._look(frame, searches, found)
         positions = np.where(found.visible[:, None], found.positions, state.previous.positions)
         points = np.where(found.visible[:, None], geometry.points_at(positions), state.tracks.points_xy)
         shapes = np.where(found.visible[:, None, None], found.shapes, state.shapes)
         tracks = Tracks(points, found.visible, found.confidence.astype(np.float32))
-        now = _View(seen, geometry, positions)
+        now = View(frame.seen, geometry, positions)
         return replace(state, previous=now, shapes=shapes, tracks=tracks).refreshed(found.similarity)
 
-    def _follow(self, state: _State, view: _View, seen: DescriptorMap, slopes: Slopes, index: Cells) -> _Found:
+    def _nearby(self, state: _State, view: View, frame: Frame[Any], index: Cells) -> Search:
         """Points ``index``, which were visible in the previous frame and have ``view`` as their keyframe."""
-        previous, shapes = state.previous, state.shapes[index]
-        before = previous.positions[index]
-        wanted = view.map.binned(view.positions[index], _inverse(shapes))
-        wanted += previous.binned[index]
-        start = find(seen, wanted / np.float32(2), Window.near(before, self._radius, seen.grid), before)
-        found = align(view.patches.only(index), slopes, start, shapes)
-        whole = Window.whole(len(index), previous.map.grid)
-        back = find(previous.map, seen.binned(found.positions), whole, before)
-        return self._judged(found, seen.grid, back - before, self._min_confidence)
+        window = Window.near(state.previous.positions[index], self._radius, frame.grid)
+        return Search(index, view, state.shapes[index], window, state.previous)
 
-    def _find(self, state: _State, view: _View, seen: DescriptorMap, slopes: Slopes, index: Cells) -> _Found:
-        """Points ``index``, which may be anywhere, by ``view`` as their keyframe."""
-        at, shapes = view.positions[index], state.shapes[index]
-        start = find(seen, view.map.binned(at, _inverse(shapes)), Window.whole(len(index), seen.grid))
-        found = align(view.patches.only(index), slopes, start, shapes)
-        whole = Window.whole(len(index), view.map.grid)
-        back = find(view.map, seen.binned(found.positions, found.shapes), whole, at)
-        return self._judged(found, seen.grid, back - at, max(self._min_confidence, FIND_CONFIDENCE))
+    def _look(self, frame: Frame[Any], searches: list[Search], found: _Found) -> bool:
+        """Put what is found of ``searches`` into ``found``; whether the frame is another than the one before it."""
+        traces = frame.search(searches)
+        if traces is None:
+            return False
+        for search, trace in zip(searches, traces, strict=True):
+            found.put(search.index, self._judged(search, trace, frame.grid))
+        return True
 
-    def _judged(self, found: Alignment, grid: tuple[int, int], off: Positions, needed: float) -> _Found:
-        """``off (n, 2)``: from where the way back should end to where it does."""
-        distance = np.linalg.norm(off, axis=1)
-        confidence = np.clip(found.similarity, 0, 1) * np.maximum(0, 1 - distance / (2 * MUTUAL_DISTANCE))
-        inside = (np.abs(found.positions - _centre(grid)) <= _centre(grid) + 0.5).all(axis=1)
+    def _judged(self, search: Search, trace: Trace[NDArray[np.float64]], grid: tuple[int, int]) -> _Found:
+        """What counts as found of where a search has led."""
+        distance = np.linalg.norm(trace.back - search.origin, axis=1)
+        confidence = np.clip(trace.similarity, 0, 1) * np.maximum(0, 1 - distance / (2 * MUTUAL_DISTANCE))
+        needed = self._min_confidence
+        if search.previous is None:
+            needed = max(needed, FIND_CONFIDENCE)
+        inside = (np.abs(trace.positions - _centre(grid)) <= _centre(grid) + 0.5).all(axis=1)
         visible = (distance <= MUTUAL_DISTANCE) & (confidence >= needed) & inside
-        return _Found(found.positions, found.shapes, found.similarity, confidence, visible)
+        return _Found(trace.positions, trace.shapes, trace.similarity, confidence, visible)
+
+
+def _everywhere(state: _State, view: View, frame: Frame[Any], index: Cells) -> Search:
+    """Points ``index``, which may be anywhere and have ``view`` as their keyframe."""
+    return Search(index, view, state.shapes[index], Window.whole(len(index), frame.grid))
 
 
 @dataclass(frozen=True)
@@ -319,20 +267,26 @@ class _State:
 
     Attributes:
         made_by: what all frames must share: the encoder's hash and the stride.
-        blend: what is compared, fitted to the first frame.
+        comparer: what the frames are compared by.
         first, key, previous: frames; ``previous.positions`` are where the points are.
         in_key: ``(N,)`` which points have the keyframe as reference; the others have the first frame.
         shapes: ``(N, 2, 2)`` from a point's reference to the previous frame.
     """
 
     made_by: tuple[str, int]
-    blend: Blend
-    first: _View
-    key: _View
-    previous: _View
+    comparer: Comparer
+    first: View
+    key: View
+    previous: View
     in_key: NDArray[np.bool_]
     shapes: Shapes
     tracks: Tracks
+
+    def by_view(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[View, Cells]]:
+        """Some points by their reference, where there are any."""
+        for view, in_view in ((self.key, self.in_key), (self.first, ~self.in_key)):
+            if (index := np.flatnonzero(chosen & in_view)).size:
+                yield view, index
 
     def resized(self, geometry: Geometry) -> _State:
         """The state for a next frame of another size: all points are searched for anew, at its scale."""
@@ -341,7 +295,7 @@ class _State:
         zoom = (np.array(geometry.image_size) / old.image_size)[::-1]
         return replace(
             self,
-            previous=replace(self.previous, geometry=geometry, positions=geometry.positions_at(points)),
+            previous=View(self.previous.map, geometry, geometry.positions_at(points)),
             shapes=zoom[:, None] * self.shapes,
             tracks=replace(self.tracks, points_xy=points, visible=np.zeros(len(points), np.bool_)),
         )
@@ -416,15 +370,11 @@ def _centre(grid: tuple[int, int]) -> NDArray[np.float64]:
     return (np.array(grid[::-1]) - 1) / 2
 
 
-def _inverse(shapes: Shapes) -> Shapes:
-    return np.asarray(np.linalg.inv(shapes), np.float64)
-
-
 def _identity(count: int) -> Shapes:
     return np.tile(np.eye(2), (count, 1, 1))
 
 
-def _check_points(points_xy: ArrayLike, features: Features) -> NDArray[np.float64]:
+def _check_points(points_xy: ArrayLike, features: ImageRecord) -> NDArray[np.float64]:
     """Points as a new ``(N, 2)`` array, or :class:`InputError`."""
     points = np.array(points_xy, np.float64)
     if points.size == 0:
@@ -440,7 +390,7 @@ def _check_points(points_xy: ArrayLike, features: Features) -> NDArray[np.float6
     return points
 
 
-def _check_alike(state: _State, features: Features) -> None:
+def _check_alike(state: _State, features: ImageRecord) -> None:
     """Raise :class:`InputError` unless ``features`` can be compared with the first frame's."""
     encoder, stride = state.made_by
     if features.provenance.encoder_sha256 != encoder:

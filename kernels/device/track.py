@@ -220,9 +220,7 @@ def binned(
     return out
 
 
-def search(
-    device: Device, seen: TrackMap, queries: DeviceArray, windows: DeviceArray, out: DeviceArray | None = None
-) -> DeviceArray:
+def search(device: Device, seen: TrackMap, queries: DeviceArray, windows: DeviceArray) -> DeviceArray:
     """Where in ``seen`` what is most like each of ``queries (n, BINS, C)`` is, to a fraction of a cell: ``(n, 2)``.
 
     The first cell that ties with the best one, and a soft-argmax over it and its neighbours. Memory: a float32 for
@@ -231,7 +229,6 @@ def search(
     Args:
         windows: ``(n, 4)`` int32, the first row and column and the last ones of the cells that take part; inside the
             grid.
-        out: where to write, if it is at hand.
 
     Raises:
         InputError: arrays of other shapes.
@@ -246,7 +243,7 @@ def search(
     grid = (-(-count // _SCORES["BLOCK_POINTS"]) * -(-grid_h * grid_w // _SCORES["BLOCK_CELLS"]),)
     sizes = (count, grid_h, grid_w, seen.channels)
     device.launch(SCORES, grid, seen.levels, seen.norms, queries, windows, cosines, *sizes)
-    found = device.empty((count, 2), np.float32) if out is None else out
+    found = device.empty((count, 2), np.float32)
     device.launch(PEAKS, (count,), cosines, windows, found, grid_h, grid_w)
     return found
 
@@ -267,14 +264,12 @@ def align(
     seen: TrackMap,
     starts: DeviceArray,
     shapes: DeviceArray,
-    out: Aligned | None = None,
 ) -> Aligned:
     """Move, turn and zoom patches until they lie best on another map: :func:`facetrt.engine.video.alignment.align`.
 
     Args:
         around: the patches, of which those of the numbers ``rows (n,)`` int32 are used.
         starts: ``(n, 2)`` float32 about where their middles are; ``shapes (n, 2, 2)`` about how they are turned.
-        out: where to write, if it is at hand.
 
     Raises:
         InputError: arrays of other shapes.
@@ -285,13 +280,10 @@ def align(
             f"rows of shape {rows.shape} for patches of {around.samples.shape[2]} channels: expected {(count,)} and "
             f"{seen.channels}"
         )
-    if out is None:
-        shape = (count, 2), (count, 2, 2), (count,)
-        out = Aligned(*(device.empty(each, np.float32) for each in shape))
-    found = (out.positions, out.shapes, out.similarity)
+    found = [device.empty(shape, np.float32) for shape in ((count, 2), (count, 2, 2), (count,))]
     arrays = (around.samples, around.places, rows, seen.levels, starts, shapes, *found)
     device.launch(ALIGN, (count,), *arrays, *around.grid, *seen.grid, seen.channels)
-    return out
+    return Aligned(*found)
 
 
 def _check_count(positions: DeviceArray, shapes: DeviceArray | None = None) -> int:

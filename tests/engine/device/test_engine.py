@@ -128,3 +128,17 @@ def test_a_bundle_without_kernels_says_both_remedies(planned_bundle: Path, fake_
 def test_kernels_need_a_gpu(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="needs a GPU"):
         Engine.open(tiny_bundle, kernels="device")
+
+
+def test_points_are_followed_on_two_streams(bundle: Path, fake_gpu: FakeGpu) -> None:
+    wide = photo(36, 48)
+    frames = [np.ascontiguousarray(wide[:, 2 * i : 2 * i + 36]) for i in range(3)]
+    found = []
+    with Engine.open(bundle, device="cuda", backend="tensorrt", streams=2) as engine:
+        for encode in (engine.encode, partial(engine.encode_on_device, facet="key@1")):
+            tracker = engine.tracker("key@1", search_radius=2)
+            first, *others = encode(frames, load_size=None)
+            tracker.start(first, [[14.0, 18.0]])
+            found.append([tracker.step(features).points_xy for features in others])
+    np.testing.assert_allclose(found[1], found[0], atol=0.05)
+    assert {"track_centre_fp32", "track_scores", "track_align"} <= {name for name, _, _ in fake_gpu.gpu.launches}
