@@ -21,7 +21,7 @@ from facetrt.engine.bundle.manifest import SEGMENTER, Manifest
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.encoding.extraction import extract_features
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
-from facetrt.engine.features.features import Features, SaliencyMode
+from facetrt.engine.features.features import Features, ImageRecord, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.features.store import FeatureStore
 from facetrt.engine.images.fitting import Fit
@@ -617,7 +617,7 @@ class Engine:
     def apply(
         self,
         model: SegmentationModel,
-        image: ImageLike | Features,
+        image: ImageLike | Features | DeviceFeatures,
         *,
         load_size: LoadSize = None,
         refine: str = Refinement.NONE,
@@ -627,7 +627,7 @@ class Engine:
     def apply(
         self,
         model: PartsModel,
-        image: ImageLike | Features,
+        image: ImageLike | Features | DeviceFeatures,
         *,
         load_size: LoadSize = None,
         refine: str = Refinement.NONE,
@@ -636,7 +636,7 @@ class Engine:
     def apply(
         self,
         model: SegmentationModel | PartsModel,
-        image: ImageLike | Features,
+        image: ImageLike | Features | DeviceFeatures,
         *,
         load_size: LoadSize = None,
         refine: str = Refinement.NONE,
@@ -648,7 +648,8 @@ class Engine:
 
         Args:
             model: from :func:`learn_cosegmentation`, :func:`learn_parts` or a file.
-            image: an image, or its features from :meth:`encode` or :meth:`stream`.
+            image: an image, or its features from :meth:`encode` or :meth:`stream`; on a GPU also from
+                :meth:`encode_on_device` with ``facet=model.facet``, of which distances to the centroids come down.
             load_size: of an image; that of the images the model was learned from if None.
             refine: ``none``, ``crf`` or ``pydensecrf``, for masks also ``grabcut`` or ``bilateral``; see
                 :class:`Refinement`.
@@ -666,10 +667,12 @@ class Engine:
             )
         chosen = parse(Refinement, refine, "refine")
         check_available(chosen)
-        if isinstance(image, Features):
-            self._check_origin(image, None)
+        if isinstance(image, (Features, DeviceFeatures)):
+            self._check_origin(image if isinstance(image, Features) else image.record, None)
             if load_size is not None:
                 _refuse_load_size(load_size)
+            if isinstance(image, DeviceFeatures):
+                return self._runner.apply(model, image, chosen, smoother)
             return model.apply(image, chosen, smoother)
         size = model.load_size if load_size is None else load_size
         return model.apply(self.encode([image], load_size=size, stride=model.stride)[0], chosen, smoother)
@@ -821,7 +824,7 @@ class Engine:
         for item in images[:1]:  # all come from one engine
             self._check_origin(item, asked)
 
-    def _check_origin(self, item: Features, asked: SaliencyMode | None) -> None:
+    def _check_origin(self, item: ImageRecord, asked: SaliencyMode | None) -> None:
         own = self._encoder.provenance
         if item.provenance.encoder_sha256 != own.encoder_sha256:
             raise InputError(

@@ -9,6 +9,7 @@ from threading import Lock
 
 from facetrt.engine.backends.cuda import CudaBackend
 from facetrt.engine.backends.run_options import Precision
+from facetrt.engine.device.applying import apply_model
 from facetrt.engine.device.cosegmentation import DeviceImages
 from facetrt.engine.device.encoding import DecodedImage, DeviceEncoder, EncoderLane, batches, decode
 from facetrt.engine.device.matching import DevicePair
@@ -18,10 +19,13 @@ from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import ImageLike
 from facetrt.engine.images.reading_ahead import read_ahead
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, Mask
 from facetrt.engine.tasks.discovery.method import GraphMaker
-from facetrt.engine.tasks.refinement import Refiner
+from facetrt.engine.tasks.models import Model
+from facetrt.engine.tasks.parts import PartMap
+from facetrt.engine.tasks.refinement import Refinement, Refiner
 from facetrt.engine.tasks.running import Runner, encode_missing
+from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.kernels.device.graph import threshold_graph
 from facetrt.kernels.errors import FacetrtError, InputError
 
@@ -108,6 +112,12 @@ class DeviceRunner(Runner):
         """The CRF on a lane that is taken for the while."""
         with self._backend.lane() as lane:
             yield device_refiner(lane.device, Lock())
+
+    def apply(
+        self, model: Model, features: DeviceFeatures, refine: Refinement, smoother: Smoother | None
+    ) -> Mask | PartMap:
+        with self._backend.lane() as lane:
+            return apply_model(lane.device, model, features.adopt(lane.device), refine, smoother)
 
     @contextmanager
     def graphs(self) -> Iterator[GraphMaker]:

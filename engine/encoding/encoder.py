@@ -387,7 +387,7 @@ class Encoder(Passes[NDArray[Any]]):
         too_large: int = bisect_left(range(low, 2 * low + 1), True, key=lambda side: not passes(side))
         return low + too_large - 1
 
-    def check_cells(self, features: Features) -> None:
+    def check_cells(self, features: ImageRecord) -> None:
         """Raise :class:`InputError` for features of another run with more cells than this one would encode."""
         cells = math.prod(features.grid)
         if self.max_cells is not None and cells > self.max_cells:

@@ -23,13 +23,14 @@ from facetrt.engine.tasks.cosegmentation import (
     HostPicture,
     Mask,
     Masks,
+    Picture,
     mask_of_labels,
     nearest_of_groups,
 )
 from facetrt.engine.tasks.descriptors import Rows, distances_to, unit_rows
 from facetrt.engine.tasks.model_files import METADATA, Arrays, parse_array, parse_metadata, read_members, write_model
-from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, map_of_energy, part_energy
-from facetrt.engine.tasks.refinement import Refinement
+from facetrt.engine.tasks.parts import PartMap, Parts, PartsOptions, energy_of, map_of_energy, part_energy
+from facetrt.engine.tasks.refinement import Refinement, Refiner, refine_labels
 from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.kernels.errors import InputError, reading
 from facetrt.kernels.kmeans import nearest
@@ -101,7 +102,38 @@ class Model:
 
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> Mask | PartMap:
         """See ``Engine.apply``."""
+        distances, squares = distances_to(self._rows(features), self.every_centroid)
+        picture = HostPicture(features, self.facet, self.hierarchy)
+        return self.decide(picture, distances, squares, refine, smoother)
+
+    @property
+    def every_centroid(self) -> Float:
+        """What cells are compared with, ``(k, C)``."""
         raise NotImplementedError
+
+    def decide(
+        self,
+        picture: Picture,
+        distances: Float,
+        squares: Float,
+        refine: Refinement,
+        smoother: Smoother | None,
+        refiner: Refiner = refine_labels,
+    ) -> Mask | PartMap:
+        """What the model finds in an image, wherever its descriptors lie.
+
+        Args:
+            distances: ``(k, cells)`` squared, of unit descriptors to :attr:`every_centroid`; ``squares (cells,)``, the
+                descriptors' squared lengths: 1 but for rounding, or 0.
+            refiner: runs the CRF.
+        """
+        raise NotImplementedError
+
+    def check_width(self, width: int) -> None:
+        """Raise :class:`InputError` unless descriptors of ``width`` numbers can be compared with the centroids."""
+        own = self.every_centroid.shape[1]
+        if width != own:
+            raise InputError(f"the model's centroids have {own} numbers and {self.facet} has {width}")
 
     def _metadata(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _metadata_names()} | {"options": dict(self.options)}
@@ -118,9 +150,8 @@ class Model:
         """Unit descriptors of the cells, ``(cells, C)``, binned if those of the model are."""
         rows = unit_rows(features, self.facet, self.hierarchy)
         if not np.isfinite(features[self.facet]).all():
-            raise InputError(f"{features.name} has NaN or infinite descriptors: expected finite ones")
-        if rows.shape[1] != (width := self._arrays()["centroids"].shape[1]):
-            raise InputError(f"the model's centroids have {width} numbers and {self.facet} has {rows.shape[1]}")
+            raise InputError(nonfinite(features.name))
+        self.check_width(rows.shape[1])
         return rows
 
 
@@ -146,19 +177,29 @@ class SegmentationModel(Model):
                 "clusters, ascending, at least one"
             )
 
-    def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> Mask:
-        """See ``Engine.apply``."""
-        rows, salient = self._rows(features), self.salient_labels
-        picture = HostPicture(features, self.facet, self.hierarchy)
-        if features.why_empty is not None:
+    @property
+    def every_centroid(self) -> Float:
+        return self.centroids
+
+    def decide(
+        self,
+        picture: Picture,
+        distances: Float,
+        squares: Float,
+        refine: Refinement,
+        smoother: Smoother | None,
+        refiner: Refiner = refine_labels,
+    ) -> Mask:
+        """See :meth:`Model.decide`."""
+        image, salient = picture.record, self.salient_labels
+        if image.why_empty is not None:
             return mask_of_labels(picture, None, salient, refine, None)
-        distances, squares = distances_to(rows, self.centroids)  # (k, cells)
         if smoother is not None:
-            distances = smoother.smooth(distances.reshape(-1, *features.grid)).reshape(distances.shape)
+            distances = smoother.smooth(distances.reshape(-1, *image.grid)).reshape(distances.shape)
         labels = nearest(distances, self.centroids, squares)
         all_salient = len(salient) == len(self.centroids)
         of_groups = None if all_salient else lambda: nearest_of_groups(distances, salient)
-        return mask_of_labels(picture, labels, salient, refine, of_groups)
+        return mask_of_labels(picture, labels, salient, refine, of_groups, refiner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +229,36 @@ class PartsModel(Model):
         """Number of part labels."""
         return len(self.centroids)
 
+    @property
+    def every_centroid(self) -> Float:
+        """Those of the parts, then those of the background."""
+        return np.concatenate([self.centroids, self.background_centroids])
+
     def apply(self, features: Features, refine: Refinement, smoother: Smoother | None = None) -> PartMap:
         """See ``Engine.apply``."""
         energy = part_energy(features, self._rows(features), self.centroids, self.background_centroids)
-        if smoother is not None and features.why_empty is None:
+        picture = HostPicture(features, self.facet, self.hierarchy)
+        return self._decide(picture, energy, refine, smoother, refine_labels)
+
+    def decide(
+        self,
+        picture: Picture,
+        distances: Float,
+        squares: Float,
+        refine: Refinement,
+        smoother: Smoother | None,
+        refiner: Refiner = refine_labels,
+    ) -> PartMap:
+        """See :meth:`Model.decide`."""
+        energy = energy_of(distances, self.num_parts, picture.record.grid)
+        return self._decide(picture, energy, refine, smoother, refiner)
+
+    def _decide(
+        self, picture: Picture, energy: Float, refine: Refinement, smoother: Smoother | None, refiner: Refiner
+    ) -> PartMap:
+        if smoother is not None and picture.record.why_empty is None:
             energy = smoother.smooth(energy)
-        return map_of_energy(features, energy, self.num_parts, refine)
+        return map_of_energy(picture, energy, self.num_parts, refine, refiner)
 
 
 KINDS: dict[str, type[SegmentationModel] | type[PartsModel]] = {
@@ -272,6 +337,11 @@ def _learned(features: Sequence[Features], options: CosegmentOptions | PartsOpti
         "options": named,
         "images": len(features),
     }
+
+
+def nonfinite(name: str) -> str:
+    """The message for descriptors that no model can be applied to."""
+    return f"{name} has NaN or infinite descriptors: expected finite ones"
 
 
 def _metadata_names() -> list[str]:

@@ -19,13 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.engine.features.collection import LazySequence, join, reasons_empty, select
-from facetrt.engine.features.features import Features, Float
+from facetrt.engine.features.features import Features, Float, ImageRecord
 from facetrt.engine.images.geometry import Geometry
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
 from facetrt.engine.images.resampling import pillow_nearest, torch_nearest
 from facetrt.engine.settings import BUNDLES_CHOICE, FacetChoice, Hierarchy, Setting, check
 from facetrt.engine.tasks.clustering import Clustering, ClusteringMethod, cluster_elbow, no_clusters
 from facetrt.engine.tasks.cosegmentation import (
+    HostPicture,
+    Picture,
     SampleInterval,
     Trainer,
     VoteSaliency,
@@ -34,7 +36,7 @@ from facetrt.engine.tasks.cosegmentation import (
     contrast,
 )
 from facetrt.engine.tasks.descriptors import Rows, assign_rows, blocks, descriptors_of, only, unit_rows
-from facetrt.engine.tasks.refinement import Progress, Refinement, Refiner, check_available, refine_labels
+from facetrt.engine.tasks.refinement import Progress, Refinement, Refiner, check_available, lowest_labels, refine_labels
 from facetrt.kernels.errors import InputError
 from facetrt.kernels.parallel import map_threads
 from facetrt.kernels.products import TIE, first_smallest, squared_distances
@@ -167,7 +169,10 @@ def segment_parts_features(
             else _nothing_found()
         )
         in_order = iter(found.maps)
-        every = [next(in_order) if why is None else _background(features[i]) for i, why in enumerate(empty)]
+        every = [
+            next(in_order) if why is None else _background(features[i], _saliency(features[i]))
+            for i, why in enumerate(empty)
+        ]
         return replace(found, maps=every)
     augmented = select(augmented, [number for number, why in enumerate(empty_views) if why is None])
     everything = join(features, augmented)
@@ -238,16 +243,17 @@ def part_energy(item: Features, rows: Rows, centroids: Float, background: Float)
 
     The cell's maximum is subtracted, so all are at most 0. Returns ``(labels, grid_h, grid_w)`` float32.
     """
-    every = [np.concatenate(_distances(block, centroids, background)) for block in blocks(rows)]
-    energy = np.concatenate(every, axis=1)  # (labels, cells)
+    groups = (centroids, background) if len(background) else (centroids,)
+    every = [np.concatenate([squared_distances(block, group) for group in groups]) for block in blocks(rows)]
+    return energy_of(np.concatenate(every, axis=1), len(centroids), item.grid)
+
+
+def energy_of(distances: Float, num_parts: int, grid: tuple[int, int]) -> Float:
+    """See :func:`part_energy`, of squared ``distances (k, cells)`` to all parts and then to all of the background."""
+    parts, background = distances[:num_parts], distances[num_parts:]
+    energy = np.concatenate([parts, background.min(axis=0, keepdims=True)] if len(background) else [parts])
     energy -= energy.max(axis=0)
-    return energy.reshape(-1, *item.grid)
-
-
-def _distances(rows: Float, centroids: Float, background: Float) -> list[Float]:
-    """Squared distances to each part, and in a last row to the nearest background centroid if there is one."""
-    groups = [squared_distances(rows, centroids)]
-    return [*groups, squared_distances(rows, background).min(axis=0, keepdims=True)] if len(background) else groups
+    return energy.reshape(-1, *grid)
 
 
 def _refine(
@@ -263,27 +269,40 @@ def _refine(
     def refine(number: int) -> PartMap:
         item = items[number]
         energy = part_energy(item, unit_rows(item, options.facet, options.hierarchy), centroids, background)
-        return map_of_energy(item, energy, len(centroids), options.refine, refiner)
+        picture = HostPicture(item, options.facet, options.hierarchy)
+        return map_of_energy(picture, energy, len(centroids), options.refine, refiner)
 
     return map_threads(refine, range(len(items)), progress, threads=options.refine.threads)
 
 
 def map_of_energy(
-    item: Features, energy: Float, num_parts: int, refine: Refinement, refiner: Refiner = refine_labels
+    picture: Picture, energy: Float, num_parts: int, refine: Refinement, refiner: Refiner = refine_labels
 ) -> PartMap:
     """The parts of smallest ``energy (labels, grid_h, grid_w)``; a label beyond ``num_parts`` is background."""
-    if item.why_empty is not None:
-        return _background(item)
-    labels = refiner(item.pixels, energy, refine)
+    image = picture.record
+    if image.why_empty is not None:
+        return _background(image, picture.saliency)
+    labels = _pixel_labels(picture, energy, refine, refiner)
     cells = first_smallest(energy, 2 * TIE)  # unit rows, and means of such
     for found in (labels, cells):
         found[found == num_parts] = BACKGROUND
-    return _part_map(item, labels.astype(np.int16), cells, refine)
+    return _part_map(image, picture.saliency, labels.astype(np.int16), cells, refine)
 
 
-def _part_map(item: Features, labels: Labels, cells: Labels, refine: Refinement) -> PartMap:
-    confidence = None if item.attention is None else contrast(item.saliency, cells >= 0)
-    return PartMap(labels, cells, refine, item.geometry, item.name, confidence, item.why_empty)
+def _pixel_labels(picture: Picture, energy: Float, refine: Refinement, refiner: Refiner) -> Labels:
+    """Pixels, which may lie on a device, are asked for only where something is refined by them."""
+    if refine is Refinement.NONE:
+        return lowest_labels(energy, picture.record.image_size)
+    return refiner(picture.pixels, energy, refine)
+
+
+def _saliency(item: Features) -> Float | None:
+    return None if item.attention is None else item.saliency
+
+
+def _part_map(image: ImageRecord, saliency: Float | None, labels: Labels, cells: Labels, refine: Refinement) -> PartMap:
+    confidence = None if saliency is None else contrast(saliency, cells >= 0)
+    return PartMap(labels, cells, refine, image.geometry, image.name, confidence, image.why_empty)
 
 
 def _common_parts(refined: Sequence[PartMap], count: int) -> Labels:
@@ -298,9 +317,9 @@ def _smoothed_cells(refined: PartMap) -> Labels:
 
 
 def _all_background(features: Sequence[Features]) -> list[PartMap]:
-    return [_background(item) for item in features]
+    return [_background(item, _saliency(item)) for item in features]
 
 
-def _background(item: Features) -> PartMap:
-    labels = np.full(item.image_size, BACKGROUND, np.int16)
-    return _part_map(item, labels, np.full(item.grid, BACKGROUND), Refinement.NONE)
+def _background(image: ImageRecord, saliency: Float | None) -> PartMap:
+    labels = np.full(image.image_size, BACKGROUND, np.int16)
+    return _part_map(image, saliency, labels, np.full(image.grid, BACKGROUND), Refinement.NONE)

@@ -91,14 +91,24 @@ def refine_labels(pixels: Pixels, energy: Float, refinement: Refinement) -> NDAr
         InputError: ``grabcut`` or ``bilateral``, which know two labels only.
         MissingDependencyError: ``pydensecrf`` without the extra ``crf``.
     """
-    large = np.ascontiguousarray(torch_nearest(energy, (pixels.shape[0], pixels.shape[1])), np.float32)
+    size = (pixels.shape[0], pixels.shape[1])
     if refinement is Refinement.NONE:
-        return np.asarray(large.argmin(axis=0))
+        return lowest_labels(energy, size)
+    large = _enlarge(energy, size)
     if refinement is Refinement.CRF:
         return np.asarray(dense_crf(pixels, large).argmax(axis=0))
     if refinement is Refinement.PYDENSECRF:
         return _pydensecrf(pixels, large)
     raise InputError(f"{refinement} separates foreground from background only: use crf, pydensecrf or none here")
+
+
+def lowest_labels(energy: Float, size: tuple[int, int]) -> NDArray[np.int64]:
+    """:func:`refine_labels` of an image of ``size`` without a refinement, which needs no pixels."""
+    return np.asarray(_enlarge(energy, size).argmin(axis=0))
+
+
+def _enlarge(energy: Float, size: tuple[int, int]) -> Float:
+    return np.ascontiguousarray(torch_nearest(energy, size), np.float32)
 
 
 def check_available(refinement: Refinement) -> None:

@@ -15,10 +15,13 @@ from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.loading import ImageLike
-from facetrt.engine.tasks.cosegmentation import CosegmentOptions, HostImages, Images
+from facetrt.engine.tasks.cosegmentation import CosegmentOptions, HostImages, Images, Mask
 from facetrt.engine.tasks.discovery.method import GraphMaker
 from facetrt.engine.tasks.matching import HostPair, Pair
-from facetrt.engine.tasks.refinement import Refiner, refine_labels
+from facetrt.engine.tasks.models import Model
+from facetrt.engine.tasks.parts import PartMap
+from facetrt.engine.tasks.refinement import Refinement, Refiner, refine_labels
+from facetrt.engine.tasks.smoothing import Smoother
 from facetrt.kernels.affinity import threshold_graph
 from facetrt.kernels.errors import InputError
 
@@ -67,6 +70,12 @@ class Runner(ABC):
         """What runs the CRF."""
 
     @abstractmethod
+    def apply(
+        self, model: Model, features: DeviceFeatures, refine: Refinement, smoother: Smoother | None
+    ) -> Mask | PartMap:
+        """See ``Engine.apply``; features in host memory need no runner."""
+
+    @abstractmethod
     def graphs(self) -> AbstractContextManager[GraphMaker]:
         """What makes and solves the graphs of cells that discovery cuts."""
 
@@ -87,7 +96,11 @@ class HostRunner(Runner):
         self, images: Iterable[ImageLike], facet: str, encoding: EncodeOptions, progress: Progress | None
     ) -> list[DeviceFeatures]:
         """There is none."""
-        raise InputError(
+        raise InputError(self._no_device)
+
+    @property
+    def _no_device(self) -> str:
+        return (
             f"this engine is on {self._encoder.backend.options.device}, its kernels on the host: open it with "
             "device='cuda' and kernels='device'"
         )
@@ -121,6 +134,12 @@ class HostRunner(Runner):
 
     def refiner(self) -> AbstractContextManager[Refiner]:
         return nullcontext(refine_labels)
+
+    def apply(
+        self, model: Model, features: DeviceFeatures, refine: Refinement, smoother: Smoother | None
+    ) -> Mask | PartMap:
+        """There is no device that features could lie on."""
+        raise InputError(f"the features of {features.record.name} lie on a device, and {self._no_device}")
 
     def graphs(self) -> AbstractContextManager[GraphMaker]:
         return nullcontext(threshold_graph)

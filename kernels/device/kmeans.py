@@ -21,6 +21,7 @@ from facetrt.kernels.kmeans import SAMPLES_PER_CENTROID, SEED, SEED_STEP, permut
 MAX_CLUSTERS = 64
 ROWS = 64  # per program that assigns
 COLUMNS = 64  # centroids per program: 4 sets of up to 16, or one of up to 64
+DISTANCE_COLUMNS = 16  # a learned model has about ten centroids
 UPDATE_ROWS = {16: 64, 64: 32}  # at a time, by the most clusters: 64 rows and 64 clusters spill registers
 UPDATE_CHANNELS = 64
 PARTS = 64  # most programs that share a run's update
@@ -58,6 +59,13 @@ ASSIGN = {
     )
     for padded in (16, 64)
 }
+UNIT_DISTANCES = Program(
+    "kmeans_unit_distances",
+    "kmeans:unit_distances",
+    (*_RUNS, ("out", "*fp32"), ("count", "i32"), ("clusters", "i32"), ("channels", "i32")),
+    {"ROWS": ROWS, "COLUMNS": DISTANCE_COLUMNS, "CHANNELS": 32},
+    divisible=("channels",),
+)
 UPDATE = {
     padded: Program(
         f"kmeans_update_{padded}",
@@ -196,6 +204,7 @@ CHOOSE_LABELS = Program(
 )
 PROGRAMS = (
     *ASSIGN.values(),
+    UNIT_DISTANCES,
     *UPDATE.values(),
     CHOOSE_RUN,
     ADD_UP,
@@ -377,6 +386,31 @@ def assign_each(device: Device, rows: DeviceArray, centroid_sets: Sequence[Devic
     device.launch(ASSIGN[padded], grid, rows, together, *arrays, labels, sums, sets, count, channels, 1, blocks)
     device.launch(ADD_UP, (sets,), sums, totals, blocks)
     return DeviceAssignment(labels, totals)
+
+
+def unit_distances(device: Device, rows: DeviceArray, centroids: DeviceArray) -> DeviceArray:
+    """Squared distances of ``rows``, each divided by its length, to ``centroids``, at least 0: ``(k, n)`` float32.
+
+    Rows without length stay zero; those with NaN or infinite numbers have distances that are NaN.
+
+    Args:
+        rows: ``(n, C)`` float32, C a multiple of 16; ``centroids (k, C)`` likewise.
+
+    Raises:
+        InputError: shapes or types that do not fit.
+    """
+    shapes = (rows.shape, centroids.shape)
+    fits = all(len(shape) == 2 and shape[1] % 16 == 0 and shape[1] for shape in shapes)
+    if not fits or shapes[0][1] != shapes[1][1] or {rows.dtype, centroids.dtype} != {np.dtype(np.float32)}:
+        raise InputError(
+            f"rows {rows.dtype} {rows.shape} and centroids {centroids.dtype} {centroids.shape} do not fit: expected "
+            "(n, C) and (k, C) float32, C a multiple of 16"
+        )
+    out = device.empty((len(centroids), len(rows)), np.float32)
+    if out.size:
+        grid = (-(-len(rows) // ROWS), -(-len(centroids) // DISTANCE_COLUMNS))
+        device.launch(UNIT_DISTANCES, grid, rows, centroids, out, len(rows), len(centroids), rows.shape[1])
+    return out
 
 
 def _pack(device: Device, centroid_sets: Sequence[DeviceArray], padded: int) -> DeviceArray:

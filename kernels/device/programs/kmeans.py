@@ -63,6 +63,36 @@ def _distances(
 
 
 @triton.jit
+def unit_distances(
+    rows, centroids, out, count, clusters, channels,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of ROWS rows, divided by their length, to COLUMNS centroids, into ``out (clusters, count)``.
+
+    Rows without length stay zero. What is not finite stays so: ``maximum`` would make 0 of NaN.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    products = tl.zeros((ROWS, COLUMNS), tl.float32)
+    row_squares, column_squares = tl.zeros((ROWS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, channels, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        x_place = row.to(tl.int64)[:, None] * channels + channel[None, :]
+        x = tl.load(rows + x_place, mask=(row < count)[:, None] & (channel < channels)[None, :], other=0.0)
+        y_place = column.to(tl.int64)[None, :] * channels + channel[:, None]
+        y = tl.load(centroids + y_place, mask=(column < clusters)[None, :] & (channel < channels)[:, None], other=0.0)
+        products = tl.dot(x, y, products, input_precision="ieee")
+        row_squares += tl.sum(x * x, axis=1)
+        column_squares += tl.sum(y * y, axis=0)
+    empty = row_squares == 0
+    lengths = tl.sqrt_rn(tl.where(empty, 1.0, row_squares))[:, None] + tl.zeros((ROWS, COLUMNS), tl.float32)
+    distances = tl.where(empty, 0.0, 1.0)[:, None] + column_squares[None, :] - 2 * tl.div_rn(products, lengths)
+    distances = tl.where(distances < 0, 0.0, distances)
+    place = column.to(tl.int64)[None, :] * count + row[:, None]
+    tl.store(out + place, distances, mask=(row < count)[:, None] & (column < clusters)[None, :])
+
+
+@triton.jit
 def update(
     rows, centroids, labels, clusters, counts, draws, before, after, stride, channels,
     CLUSTERS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, DRAWS: tl.constexpr,

@@ -11,7 +11,7 @@ import pytest
 from helpers import export_tiny, photo
 from helpers_gpu import FakeGpu, add_kernels
 
-from facetrt.engine import Engine
+from facetrt.engine import Engine, Features, SegmentationModel
 from facetrt.engine.tasks import clustering, cosegmentation
 from facetrt.kernels import InputError
 from facetrt.kernels.device import kmeans
@@ -82,6 +82,35 @@ def test_descriptors_stay_on_the_device(tiny_engine: Engine, bundle: Path) -> No
         assert features.rows.__cuda_array_interface__["shape"] == features.rows.shape
         rows = features.rows.device.download(features.rows)
     np.testing.assert_allclose(rows, tiny_engine.encode([image], load_size=24)[0]["key@1"], atol=1e-5)
+
+
+def test_a_model_is_applied_to_what_lies_on_the_device(tiny_engine: Engine, bundle: Path, fake_gpu: FakeGpu) -> None:
+    image = photo(40, 52)
+    model = model_of(tiny_engine.encode([image], load_size=24)[0])
+    expected = tiny_engine.apply(model, image)
+    with Engine.open(bundle, device="cuda", backend="onnxruntime", streams=2) as engine:
+        features = engine.encode_on_device([image, image], facet=model.facet, load_size=24)
+        found = [engine.apply(model, item) for item in features]  # on both lanes
+    assert "kmeans_unit_distances" in {name for name, _, _ in fake_gpu.gpu.launches}
+    for mask in found:
+        np.testing.assert_array_equal(mask.labels, expected.labels)
+        np.testing.assert_array_equal(mask.loaded_mask, expected.loaded_mask)
+
+
+def model_of(features: Features) -> SegmentationModel:
+    """Its centroids are some of the image's own cells."""
+    rows = features["key@1"][::5]
+    return SegmentationModel(
+        facet="key@1",
+        encoder=features.provenance.model,
+        encoder_sha256=features.provenance.encoder_sha256,
+        stride=features.stride,
+        load_size=24,
+        options={},
+        images=1,
+        centroids=rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        salient_labels=np.array([0, 2]),
+    )
 
 
 def test_a_facet_that_was_not_exported_is_named(bundle: Path) -> None:

@@ -248,3 +248,39 @@ def test_diverse_counts_that_do_nothing(device: TritonDevice, options: dict) -> 
 def test_diverse_rows_that_do_not_fit(device: TritonDevice) -> None:
     with pytest.raises(InputError, match="shape"):
         kmeans.diverse_clusters(device, device.upload(rows(5, 15)), device.upload(np.array([5], np.int32)), 2)
+
+
+@pytest.mark.parametrize(("count", "clusters", "channels"), [(1, 1, 16), (67, 17, 48), (130, 3, 80)])
+def test_distances_of_unit_rows(device: TritonDevice, count: int, clusters: int, channels: int) -> None:
+    random = np.random.default_rng(0)
+    given = random.standard_normal((count, channels)).astype(np.float32) * random.lognormal(0, 3, (count, 1)).astype(
+        np.float32
+    )
+    given[count // 2] = 0  # stays zero
+    centroids = rows(clusters, channels, seed=1) * np.float32(0.9)
+    found = device.download(kmeans.unit_distances(device, device.upload(given), device.upload(centroids)))
+    exact = given.astype(np.float64)
+    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-30)
+    expected = ((exact[None] - centroids[:, None].astype(np.float64)) ** 2).sum(axis=2)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_distances_to_itself_are_not_negative(device: TritonDevice) -> None:
+    held = device.upload(rows(40))
+    found = device.download(kmeans.unit_distances(device, held, held))
+    assert found.min() >= 0 and np.diag(found).max() < 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_distances_of_what_is_not_finite_are_not(device: TritonDevice, value: float) -> None:
+    given = rows(5)
+    given[3, 7] = value
+    found = device.download(kmeans.unit_distances(device, device.upload(given), device.upload(rows(2, seed=1))))
+    assert np.isnan(found[:, 3]).all() and np.isfinite(np.delete(found, 3, axis=1)).all()
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_distances_need_rows_of_one_width(device: TritonDevice, width: int) -> None:
+    wide = np.zeros((4, width), np.float32)
+    with pytest.raises(InputError, match="do not fit"):
+        kmeans.unit_distances(device, device.upload(wide), device.upload(np.zeros((2, 32), np.float32)))
