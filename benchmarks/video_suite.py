@@ -107,9 +107,7 @@ class VideoBench:
     @cached_property
     def clip(self) -> list[Pixels]:
         """A photograph that moves to the left, as decoded frames."""
-        count = max(self.sizes.frames, self.sizes.task_frames)
-        wide = np.asarray(sample_images()["chelsea"].resize((SIZE[1] + SHIFT * count, SIZE[0])), np.uint8)
-        return [np.ascontiguousarray(wide[:, SHIFT * i : SHIFT * i + SIZE[1]]) for i in range(count)]
+        return moving_clip(max(self.sizes.frames, self.sizes.task_frames))
 
     def compare(self, title: str, contestants: Sequence[Contestant], *, share: float, rounds: int) -> Timings:
         """:func:`facetrt.benchmarks.timing.compare` within a share of the suite's time."""
@@ -127,6 +125,19 @@ class VideoBench:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def moving_clip(count: int) -> list[Pixels]:
+    """A photograph that moves to the left by :data:`SHIFT` pixels a frame, of :data:`SIZE`."""
+    wide = np.asarray(sample_images()["chelsea"].resize((SIZE[1] + SHIFT * count, SIZE[0])), np.uint8)
+    return [np.ascontiguousarray(wide[:, SHIFT * i : SHIFT * i + SIZE[1]]) for i in range(count)]
+
+
+def first_mask() -> NDArray[np.bool_]:
+    """What is followed in :func:`moving_clip`."""
+    mask = np.zeros(SIZE, np.bool_)
+    mask[OBJECT] = True
+    return mask
 
 
 def run_video(bench: VideoBench) -> Report:
@@ -301,8 +312,7 @@ def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
     section = tasks_name(side)
     points = _grid(engine, frames[0], side)
     model = _model(engine, frames, side)
-    mask = np.zeros(SIZE, np.int64)
-    mask[OBJECT] = 1
+    mask = first_mask()
 
     def timed(make: Callable[[], Callable[[Features], Any]]) -> Callable[[Clock], Any]:
         def run(clock: Clock) -> Any:
@@ -327,7 +337,7 @@ def measure_tasks(bench: VideoBench, side: int) -> list[Row]:
         if isinstance(found, Tracks):
             return _track_quality(found, points, moved, half_stride=bench.stride * SIZE[0] / side / 2)
         if name == "mask":
-            return {"J": _overlap(found == 1, np.roll(mask, -moved, axis=1) == 1)}
+            return {"J": _overlap(found == 1, np.roll(mask, -moved, axis=1))}
         return {}
 
     return rows_of(

@@ -20,6 +20,7 @@ from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import SEGMENTER, Manifest
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.encoding.extraction import extract_features
+from facetrt.engine.encoding.frame_encoder import FrameEncoder, HostFrameEncoder
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection, LazySequence
 from facetrt.engine.features.features import Features, ImageRecord, SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
@@ -50,6 +51,7 @@ from facetrt.engine.video.tracking import Tracker, TrackOptions
 from facetrt.kernels.errors import InputError
 
 Item = TypeVar("Item")
+Encoded = TypeVar("Encoded")
 MIXED = "images and features were given together: encode all images first, or none"
 Images = Iterable[ImageLike] | Iterable[Features] | LazySequence[Features]  # collections and stores are lazy
 
@@ -158,6 +160,11 @@ class Engine:
         """Precision that the encoder runs in."""
         return self._encoder.backend.options.precision
 
+    @property
+    def kernels(self) -> str:
+        """Where what follows the encoder runs: on the ``host``, or on the ``device`` beside it."""
+        return Kernels.HOST if _on_device(self._encoder) is None else Kernels.DEVICE
+
     def encode(
         self,
         images: Iterable[ImageLike],
@@ -227,7 +234,7 @@ class Engine:
         policy: str = Policy.AUTO,
         latency_budget: float | None = None,
         stall_timeout: float = 10.0,
-    ) -> Stream:
+    ) -> Stream[Features]:
         """Frames in, their features out, in order, for hours: use it in a ``with`` block and iterate.
 
         Args:
@@ -242,9 +249,41 @@ class Engine:
             InputError, MissingFileError, SourceError: as :func:`open_source`, or an option that cannot be.
         """
         encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride, parse(Fit, fit, "fit"))
-        options = StreamOptions(encoding, parse(Policy, policy, "policy"), latency_budget, stall_timeout)
-        self._encoder.backend.activate()  # now, and not in the camera's callback that puts the first frame
-        return Stream(self._encoder, source, options)
+        options = StreamOptions(parse(Policy, policy, "policy"), latency_budget, stall_timeout)
+        return self._stream(HostFrameEncoder(self._encoder, encoding), source, options)
+
+    def stream_on_device(
+        self,
+        source: Any = None,
+        *,
+        facets: Iterable[str] | None = None,
+        load_size: LoadSize = DEFAULT_SIZE,
+        saliency: str = SaliencyMode.FULL,
+        stride: int | None = None,
+        policy: str = Policy.AUTO,
+        latency_budget: float | None = None,
+        stall_timeout: float = 10.0,
+    ) -> Stream[DeviceFeatures]:
+        """Like :meth:`stream`, but features stay on the GPU, for heads that go on there.
+
+        Uploads, the encoder and heads have GPU streams of their own and overlap; the host waits for what a head brings
+        down, and for nothing else. :meth:`tracker`, :meth:`propagator` and :meth:`apply` take the features, and
+        :meth:`to_host` gives them to everything else. With results of several frames before the first is used, memory
+        of the GPU grows by theirs.
+
+        Args:
+            facets: what to keep; all of the bundle's by default.
+
+        Raises:
+            InputError: this engine's kernels are not on a GPU; or as :meth:`stream`.
+        """
+        encoding = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
+        options = StreamOptions(parse(Policy, policy, "policy"), latency_budget, stall_timeout)
+        return self._stream(self._runner.frame_encoder(self._facets(facets), encoding), source, options)
+
+    def _stream(self, encoder: FrameEncoder[Any, Encoded], source: Any, options: StreamOptions) -> Stream[Encoded]:
+        encoder.activate()  # now, and not in the camera's callback that puts the first frame
+        return Stream(encoder, source, options)
 
     def tracker(
         self,
@@ -260,7 +299,7 @@ class Engine:
             search_radius: cells that a visible point may move from frame to frame before it is searched for everywhere.
             min_confidence: below it a point counts as not visible.
 
-        On a GPU it also takes what :meth:`encode_on_device` gives with ``facet=tracker.facet``.
+        On a GPU it also takes what :meth:`encode_on_device` and :meth:`stream_on_device` give.
         """
         chosen = self.manifest.default_facet("track") if facet is None else facet
         return Tracker(
@@ -274,29 +313,36 @@ class Engine:
         self,
         images: Iterable[ImageLike],
         *,
-        facet: str | None = None,
+        facets: Iterable[str] | None = None,
         load_size: LoadSize = DEFAULT_SIZE,
         saliency: str = SaliencyMode.FULL,
         stride: int | None = None,
         progress: Progress | None = None,
     ) -> list[DeviceFeatures]:
-        """Like :meth:`encode`, but the descriptors of one facet stay on the GPU, for programs that go on there.
+        """Like :meth:`encode`, but descriptors stay on the GPU, for heads and programs that go on there.
 
-        The arrays of the result offer DLPack and the CUDA array interface, so ``torch.from_dlpack(features.rows)``
-        copies nothing. The host does not wait.
+        The arrays of the result offer DLPack and the CUDA array interface, so ``torch.from_dlpack(features["key@9"])``
+        copies nothing. The host does not wait. :meth:`to_host` brings down what is wanted there.
 
         Args:
             images: also ``(height, width, 3)`` uint8 RGB arrays of other libraries in GPU memory (DLPack or CUDA array
                 interface); ``match`` and ``cosegment`` take those as well. They must not change before the results are
                 used or the device is synchronised.
-            facet: the bundle's default for matching if None.
+            facets: what to keep; all of the bundle's by default.
+
+        Raises:
+            InputError: this engine's kernels are not on a GPU; a facet that was not exported.
+        """
+        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
+        return self._runner.encode_on_device(_as_images(images), self._facets(facets), options, progress)
+
+    def to_host(self, features: DeviceFeatures) -> Features:
+        """What lies on the GPU of an image, in the processor's memory: the facets that were kept, saliency and pixels.
 
         Raises:
             InputError: this engine's kernels are not on a GPU.
         """
-        chosen = self._facet("match", facet)
-        options = EncodeOptions(load_size, parse(SaliencyMode, saliency, "saliency"), stride)
-        return self._runner.encode_on_device(_as_images(images), chosen, options, progress)
+        return self._runner.to_host(features)
 
     def match(
         self,
@@ -477,6 +523,18 @@ class Engine:
             raise InputError(self.manifest.missing_facet(chosen))
         return chosen
 
+    def _facets(self, facets: Iterable[str] | None) -> list[str]:
+        """``facets``, or all of the bundle's.
+
+        Raises:
+            InputError: one was not exported.
+        """
+        chosen = list(self.manifest.facets if facets is None else [facets] if isinstance(facets, str) else facets)
+        for facet in chosen:
+            if facet not in self.manifest.facets:
+                raise InputError(self.manifest.missing_facet(facet))
+        return chosen
+
     def _augment(
         self, augmented: FeatureCollection, features: Sequence[Features], crops: int, *, flip: bool, seed: int
     ) -> None:
@@ -649,7 +707,7 @@ class Engine:
         Args:
             model: from :func:`learn_cosegmentation`, :func:`learn_parts` or a file.
             image: an image, or its features from :meth:`encode` or :meth:`stream`; on a GPU also from
-                :meth:`encode_on_device` with ``facet=model.facet``, of which distances to the centroids come down.
+                :meth:`encode_on_device` or :meth:`stream_on_device`, of which distances to the centroids come down.
             load_size: of an image; that of the images the model was learned from if None.
             refine: ``none``, ``crf`` or ``pydensecrf``, for masks also ``grabcut`` or ``bilateral``; see
                 :class:`Refinement`.
@@ -692,7 +750,7 @@ class Engine:
             facet: the bundle's default for propagation (the last block's normed output for DINO) if None.
             queue: as for :class:`MaskPropagator`, and so are ``radius``, ``topk`` and ``temperature``.
 
-        On a GPU it also takes what :meth:`encode_on_device` gives with ``facet=propagator.facet``.
+        On a GPU it also takes what :meth:`encode_on_device` and :meth:`stream_on_device` give.
         """
         chosen = self._facet("propagate", facet)
         return MaskPropagator(
@@ -868,7 +926,7 @@ def choose_memory(encoder: Encoder) -> Callable[[PropagateOptions], Memory] | No
         return None
     from facetrt.engine.device.propagation import DeviceMemory
 
-    return partial(DeviceMemory, backend.lane)
+    return partial(DeviceMemory, backend.stream)
 
 
 def choose_comparer(encoder: Encoder) -> Callable[[str], Comparer] | None:
@@ -877,7 +935,7 @@ def choose_comparer(encoder: Encoder) -> Callable[[str], Comparer] | None:
         return None
     from facetrt.engine.device.tracking import DeviceComparer
 
-    return partial(DeviceComparer, backend.lane)
+    return partial(DeviceComparer, backend.stream)
 
 
 def _on_device(encoder: Encoder) -> CudaBackend | None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from facetrt.benchmarks.baselines.cuts import solve
 from facetrt.benchmarks.cpu.scenes import scene_rows
 from facetrt.engine.engine import Engine
+from facetrt.engine.features.features import Features
 from facetrt.engine.tasks.pca import Pca, fit_pca
 from facetrt.engine.video.heads import first_then
 from facetrt.engine.video.stream import Stream
@@ -109,7 +110,7 @@ def _stream(bundle: str, side: int, warm: int, frames: int, heads: bool = False)
     return {"seconds": seconds, "frames": frames, "warm_mib": float(warmed), "end_mib": float(end)}
 
 
-def _attach_heads(engine: Engine, stream: Stream, side: int) -> None:
+def _attach_heads(engine: Engine, stream: Stream[Features], side: int) -> None:
     """A tracker, a propagator and a projection on components, begun with the first features of frames of ``side``."""
     mask = np.zeros((side, side), np.int64)
     mask[: side // 2] = 1

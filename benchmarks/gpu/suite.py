@@ -11,8 +11,10 @@ from facetrt.benchmarks.gpu import encoder as gpu_encoder
 from facetrt.benchmarks.gpu import kernels as gpu_kernels
 from facetrt.benchmarks.gpu import resources
 from facetrt.benchmarks.gpu import task_times as gpu_tasks
+from facetrt.benchmarks.gpu import video as gpu_video
 from facetrt.benchmarks.gpu.workbench import GpuSizes, GpuWorkbench
 from facetrt.benchmarks.results import Bar
+from facetrt.benchmarks.video_suite import BARE
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.images.geometry import grid_size
 
@@ -28,6 +30,7 @@ def run_gpu(bench: GpuWorkbench, gpu: dict[str, Any], *, notes: Sequence[str] = 
     """
     opening = Opening(gpu=gpu)
     rows = [*gpu_encoder.measure(bench), *gpu_kernels.measure(bench), *gpu_tasks.measure(bench)]
+    rows += gpu_video.measure(bench)
     rows += resources.measure(Bundle.open(bench.bundle), gpu["arch"])
     comparable = bench.sizes == GpuSizes() and bench.stride == STRIDE and bench.spec.patch == PATCH
     return opening.close("gpu", bench, rows, bars(bench.sizes), comparable=comparable, notes=notes)
@@ -51,6 +54,14 @@ def bars(sizes: GpuSizes) -> list[Bar]:
         _seconds("pair match from decoded frames, median", frames, ours, 4e-3),
         _seconds("pair match from decoded frames, p99", frames, f"{ours}, p99", 6e-3),
         Bar("pair match from decoded frames, vs research style", frames, ours, RESEARCH, 50),
+        Bar(
+            "time per frame, track and mask vs the encoder alone",
+            gpu_video.section("tensorrt"),
+            BARE,
+            gpu_video.BOTH,
+            1.3,
+            at_most=True,
+        ),
         _seconds(
             f"cosegment, {sizes.images} decoded images (150 images/s)", gpu_tasks.COSEGMENT, ours, sizes.images / 150
         ),

@@ -41,7 +41,7 @@ class GpuSizes(Sizes):
         decoded: ``(height, width)`` of the images that the resize takes.
         labels: of the CRF; ``crf_iterations`` likewise.
         iterations: of the k-means sweep; ``restarts`` likewise.
-        points: that are followed.
+        points: that are followed; ``frames`` of a video likewise.
     """
 
     images: int = 100
@@ -56,11 +56,12 @@ class GpuSizes(Sizes):
     restarts: int = 10
     crf_iterations: int = 10
     points: int = 100
+    frames: int = 60
 
 
 QUICK_GPU = GpuSizes(
     side=32, images=4, large_grid=6, product=128, seconds=0, batch=2, calls=1, window=0.0, decoded=(20, 28), labels=2,
-    iterations=1, restarts=1, crf_iterations=1, eigenvector=(4, 6), points=2,
+    iterations=1, restarts=1, crf_iterations=1, eigenvector=(4, 6), points=2, frames=3,
 )  # fmt: skip
 
 

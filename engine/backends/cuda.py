@@ -78,7 +78,7 @@ class Lane(ABC):
 class CudaBackend(Backend):
     """Runs on the first GPU, in lanes: one stream, and one set of the runtime's buffers, for each.
 
-    A lane that is in use when the backend closes is given back by its user, and closed then.
+    A lane or stream that is in use when the backend closes is given back by its user, and closed then.
 
     Attributes:
         keeps_cache: whether it compiles when it opens, and keeps the result.
@@ -92,6 +92,9 @@ class CudaBackend(Backend):
         self._free: list[Lane] = []
         self._open_lanes: list[Lane] = []
         self._devices: list[CudaDevice] = []
+        self._idle: list[CudaDevice] = []  # of those without an encoder
+        self._streams_in_use = 0
+        self._transfers = 0.0, 0.0  # of devices that are closed
 
     @classmethod
     def check_supported(cls, bundle: Bundle, options: RunOptions) -> None:
@@ -136,6 +139,37 @@ class CudaBackend(Backend):
                 else:
                     self._dispose()
 
+    @contextmanager
+    def stream(self) -> Iterator[CudaDevice]:
+        """A stream without an encoder, for what comes before and after it; made where none is free.
+
+        Raises:
+            BackendError: the backend is closed.
+        """
+        self.activate()
+        with self._changed:
+            if self._state != "active":
+                raise BackendError(CLOSED)
+            if not self._idle:
+                self._devices.append(self._devices[0].lane())
+                self._idle.append(self._devices[-1])
+            device = self._idle.pop()  # the last one that was used, so that one user stays on one
+            self._streams_in_use += 1
+        try:
+            yield device
+        finally:
+            with self._changed:
+                self._idle.append(device)
+                self._streams_in_use -= 1
+                if self._state != "active":
+                    self._dispose()
+
+    def transfers(self) -> tuple[float, float]:
+        with self._changed:
+            up, down = self._transfers
+            up += sum(device.upload_seconds for device in self._devices)
+            return up, down + sum(device.download_seconds for device in self._devices)
+
     def _activate(self) -> None:
         try:
             self._devices.append(CudaDevice.open(kernels=self._kernels()))
@@ -171,14 +205,15 @@ class CudaBackend(Backend):
             self._dispose()
 
     def _dispose(self) -> None:
-        """Close the free lanes and, with the last one, everything else."""
+        """Close the free lanes and, with the last one and the last stream, everything else."""
         for lane in self._free:
             lane.device.synchronize()
             with lane.device.activate():
                 lane.close()
             self._open_lanes.remove(lane)
         self._free = []
-        if not self._open_lanes and self._devices:
+        if not self._open_lanes and not self._streams_in_use and self._devices:
+            self._transfers, self._idle = self.transfers(), []
             with self._devices[0].activate():
                 self._shut()
             while self._devices:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from facetrt.engine.drawing import results as draw
-from facetrt.engine.features.features import Features
+from facetrt.engine.features.features import Features, ImageRecord
 from facetrt.engine.images.loading import Pixels
 
 
-def describe(features: Features) -> dict[str, Any]:
+def describe(features: ImageRecord) -> dict[str, Any]:
     """What every output records of an image. Sizes are (height, width)."""
     geometry = features.geometry
     return {

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facetrt.engine.backends.run_options import RunOptions, Specialisation
+from facetrt.engine.backends.run_options import Kernels, RunOptions, Specialisation
 from facetrt.engine.cli.app import BundleOption, ForceOption, console, errors, interruption, note
 from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
@@ -47,12 +48,14 @@ from facetrt.engine.files import (
     write_results,
 )
 from facetrt.engine.images.first_mask import read_first_mask
+from facetrt.engine.images.fitting import Fit
 from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, DefaultSize, LoadSize, Pixels
 from facetrt.engine.settings import Setting, check, values_of
 from facetrt.engine.tasks.discovery.catalogue import METHODS
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.tasks.refinement import Refinement, check_available
 from facetrt.engine.tasks.similarity import parse_point
+from facetrt.engine.video.propagation import record_of
 from facetrt.engine.video.sources import LIVE_SCHEMES, Source, is_address
 from facetrt.engine.video.stream import Policy, PolicyChoice, Stream
 from facetrt.engine.video.writing import DEFAULT_FPS, VideoWriter, check_suffix, find_encoder
@@ -265,14 +268,15 @@ def run_video(engine: Engine, request: Request) -> dict[str, Any]:
     """
     viewer, encoding = _prepare(engine, request)
     budget = None if request.latency_budget is None else request.latency_budget / 1e3
-    with engine.stream(
-        request.source,
-        load_size=encoding.load_size,
-        stride=encoding.stride,
-        fit=encoding.fit,
-        policy=request.policy,
-        latency_budget=budget,
-    ) as stream:
+    options: dict[str, Any] = {
+        "load_size": encoding.load_size,
+        "stride": encoding.stride,
+        "policy": request.policy,
+        "latency_budget": budget,
+    }
+    on_device = engine.kernels == Kernels.DEVICE and viewer.on_device and encoding.fit is Fit.NONE
+    make = engine.stream_on_device if on_device else partial(engine.stream, fit=encoding.fit)
+    with make(request.source, **options) as stream:
         outputs = Outputs(request, stream)
         with interruption.explained(outputs.kept):
             stopped = outputs.fill(viewer)
@@ -358,7 +362,7 @@ def _model(engine: Engine, request: Request, task: VideoTask, size: LoadSize) ->
     return model
 
 
-def _record(request: Request, engine: Engine, stream: Stream, viewer: Viewer, outputs: Outputs) -> dict[str, Any]:
+def _record(request: Request, engine: Engine, stream: Stream[Any], viewer: Viewer, outputs: Outputs) -> dict[str, Any]:
     source = stream.source
     known = {} if source is None else {name: getattr(source, name) for name in ("name", "live", "fps", "frame_count")}
     decoder = {} if source is None else {"decoder": source.decoder}
@@ -387,7 +391,7 @@ class Outputs:
         first: what the record says of the first frame.
     """
 
-    def __init__(self, request: Request, stream: Stream) -> None:
+    def __init__(self, request: Request, stream: Stream[Any]) -> None:
         self._request, self._stream = request, stream
         self._writer: VideoWriter | None = None
         self._folder: Path | None = None
@@ -415,7 +419,7 @@ class Outputs:
 
     def _write_all(self, viewer: Viewer, tick: Tick) -> None:
         for result in islice(self._stream, self._request.limit):
-            self.first = self.first or describe(result.features)
+            self.first = self.first or describe(record_of(result.features))
             for drawn in viewer.feed(result):
                 if not self._write(drawn):
                     return
@@ -495,7 +499,7 @@ def show(picture: Pixels) -> bool:
     return pressed in STOP_KEYS or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
 
 
-Tick = Callable[[Stream], None]
+Tick = Callable[[Stream[Any]], None]
 
 
 @contextmanager
@@ -512,7 +516,7 @@ def progress(description: str, total: int | None) -> Iterator[Tick]:
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(description, total=total, speed="")
 
-        def tick(stream: Stream) -> None:
+        def tick(stream: Stream[Any]) -> None:
             report = stream.report
             speed = f"{report.fps:.1f} fps, latency {1e3 * report.latency_p50:.0f} ms"
             bar.update(task, completed=report.frames, speed=speed)

@@ -103,10 +103,16 @@ class Drawn:
 
 
 class Viewer(ABC):
-    """Turns results into pictures. Some look at a few frames before they show the first."""
+    """Turns results into pictures. Some look at a few frames before they show the first.
+
+    Attributes:
+        on_device: whether features that stay on a GPU will do.
+    """
+
+    on_device: bool = False
 
     @abstractmethod
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """The pictures that can be shown now."""
 
     def finish(self) -> list[Drawn]:
@@ -125,19 +131,21 @@ class TrackViewer(Viewer):
         points_xy: ``(N, 2)`` in original pixels of the first frame, or how many to choose.
     """
 
+    on_device = True
+
     def __init__(self, engine: Engine, points_xy: NDArray[np.float64] | int) -> None:
         self._follow = engine.tracker().following(points_xy)
         self._first: Tracks | None = None
         self._history: deque[Tracks] = deque(maxlen=TRAIL)
         self._size: tuple[int, int] | None = None
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
-        features = result.features
-        if self._size != features.original_size:
+        size = result.features.geometry.original_size
+        if self._size != size:
             self._history.clear()  # other pixels: the trails so far do not lie on this frame
-            self._size = features.original_size
-        tracks = self._follow(features)
+            self._size = size
+        tracks = self._follow(result.features)
         self._first = tracks if self._first is None else self._first
         self._history.append(tracks)
         points = np.stack([past.points_xy for past in self._history])
@@ -160,12 +168,14 @@ class MaskViewer(Viewer):
     Refinement changes what is shown and written, not what is followed.
     """
 
+    on_device = True
+
     def __init__(self, engine: Engine, labels: Labels, refine: Refinement = Refinement.NONE) -> None:
         self._propagator, self._labels, self._refine = engine.propagator(), labels, refine
         self._dtype = np.uint8 if labels.max(initial=0) <= 255 else np.int32
         self._started = False
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
         if self._started:
             labels = refine_objects(result.frame.pixels, self._propagator.step(result.features), self._refine)
@@ -187,12 +197,14 @@ class ModelViewer(Viewer):
     What is drawn has smooth borders between the cells, or those of the refinement.
     """
 
+    on_device = True
+
     def __init__(
         self, engine: Engine, model: SegmentationModel | PartsModel, refine: Refinement = Refinement.NONE
     ) -> None:
         self._engine, self._model, self._refine, self._smoother = engine, model, refine, Smoother()
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
         frame, features, model = result.frame, result.features, self._model
         if isinstance(model, PartsModel):
@@ -225,10 +237,10 @@ class PcaViewer(Viewer):
 
     def __init__(self, engine: Engine) -> None:
         self._facet = engine.manifest.default_facet("match")
-        self._waiting: list[StreamResult] = []
+        self._waiting: list[StreamResult[Any]] = []
         self._colours: PcaColours | None = None
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`; the first pictures come with the eighth frame."""
         if self._colours is not None:
             return [self._draw(self._colours, result)]
@@ -245,7 +257,7 @@ class PcaViewer(Viewer):
         waiting, self._waiting, self._colours = self._waiting, [], colours
         return [self._draw(colours, result) for result in waiting]
 
-    def _draw(self, colours: PcaColours, result: StreamResult) -> Drawn:
+    def _draw(self, colours: PcaColours, result: StreamResult[Any]) -> Drawn:
         projected, geometry = colours.pca.project(result.features), result.features.geometry
         picture = colours.picture(projected, geometry)
         return Drawn(result.frame, lambda pixels: picture, {"components": projected}, opaque=True)
@@ -265,7 +277,7 @@ class DiscoverViewer(Viewer):
         self._discovery = discovery
         self._frames = self._objects = 0
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`."""
         pixels = result.frame.pixels
         found = self._discovery.find(result.features, lambda: pixels)
@@ -290,9 +302,10 @@ class SeveralViewers(Viewer):
 
     def __init__(self, viewers: Mapping[str, Viewer]) -> None:
         self._viewers = viewers
+        self.on_device = all(viewer.on_device for viewer in viewers.values())
         self._waiting: dict[str, deque[Drawn]] = {name: deque() for name in viewers}
 
-    def feed(self, result: StreamResult) -> list[Drawn]:
+    def feed(self, result: StreamResult[Any]) -> list[Drawn]:
         """See :meth:`Viewer.feed`: what all tasks have shown."""
         return self._together({name: viewer.feed(result) for name, viewer in self._viewers.items()})
 

@@ -33,31 +33,21 @@ def apply_model(
     Raises:
         InputError: features of another facet or width, not finite, or without pixels.
     """
-    pixels = _checked_pixels(model, features)
+    if features.pixels is None:
+        name = features.record.name
+        raise InputError(f"{name} has no pixels on the device: encode it with Engine.encode_on_device")
     rows = _rows(device, model, features)
     model.check_width(rows.shape[1])
     found = device.download(unit_distances(device, rows, device.upload(model.every_centroid)))
     if not np.isfinite(found).all():
         raise InputError(nonfinite(features.record.name))
     lock, squares = Lock(), np.ones(found.shape[1], np.float32)
-    picture = DevicePicture(features, pixels, device, lock)
+    picture = DevicePicture(features, model.facet, features.pixels, device, lock)
     return model.decide(picture, found, squares, refine, smoother, device_refiner(device, lock))
 
 
 def _rows(device: Device, model: Model, features: DeviceFeatures) -> DeviceArray:
     """Descriptors of the cells, binned if those of the model are, ``(cells, C)``: not of unit length yet."""
-    maps = features.map.reshape(1, *features.map.shape)
-    binned = log_bin(device, maps, model.hierarchy)
+    values = features.map(model.facet)
+    binned = log_bin(device, values.reshape(1, *values.shape), model.hierarchy)
     return binned.reshape(*binned.shape[1:])
-
-
-def _checked_pixels(model: Model, features: DeviceFeatures) -> DeviceArray:
-    name = features.record.name
-    if features.facet != model.facet:
-        raise InputError(
-            f"{name} was encoded with {features.facet} on the device, and the model compares {model.facet}: encode it "
-            f"with facet={model.facet!r}"
-        )
-    if features.pixels is None:
-        raise InputError(f"{name} has no pixels on the device: encode it with Engine.encode_on_device")
-    return features.pixels

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine.device.refinement import device_refiner
 from facetrt.engine.features.features import Features, Float, ImageRecord
-from facetrt.engine.features.on_device import DeviceFeatures
+from facetrt.engine.features.on_device import DeviceFeatures, FacetRows
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.tasks.clustering import Clustering, ClusteringMethod
 from facetrt.engine.tasks.cosegmentation import HostPicture, Images, Picture
@@ -49,6 +49,7 @@ class DevicePicture:
     """An image on the device, whose stream ``lock`` guards: pictures are used by several threads."""
 
     features: DeviceFeatures
+    facet: str
     loaded: DeviceArray
     device: Device
     lock: Lock
@@ -70,7 +71,7 @@ class DevicePicture:
 
     def distances(self, centroids: Float) -> Float:
         """Distances on the host, whose CRF they are for."""
-        return distances_to(normalise(self._download(self.features.rows)), centroids)[0]
+        return distances_to(normalise(self._download(self.features[self.facet])), centroids)[0]
 
     def _download(self, values: DeviceArray) -> NDArray[Any]:
         with self.lock:
@@ -96,20 +97,24 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
         self.refiner = device_refiner(device, self._lock)
 
     def cls_rows(self, numbers: Sequence[int]) -> Float:
-        return np.concatenate([self._device.download(self._features[i].cls) for i in numbers])
+        return np.concatenate([self._device.download(self._cls(i)) for i in numbers])
+
+    def _cls(self, number: int) -> DeviceArray:
+        """``(1, C)``."""
+        return self._features[number].prefix(self._facet).rows(0, 1)
 
     def gather(self, numbers: Sequence[int]) -> _Gathered:
         device, features = self._device, self._features
-        bounds = np.cumsum([0] + [len(features[i].rows) for i in numbers]).tolist()
-        rows = device.empty((bounds[-1], features[0].rows.shape[1]), np.float32)
+        bounds = np.cumsum([0] + [len(features[i][self._facet]) for i in numbers]).tolist()
+        rows = device.empty((bounds[-1], features[0][self._facet].shape[1]), np.float32)
         saliency = device.empty((bounds[-1],), np.float32)
         for low, high, i in zip(bounds, bounds[1:], numbers, strict=False):
             own = rows.rows(low, high)
-            device.copy(select.normalise_rows(device, features[i].rows), own)
+            device.copy(select.normalise_rows(device, features[i][self._facet]), own)
             device.copy(features[i].saliency, saliency.rows(low, high))
-            cls = device.empty(features[i].cls.shape, np.float32)  # or it would keep all of the encoder's output
-            device.copy(features[i].cls, cls)
-            features[i] = replace(features[i], rows=own, cls=cls)
+            cls = device.empty(self._cls(i).shape, np.float32)  # or it would keep all of the encoder's output
+            device.copy(self._cls(i), cls)
+            features[i] = replace(features[i], facets={self._facet: FacetRows(cls, own)})
         return _Gathered(rows, saliency, bounds)
 
     def sample(self, gathered: _Gathered, interval: int) -> DeviceArray:
@@ -170,4 +175,4 @@ class DeviceImages(Images[_Gathered, DeviceArray, _Sweep, DeviceVotes]):
         features = self._features[number]
         if features.pixels is None:
             return HostPicture(self._originals[number], self._facet, 0)
-        return DevicePicture(features, features.pixels, self._device, self._lock)
+        return DevicePicture(features, self._facet, features.pixels, self._device, self._lock)

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrt.engine.device.transfer import split_tokens
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
 from facetrt.engine.encoding.passes import Passes
-from facetrt.engine.features.features import Features, SaliencyMode, no_saliency
+from facetrt.engine.features.features import SaliencyMode
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.images.emptiness import detail_of
 from facetrt.engine.images.fitting import Fit
@@ -40,8 +41,8 @@ class EncoderLane(Protocol):
 class DecodedImage:
     """A decoded image and the sizes that it is resized to.
 
-    ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, or another library's array on the GPU,
-    of which no ``detail`` is known (see :class:`Features`).
+    ``pixels (H, W, 3)`` are uint8 RGB at the ``original_size``: a NumPy array, one that was uploaded, or another
+    library's on the GPU, of which no ``detail`` is known (see :class:`Features`).
     """
 
     pixels: Any = field(repr=False)
@@ -57,13 +58,16 @@ class DecodedImage:
         return self.pixels.nbytes if isinstance(self.pixels, np.ndarray) else 0
 
 
-def decode(encoder: Encoder, number: int, image: Any, options: EncodeOptions) -> DecodedImage:
+def decode(encoder: Encoder, name: str, image: Any, options: EncodeOptions) -> DecodedImage:
     """Decode an image and check that it can be encoded; resizing is left to the device.
+
+    Args:
+        name: how messages call an array.
 
     Raises:
         MissingFileError, InputError: as for ``Engine.encode``.
     """
-    name, pixels = f"image {number}", image
+    pixels = image
     if options.fit is not Fit.NONE:
         raise InputError(f"fit={options.fit}: images are fitted on the host only: use Engine.encode")
     if is_on_device(image):
@@ -137,28 +141,33 @@ class DeviceEncoder(Passes[DeviceArray]):
         self._grid_inputs = lru_cache(maxsize=SIZES)(grid_inputs)
         self._enlarging = lru_cache(maxsize=SIZES)(lambda *grids: device.upload(_enlarging(*grids)))
 
-    def encode(self, batch: Sequence[DecodedImage], facet: str, options: EncodeOptions) -> list[DeviceFeatures]:
+    def encode(
+        self, batch: Sequence[DecodedImage], facets: Sequence[str], options: EncodeOptions
+    ) -> list[DeviceFeatures]:
         """Features of frames of one loaded size, in order; see :func:`batches`.
 
         Raises:
-            InputError: the bundle has no such facet, or no saliency.
+            InputError: the bundle has no such facet.
         """
-        if facet not in self.manifest.facets:
-            raise InputError(self.manifest.missing_facet(facet))
+        for facet in facets:
+            if facet not in self.manifest.facets:
+                raise InputError(self.manifest.missing_facet(facet))
         ready = [self._prepare(frame, options) for frame in batch]
         halves = [item.half for item in ready if item.half is not None]
         outputs, attention = self.outputs([item.loaded for item in ready], halves, self._encoder.stride(options))
-        if attention is None:
-            model = self.manifest
-            raise InputError(no_saliency("this bundle", model.model, has_cls=model.architecture.prefix > 0))
-        saliency = select.normalise_saliency(self._device, attention)
-        tokens, prefix = outputs[facet], self.manifest.architecture.prefix  # (B, prefix + cells, C)
-        found = []
+        saliency = None if attention is None else select.normalise_saliency(self._device, attention)
+        prefix, found = self.manifest.architecture.prefix, []
         for i, item in enumerate(ready):
-            rows, frame = tokens.rows(i, i + 1).reshape(*tokens.shape[1:]), item.frame
-            record = self._encoder.record(frame.name, frame.original_size, frame.size, options, frame.detail)
-            cells = rows.rows(prefix, len(rows))
-            found.append(DeviceFeatures(cells, rows.rows(0, 1), self._own(saliency, i), item.loaded, record, facet))
+            frame = item.frame
+            found.append(
+                DeviceFeatures(
+                    facets={facet: split_tokens(_entry(outputs[facet], i), prefix) for facet in facets},
+                    attention=self._own(attention, i),
+                    normalised=self._own(saliency, i),
+                    pixels=item.loaded,
+                    record=self._encoder.record(frame.name, frame.original_size, frame.size, options, frame.detail),
+                )
+            )
         return found
 
     def _prepare(self, frame: DecodedImage, options: EncodeOptions) -> _Ready:
@@ -174,6 +183,8 @@ class DeviceEncoder(Passes[DeviceArray]):
         """``(1, H, W, 3)``; what lies on the device already is used where it is, if kernels can take it there."""
         if isinstance(frame.pixels, np.ndarray):
             return self._device.upload(frame.pixels[None])
+        if isinstance(frame.pixels, DeviceArray):
+            return self._device.adopt(frame.pixels).reshape(1, *frame.pixels.shape)
         given = from_external(self._device, frame.pixels)
         if given.pointer % ALIGNMENT:
             aligned = self._device.empty(given.shape, given.dtype)
@@ -181,26 +192,10 @@ class DeviceEncoder(Passes[DeviceArray]):
             given = aligned
         return given.reshape(1, *given.shape)
 
-    def upload(self, features: Features, facet: str) -> DeviceFeatures:
-        """Features that were encoded before, onto the device.
-
-        Raises:
-            InputError: they lack the facet, or saliency.
-        """
-        device = self._device
-        features.cls(facet)  # raises where they lack it
-        tokens = device.upload(features.tokens[facet])
-        return DeviceFeatures(
-            rows=tokens.rows(features.prefix, len(tokens)),
-            cls=tokens.rows(0, 1),
-            saliency=device.upload(features.saliency.ravel()),
-            pixels=None,
-            record=features.record,
-            facet=facet,
-        )
-
-    def _own(self, values: DeviceArray, row: int) -> DeviceArray:
+    def _own(self, values: DeviceArray | None, row: int) -> DeviceArray | None:
         """One row as an array of its own: inside ``values`` it need not begin where kernels can take it."""
+        if values is None:
+            return None
         out = self._device.empty(values.shape[1:], values.dtype)
         self._device.copy(values.rows(row, row + 1), out)
         return out
@@ -220,6 +215,11 @@ class DeviceEncoder(Passes[DeviceArray]):
         for number, image in enumerate(images):
             convert.place(self._device, image, batch, number)
         return self._lane.run({"images": batch, **self._grid_inputs(size, step, picture)})
+
+
+def _entry(values: DeviceArray, number: int) -> DeviceArray:
+    """One of a batch."""
+    return values.rows(number, number + 1).reshape(*values.shape[1:])
 
 
 def _enlarging(small: tuple[int, int], large: tuple[int, int], batch: int) -> NDArray[np.int32]:

@@ -20,8 +20,8 @@ class DevicePair(Pair[DeviceArray, DeviceArray, DeviceBuddies]):
         half: compare in float16 with float32 sums (fp16 and bf16 encoders); otherwise in float32.
     """
 
-    def __init__(self, device: Device, a: DeviceFeatures, b: DeviceFeatures, *, half: bool) -> None:
-        self._device, self._features, self._half = device, (a, b), half
+    def __init__(self, device: Device, a: DeviceFeatures, b: DeviceFeatures, facet: str, *, half: bool) -> None:
+        self._device, self._features, self._facet, self._half = device, (a, b), facet, half
         self.a, self.b = a.record, b.record
 
     @property
@@ -34,10 +34,9 @@ class DevicePair(Pair[DeviceArray, DeviceArray, DeviceBuddies]):
 
     def best_buddies(self, hierarchy: int) -> DeviceBuddies:
         device = self._device
-        a, b = (
-            convert.to_half(device, each.rows).reshape(*each.map.shape) if self._half else each.map
-            for each in self._features
-        )
+        a, b = (each.map(self._facet) for each in self._features)
+        if self._half:
+            a, b = (convert.to_half(device, each.reshape(-1, each.shape[2])).reshape(*each.shape) for each in (a, b))
         return best_buddies(device, a, b, hierarchy)
 
     def keep_salient(self, buddies: DeviceBuddies, threshold: float) -> Kept[DeviceArray, DeviceArray]:
@@ -52,8 +51,8 @@ class DevicePair(Pair[DeviceArray, DeviceArray, DeviceBuddies]):
 
         def rows(features: DeviceFeatures, cells: DeviceArray) -> DeviceArray:
             if hierarchy == 0:
-                return select.gather_rows(device, features.rows, cells)
-            return log_bin.gather_log_bin(device, features.map, cells, count, hierarchy)
+                return select.gather_rows(device, features[self._facet], cells)
+            return log_bin.gather_log_bin(device, features.map(self._facet), cells, count, hierarchy)
 
         a, b = self._features
         return convert.join_rows(device, rows(a, kept.cells_a), rows(b, kept.cells_b), count)

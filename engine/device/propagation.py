@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import numpy as np
 
@@ -16,13 +15,6 @@ from facetrt.kernels.device.runtime.base import Device, DeviceArray
 from facetrt.kernels.errors import InputError
 
 
-class Stream(Protocol):
-    """What runs kernels: a lane of a GPU backend."""
-
-    @property
-    def device(self) -> Device: ...
-
-
 class DeviceMemory(Memory):
     """Descriptors and soft labels of the first frame and the last few, in buffers that stay.
 
@@ -30,18 +22,17 @@ class DeviceMemory(Memory):
     come down, and nothing else; NaN among its descriptors shows in them.
 
     Args:
-        lane: takes a lane for a while.
+        stream: takes one of the device's streams for a while.
     """
 
-    def __init__(self, lane: Callable[[], AbstractContextManager[Stream]], options: PropagateOptions) -> None:
-        self._lane, self._options = lane, options
+    def __init__(self, stream: Callable[[], AbstractContextManager[Device]], options: PropagateOptions) -> None:
+        self._stream, self._options = stream, options
         self._followed = 0
 
     def begin(self, features: DeviceFeatures, soft: Float) -> None:
         """See :meth:`Memory.begin`; the facet must be the one that was encoded."""
-        self._check(features)
-        with self._lane() as lane:
-            device, values = lane.device, features.adopt(lane.device).map
+        with self._stream() as device:
+            values = device.adopt(features.map(self._options.facet))
             places = 1 + self._options.queue
             self._context = device.empty((places, *values.shape), np.float32)
             self._labels = device.empty((places, *soft.shape), np.float32)
@@ -51,11 +42,10 @@ class DeviceMemory(Memory):
 
     def follow(self, features: DeviceFeatures) -> Float:
         """See :meth:`Memory.follow`."""
-        self._check(features)
-        with self._lane() as lane:
-            device = lane.device
+        with self._stream() as device:
             context, labels = device.adopt(self._context), device.adopt(self._labels)
-            target, known = features.adopt(device).map, 1 + min(self._followed, self._options.queue)
+            target = device.adopt(features.map(self._options.facet))
+            known = 1 + min(self._followed, self._options.queue)
             options = arithmetic(self._options, features.geometry.grid)
             found = propagate(device, target, context.rows(0, known), labels.rows(0, known), **options)
             soft: Float = device.download(found)  # the one wait
@@ -71,10 +61,3 @@ class DeviceMemory(Memory):
             device.copy(target, self._context.rows(place, place + 1))
             device.copy(soft, self._labels.rows(place, place + 1))
         self._followed += 1
-
-    def _check(self, features: DeviceFeatures) -> None:
-        if features.facet != self._options.facet:
-            raise InputError(
-                f"{features.record.name} was encoded with {features.facet} on the device, and {self._options.facet} is "
-                f"compared: encode it with facet={self._options.facet!r}"
-            )

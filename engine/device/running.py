@@ -14,6 +14,8 @@ from facetrt.engine.device.cosegmentation import DeviceImages
 from facetrt.engine.device.encoding import DecodedImage, DeviceEncoder, EncoderLane, batches, decode
 from facetrt.engine.device.matching import DevicePair
 from facetrt.engine.device.refinement import device_refiner
+from facetrt.engine.device.streaming import DeviceFrameEncoder
+from facetrt.engine.device.transfer import to_device, to_host
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress, Tally
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
@@ -40,7 +42,7 @@ class DeviceRunner(Runner):
     def encode_on_device(
         self,
         images: Iterable[ImageLike],
-        facet: str,
+        facets: Sequence[str],
         encoding: EncodeOptions,
         progress: Progress | None,
         on_broken: OnBroken | None = None,
@@ -55,9 +57,23 @@ class DeviceRunner(Runner):
         features: list[DeviceFeatures] = []
         with closing(self._frames(images, encoding, Tally(images, progress), on_broken)) as frames:
             for batch in batches(self._encoder, frames, encoding):
-                with self._backend.lane() as lane:
-                    features += self._encoder_of(lane).encode(batch, facet, encoding)
+                features += self.encode_batch(batch, facets, encoding)
         return features
+
+    def frame_encoder(self, facets: Sequence[str], encoding: EncodeOptions) -> DeviceFrameEncoder:
+        self._encoder.check_options(encoding)
+        return DeviceFrameEncoder(self._encoder, self._backend, self.encode_batch, facets, encoding)
+
+    def to_host(self, features: DeviceFeatures) -> Features:
+        with self._backend.stream() as device:
+            return to_host(device, features.adopt(device))
+
+    def encode_batch(
+        self, batch: Sequence[DecodedImage], facets: Sequence[str], encoding: EncodeOptions
+    ) -> list[DeviceFeatures]:
+        """See :meth:`DeviceEncoder.encode`; on the next free lane."""
+        with self._backend.lane() as lane:
+            return self._encoder_of(lane).encode(batch, facets, encoding)
 
     @contextmanager
     def pair(
@@ -71,12 +87,12 @@ class DeviceRunner(Runner):
         """An encoder in half precision has no more digits to compare."""
 
         def encode(images: list[ImageLike]) -> list[DeviceFeatures]:
-            return self.encode_on_device(images, facet, encoding, progress)
+            return self.encode_on_device(images, [facet], encoding, progress)
 
         items = encode_missing((image_a, image_b), encode)
         with self._backend.lane() as lane:
             a, b = (self._bring(item, lane, facet) for item in items)
-            yield DevicePair(lane.device, a, b, half=self._backend.options.precision is not Precision.FP32)
+            yield DevicePair(lane.device, a, b, facet, half=self._backend.options.precision is not Precision.FP32)
 
     @contextmanager
     def encoded(
@@ -87,7 +103,7 @@ class DeviceRunner(Runner):
         progress: Progress | None,
         on_broken: OnBroken | None,
     ) -> Iterator[DeviceImages]:
-        encoded = self.encode_on_device(images, options.facet, encoding, progress, on_broken)
+        encoded = self.encode_on_device(images, [options.facet], encoding, progress, on_broken)
         with self._backend.lane() as lane:
             held = DeviceImages(lane.device, [item.adopt(lane.device) for item in encoded], (), options.facet)
             del encoded  # which would keep what makes way for unit descriptors
@@ -116,8 +132,8 @@ class DeviceRunner(Runner):
     def apply(
         self, model: Model, features: DeviceFeatures, refine: Refinement, smoother: Smoother | None
     ) -> Mask | PartMap:
-        with self._backend.lane() as lane:
-            return apply_model(lane.device, model, features.adopt(lane.device), refine, smoother)
+        with self._backend.stream() as device:
+            return apply_model(device, model, features.adopt(device), refine, smoother)
 
     @contextmanager
     def graphs(self) -> Iterator[GraphMaker]:
@@ -128,7 +144,10 @@ class DeviceRunner(Runner):
     def _frames(
         self, images: Iterable[ImageLike], encoding: EncodeOptions, tally: Tally, on_broken: OnBroken | None
     ) -> Generator[DecodedImage]:
-        load = partial(decode, self._encoder, options=encoding)
+
+        def load(number: int, image: ImageLike) -> DecodedImage:
+            return decode(self._encoder, f"image {number}", image, encoding)
+
         with closing(read_ahead(enumerate(images), load)) as items:
             for item in items:
                 if not isinstance(item.loaded, FacetrtError):
@@ -141,7 +160,7 @@ class DeviceRunner(Runner):
 
     def _bring(self, item: Features | DeviceFeatures, lane: EncoderLane, facet: str) -> DeviceFeatures:
         """Features for use on a lane."""
-        return self._encoder_of(lane).upload(item, facet) if isinstance(item, Features) else item.adopt(lane.device)
+        return to_device(lane.device, item, [facet]) if isinstance(item, Features) else item.adopt(lane.device)
 
     def _encoder_of(self, lane: EncoderLane) -> DeviceEncoder:
         """The lane's, made by its first user: a lane has one user at a time."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.device.propagation import Stream
+from facetrt.engine.device.transfer import to_host
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.video.blending import Blend, nonfinite
@@ -103,53 +103,41 @@ class DeviceComparer(Comparer):
     """Compares frames on a device. The first one's descriptors come down for their means, and no others.
 
     Args:
-        lane: takes a lane for a while.
+        stream: takes one of the device's streams for a while.
     """
 
-    def __init__(self, lane: Callable[[], AbstractContextManager[Stream]], facet: str) -> None:
-        self._lane, self._facet = lane, facet
+    def __init__(self, stream: Callable[[], AbstractContextManager[Device]], facet: str) -> None:
+        self._stream, self._facet = stream, facet
 
     def begin(self, features: DeviceFeatures) -> TrackMap:
         self._blend = Blend.fit(self._facet, self.on_host(features))
-        with self._lane() as lane:
-            self._means = [lane.device.upload(mean) for _, mean, _ in self._blend.terms]
-            seen, flags = self._prepared(lane.device, features, None)
-            if lane.device.download(flags)[0]:
+        with self._stream() as device:
+            self._means = [device.upload(mean) for _, mean, _ in self._blend.terms]
+            seen, flags = self._prepared(device, features, None)
+            if device.download(flags)[0]:
                 raise InputError(nonfinite(features.record.name))
         return seen
 
     @contextmanager
     def frame(self, features: DeviceFeatures, before: TrackMap | None) -> Iterator[DeviceFrame]:
-        with self._lane() as lane:
-            seen, flags = self._prepared(lane.device, features, before)
-            yield DeviceFrame(lane.device, seen, flags, features.record.name, compared=before is not None)
+        with self._stream() as device:
+            seen, flags = self._prepared(device, features, before)
+            yield DeviceFrame(device, seen, flags, features.record.name, compared=before is not None)
 
     def on_host(self, features: DeviceFeatures) -> Features:
-        with self._lane() as lane:
-            here = features.adopt(lane.device)
-            tokens = np.concatenate([lane.device.download(rows) for rows in (here.cls, here.rows)])
-            saliency = lane.device.download(here.saliency).reshape(features.geometry.grid)
-        return Features.of(features.record, {features.facet: tokens}, saliency, np.empty((0, 0, 3), np.uint8))
+        compared = replace(features.only(Blend.facets(self._facet)), pixels=None)
+        with self._stream() as device:
+            return to_host(device, compared.adopt(device))
 
     def _prepared(
         self, device: Device, features: DeviceFeatures, before: TrackMap | None
     ) -> tuple[TrackMap, DeviceArray]:
-        here, flags = features.adopt(device), device.zeros((2,), np.int32)
+        flags = device.zeros((2,), np.int32)
         parts = [
-            Part(_facet_map(here, facet), device.adopt(mean), factor)
+            Part(device.adopt(features.map(facet)), device.adopt(mean), factor)
             for (facet, _, factor), mean in zip(self._blend.terms, self._means, strict=True)
         ]
         return track.prepare(device, parts, flags, None if before is None else before.adopt(device)), flags
-
-
-def _facet_map(features: DeviceFeatures, facet: str) -> DeviceArray:
-    """``(grid_h, grid_w, C)`` of a facet."""
-    if features.facet != facet:
-        raise InputError(
-            f"{features.record.name} was encoded with {features.facet} on the device, and {facet} is compared: encode "
-            f"it with facet={facet!r}"
-        )
-    return features.map
 
 
 def upload_points(device: Device, points: Sequence[Points[NDArray[Any]]]) -> list[Points[DeviceArray]]:

@@ -37,7 +37,7 @@ def steer(features: Features) -> float:
     return 2 * (column + 0.5) / features.grid[1] - 1
 
 
-async def push_frames(source: Source, stream: Stream, rate: float) -> None:
+async def push_frames(source: Source, stream: Stream[Features], rate: float) -> None:
     """Put a frame every ``1 / rate`` seconds, as a camera would; the stream keeps the newest alone."""
     begin, number = time.monotonic(), 0
     while (frame := await asyncio.to_thread(next, source, None)) is not None:
@@ -47,9 +47,9 @@ async def push_frames(source: Source, stream: Stream, rate: float) -> None:
     stream.finish()
 
 
-async def control(stream: Stream, deadline: float, act: Callable[[float], None], outcome: Outcome) -> None:
+async def control(stream: Stream[Features], deadline: float, act: Callable[[float], None], outcome: Outcome) -> None:
     """Act on each result. A step over its deadline acts on nothing; its result is late, and is still waited for."""
-    pending: asyncio.Task[StreamResult | None] | None = None
+    pending: asyncio.Task[StreamResult[Features] | None] | None = None
     while True:
         pending = pending or asyncio.create_task(asyncio.to_thread(next, stream, None))
         done, _ = await asyncio.wait([pending], timeout=deadline)

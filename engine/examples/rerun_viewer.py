@@ -50,7 +50,7 @@ def grey(saliency: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(saliency * 255).astype(np.uint8)
 
 
-def show(rerun: Any, stream: Stream, facet: str, *, limit: int | None = None) -> None:
+def show(rerun: Any, stream: Stream[Features], facet: str, *, limit: int | None = None) -> None:
     """Log every frame of the stream, at most ``limit``, on the time line ``video``."""
     colour: Callable[[Features], Pixels] | None = None
     for number, result in enumerate(stream, start=1):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine import Engine
+from facetrt.engine import Engine, Features
 from facetrt.engine.images.loading import Pixels
 from facetrt.engine.video.stream import Stream, StreamResult
 from facetrt.kernels.errors import FacetrtError, InputError, MissingDependencyError, SourceError
@@ -88,12 +88,12 @@ def fill_stamp(stamp: Stamp, seconds: float) -> None:
     stamp.sec, stamp.nanosec = divmod(round(seconds * 1e9), 10**9)
 
 
-def saliency_pixels(result: StreamResult) -> NDArray[np.uint8]:
+def saliency_pixels(result: StreamResult[Features]) -> NDArray[np.uint8]:
     """``(grid_h, grid_w)``, 255 where the frame is most salient."""
     return np.rint(result.features.saliency * 255).astype(np.uint8)
 
 
-def receive(stream: Stream, message: Any, warn: Callable[[str], object]) -> None:
+def receive(stream: Stream[Features], message: Any, warn: Callable[[str], object]) -> None:
     """Hand over what a camera published; what cannot be used is told of and left out."""
     try:
         stream.put(to_pixels(message), seconds_of(message.header.stamp))
@@ -102,7 +102,10 @@ def receive(stream: Stream, message: Any, warn: Callable[[str], object]) -> None
 
 
 def serve(
-    stream: Stream, publish: Callable[[StreamResult], object], stop: threading.Event, warn: Callable[[str], object]
+    stream: Stream[Features],
+    publish: Callable[[StreamResult[Features]], object],
+    stop: threading.Event,
+    warn: Callable[[str], object],
 ) -> None:
     """Publish every result until ``stop`` is set and the stream closed; a camera that pauses is waited for."""
     while not stop.is_set():
@@ -138,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rclpy.try_shutdown()
 
 
-def _spin(rclpy: Any, node: Any, image_type: Any, stream: Stream) -> None:
+def _spin(rclpy: Any, node: Any, image_type: Any, stream: Stream[Features]) -> None:
     """Frames come in on this thread, results go out on another."""
     publisher = node.create_publisher(image_type, "saliency", 1)
     warn, stop, camera = node.get_logger().warning, threading.Event(), {"frame_id": ""}
@@ -147,7 +150,7 @@ def _spin(rclpy: Any, node: Any, image_type: Any, stream: Stream) -> None:
         camera["frame_id"] = message.header.frame_id
         receive(stream, message, warn)
 
-    def publish(result: StreamResult) -> None:
+    def publish(result: StreamResult[Features]) -> None:
         message = fill_message(image_type(), saliency_pixels(result))
         message.header.frame_id = camera["frame_id"]
         fill_stamp(message.header.stamp, result.frame.timestamp)

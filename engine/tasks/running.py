@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from facetrt.engine.encoding.encoder import EncodeOptions, Encoder, OnBroken, Progress
+from facetrt.engine.encoding.frame_encoder import FrameEncoder
 from facetrt.engine.features.collection import MEMORY_LIMIT, FeatureCollection
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
@@ -33,9 +34,17 @@ class Runner(ABC):
 
     @abstractmethod
     def encode_on_device(
-        self, images: Iterable[ImageLike], facet: str, encoding: EncodeOptions, progress: Progress | None
+        self, images: Iterable[ImageLike], facets: Sequence[str], encoding: EncodeOptions, progress: Progress | None
     ) -> list[DeviceFeatures]:
         """See ``Engine.encode_on_device``."""
+
+    @abstractmethod
+    def frame_encoder(self, facets: Sequence[str], encoding: EncodeOptions) -> FrameEncoder[Any, DeviceFeatures]:
+        """See ``Engine.stream_on_device``."""
+
+    @abstractmethod
+    def to_host(self, features: DeviceFeatures) -> Features:
+        """See ``Engine.to_host``."""
 
     @abstractmethod
     def pair(
@@ -93,9 +102,17 @@ class HostRunner(Runner):
         self._encoder = encoder
 
     def encode_on_device(
-        self, images: Iterable[ImageLike], facet: str, encoding: EncodeOptions, progress: Progress | None
+        self, images: Iterable[ImageLike], facets: Sequence[str], encoding: EncodeOptions, progress: Progress | None
     ) -> list[DeviceFeatures]:
         """There is none."""
+        raise InputError(self._no_device)
+
+    def frame_encoder(self, facets: Sequence[str], encoding: EncodeOptions) -> FrameEncoder[Any, DeviceFeatures]:
+        """There is no device."""
+        raise InputError(self._no_device)
+
+    def to_host(self, features: DeviceFeatures) -> Features:
+        """There is no device that they could lie on."""
         raise InputError(self._no_device)
 
     @property

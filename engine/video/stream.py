@@ -20,15 +20,13 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from facetrt.engine.encoding.encoder import EncodeOptions, Encoder
-from facetrt.engine.features.features import Features
-from facetrt.engine.images.loading import LoadedImage
+from facetrt.engine.encoding.frame_encoder import FrameEncoder
 from facetrt.engine.settings import Setting, check
 from facetrt.engine.video.sources import Frame, Source, as_frame, open_source
 from facetrt.kernels.errors import InputError, SourceError
 
 Item = TypeVar("Item")
-Head = Callable[[Features], Any]
+Encoded = TypeVar("Encoded")
 
 FRAMES_AHEAD = 2  # that wait for the encoder under ``block``: one less and it waits for a frame that takes longer
 RESULTS_AHEAD = 1  # that wait for the consumer under ``block``
@@ -59,19 +57,21 @@ PolicyChoice = Annotated[Policy, Setting("For frames that come too fast.")]
 
 
 @dataclass(frozen=True)
-class StreamResult:
+class StreamResult(Generic[Encoded]):
     """One frame and its features.
 
     Attributes:
         frame: as it was decoded.
-        features: as :meth:`Engine.encode` gives them for ``frame.pixels`` alone, bit for bit.
+        features: as :meth:`Engine.encode` gives them for ``frame.pixels`` alone, bit for bit; or as
+            :meth:`Engine.encode_on_device` does.
         dropped: frames dropped since the result before.
-        latency: seconds from the frame's arrival (decoded, or put) to its features.
+        latency: seconds from the frame's arrival (decoded, or put) to its features; if they stay on a device, until it
+            was told to compute them.
         found: what each head of :meth:`Stream.attach` made of the features, by name.
     """
 
     frame: Frame
-    features: Features
+    features: Encoded
     dropped: int
     latency: float
     found: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -89,9 +89,12 @@ class StreamReport:
         seconds: from the start to the end, or until now.
         fps: results per second.
         latency_p50: percentiles are of the last 4096 results, the maximum is of all.
-        decode: in all, for reading and decoding frames; ``load`` for resizing them, ``encode`` for encoding (on a GPU
-            with the ways there and back), and ``head`` for what is attached. They overlap, so that their sum exceeds
-            ``seconds``; the largest one is what a stream waits for.
+        decode: in all, for reading and decoding frames; ``load`` for resizing them, ``encode`` for encoding, and
+            ``head`` for what is attached. They overlap, so that their sum exceeds ``seconds``; the largest one is what
+            a stream waits for.
+        upload: of these seconds, on a GPU, for the way there; ``download`` for waiting for it and the way back. They
+            are those of the whole engine while the stream runs. Frames of :meth:`Engine.stream_on_device` are resized
+            in ``encode``, which does not wait for the GPU.
     """
 
     frames: int
@@ -108,13 +111,14 @@ class StreamReport:
     load: float
     encode: float
     head: float
+    upload: float
+    download: float
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How frames are taken and encoded; ``Engine.stream`` documents the fields."""
+    """How frames are taken; ``Engine.stream`` documents the fields."""
 
-    encoding: EncodeOptions
     policy: PolicyChoice = Policy.AUTO
     latency_budget: Annotated[
         float | None, Setting("Seconds; frames over it are counted as late.", above=0, maximum=threading.TIMEOUT_MAX)
@@ -127,7 +131,7 @@ class StreamOptions:
         check(self)
 
 
-class Stream:
+class Stream(Generic[Encoded]):
     """Iterator of :class:`StreamResult`, in order; a context manager. :meth:`Engine.stream` makes it.
 
     Without a source, frames are handed over by :meth:`put`, and :meth:`finish` ends them. One thread iterates; another
@@ -135,10 +139,9 @@ class Stream:
     it; so does an error while iterating. The engine stays open.
     """
 
-    def __init__(self, encoder: Encoder, source: Any, options: StreamOptions) -> None:
-        encoder.check_options(options.encoding)
+    def __init__(self, encoder: FrameEncoder[Any, Encoded], source: Any, options: StreamOptions) -> None:
         self._encoder, self._options = encoder, options
-        self._heads: dict[str, Head] = {}
+        self._heads: dict[str, Callable[[Encoded], Any]] = {}
         self._run, self._close = self._begin(None if source is None else open_source(source))
 
     @property
@@ -156,7 +159,7 @@ class Stream:
         """Counts and latencies until now."""
         return self._run.report()
 
-    def attach(self, name: str, head: Head) -> None:
+    def attach(self, name: str, head: Callable[[Encoded], Any]) -> None:
         """Call ``head`` with each result's features, in the thread that iterates; :attr:`StreamResult.found` has more.
 
         Several heads share one encode, and work while the next frame is encoded: ``tracker.following(points)``,
@@ -210,15 +213,15 @@ class Stream:
             raise SourceError(f"{source.name} is still held up in giving a frame: try again later, or open it anew")
         self._run, self._close = self._begin(None if source is None else source.reopen())
 
-    def _begin(self, source: Source | None) -> tuple[_Run, Callable[[], object]]:
+    def _begin(self, source: Source | None) -> tuple[_Run[Encoded], Callable[[], object]]:
         """Threads know the run alone, so that a stream that is forgotten ends them."""
         run = _Run(self._encoder, source, self._options)
         return run, weakref.finalize(self, run.close)
 
-    def __iter__(self) -> Iterator[StreamResult]:
+    def __iter__(self) -> Iterator[StreamResult[Encoded]]:
         return self
 
-    def __next__(self) -> StreamResult:
+    def __next__(self) -> StreamResult[Encoded]:
         result = self._run.next()
         if result is None:
             raise StopIteration
@@ -320,11 +323,11 @@ class _Channel(Generic[Item]):
 
 @dataclass(frozen=True)
 class _Arrived:
-    """A frame that waits to be encoded; ``loaded`` is the frame resized, if that was done already."""
+    """A frame that waits to be encoded; ``loaded`` is what :meth:`FrameEncoder.load` made, if that was done already."""
 
     frame: Frame
     at: float  # of perf_counter
-    loaded: LoadedImage | None = None
+    loaded: Any = None
 
 
 class _Statistics:
@@ -374,7 +377,7 @@ class _Statistics:
             self._frames += 1
             self._late += latency > self._budget
 
-    def report(self, *, dropped: int, skipped: int) -> StreamReport:
+    def report(self, *, dropped: int, skipped: int, transfers: tuple[float, float]) -> StreamReport:
         """The report as it stands."""
         with self._lock:
             known = self._latencies[: self._frames]
@@ -392,28 +395,32 @@ class _Statistics:
                 latency_p99=p99,
                 latency_max=self._maximum,
                 **self._stages,
+                upload=transfers[0],
+                download=transfers[1],
             )
 
 
-class _Run:
+class _Run(Generic[Encoded]):
     """One run of a stream from start to close. Nothing starts before the first result or frame is asked for or put."""
 
-    def __init__(self, encoder: Encoder, source: Source | None, options: StreamOptions) -> None:
+    def __init__(self, encoder: FrameEncoder[Any, Encoded], source: Source | None, options: StreamOptions) -> None:
         self.source = source
         self._encoder, self._options = encoder, options
         self._live = source is None or source.live
         self.policy = options.policy.resolve(live=self._live)
         latest = self.policy is Policy.LATEST
         self._frames = _Channel[_Arrived](1 if latest else FRAMES_AHEAD, replace=latest)
-        self._results = _Channel[StreamResult](RESULTS_AHEAD)
+        self._results = _Channel[StreamResult[Encoded]](RESULTS_AHEAD)
         self._statistics = _Statistics(options.latency_budget)
         self._lock = threading.Lock()  # of starting and closing
         self._put_lock = threading.Lock()
         self._put = 0
         self._threads: list[threading.Thread] = []
         self._started = self._closed = False
+        self._before = 0.0, 0.0  # transfers of the engine before the start
+        self._ended: tuple[float, float] | None = None  # and since then, at the end
 
-    def next(self) -> StreamResult | None:
+    def next(self) -> StreamResult[Encoded] | None:
         """The next result, or None after the last; errors close the run."""
         try:
             self._start()
@@ -460,6 +467,7 @@ class _Run:
         self._results.close()
         if first:
             self._statistics.end()
+            self._ended = self._transferred()
             self._close_source()
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -484,16 +492,25 @@ class _Run:
 
     def report(self) -> StreamReport:
         skipped = 0 if self.source is None else self.source.skipped
-        return self._statistics.report(dropped=self._frames.dropped, skipped=skipped)
+        return self._statistics.report(
+            dropped=self._frames.dropped, skipped=skipped, transfers=self._ended or self._transferred()
+        )
+
+    def _transferred(self) -> tuple[float, float]:
+        """Seconds of ways to the device and back since the start."""
+        if not self._started:
+            return 0.0, 0.0
+        (up, down), (up_before, down_before) = self._encoder.transfers(), self._before
+        return up - up_before, down - down_before
 
     def _start(self) -> None:
         if self._started:
             return
-        self._encoder.backend.activate()  # loading the encoder is no frame's latency
+        self._encoder.activate()  # loading the encoder is no frame's latency
         with self._lock:
             if self._started or self._closed:
                 return
-            self._started = True
+            self._started, self._before = True, self._encoder.transfers()
             self._statistics.begin()
             if self.source is not None:
                 self._thread("facetrt-frames", self._read, self._frames)
@@ -544,20 +561,20 @@ class _Run:
         while True:
             self._results.put(self._encode_next())
 
-    def _encode_next(self) -> StreamResult:
+    def _encode_next(self) -> StreamResult[Encoded]:
         try:
             arrived, dropped = self._frames.get(self._options.stall_timeout if self._live else None)
         except TimeoutError:
             raise SourceError(self._stalled()) from None
         loaded = self._load(arrived.frame) if arrived.loaded is None else arrived.loaded
         with self.timed("encode"):
-            features = self._encoder.encode_loaded(loaded, self._options.encoding)
+            features = self._encoder.encode(loaded)
         return StreamResult(arrived.frame, features, dropped, time.perf_counter() - arrived.at)
 
-    def _load(self, frame: Frame) -> LoadedImage:
+    def _load(self, frame: Frame) -> Any:
         name = f"frame {frame.index}" if self.source is None else f"{self.source.name}, frame {frame.index}"
         with self.timed("load"):
-            return self._encoder.load(frame.pixels, self._options.encoding, name=name)
+            return self._encoder.load(frame.pixels, name)
 
     def _stalled(self) -> str:
         what = "put" if self.source is None else f"given by {self.source.name}"

@@ -28,6 +28,7 @@ from facetrt.benchmarks.video_suite import (
 )
 from facetrt.engine.bundle.manifest import Manifest
 from facetrt.engine.cli.main import program
+from facetrt.engine.features.features import Features
 from facetrt.engine.video.stream import Stream
 from facetrt.kernels.errors import InputError
 
@@ -79,7 +80,7 @@ def test_a_queue_would_be_seen(bench: VideoBench, monkeypatch: pytest.MonkeyPatc
     assert row.quality["results that are of the newest frame"] < 1
 
 
-def _blocking(bench: VideoBench, load_size: int) -> Stream:
+def _blocking(bench: VideoBench, load_size: int) -> Stream[Features]:
     return type(bench.engine).stream(bench.engine, load_size=load_size, policy="block")
 
 

@@ -7,6 +7,7 @@ import ctypes
 import math
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,6 +174,7 @@ class CudaDevice(SharingDevice):
         compute_capability: (major, minor).
         driver_version: newest CUDA version that the driver supports, like 13000.
         stream: pycuda's; ``stream_handle`` is the number that others know it by.
+        upload_seconds: that callers spent until now; ``download_seconds`` likewise, which waiting is part of.
     """
 
     def __init__(self, context: CudaContext, functions: _Functions) -> None:
@@ -187,6 +189,7 @@ class CudaDevice(SharingDevice):
         self._pending: deque[tuple[Any, Any]] = deque()  # (event, what must live until then)
         self._staged = 0
         self._sweeping = threading.Lock()
+        self.upload_seconds = self.download_seconds = 0.0
         tools = import_module("pycuda.tools")
         with context, translated():
             self.stream = self._driver.Stream(NON_BLOCKING)
@@ -299,6 +302,7 @@ class CudaDevice(SharingDevice):
         self._check_lane(target)
         if not values.nbytes:
             return
+        start = time.perf_counter()
         with self.context, translated():
             self._wait_for_staging(values.nbytes)
             staging = self.pinned(values.shape, values.dtype)
@@ -306,6 +310,7 @@ class CudaDevice(SharingDevice):
             self._driver.memcpy_htod_async(target.pointer, staging, self.stream)
             self._staged += staging.nbytes
             self._keep(staging)
+        self.upload_seconds += time.perf_counter() - start
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A host array in pinned memory, from a pool; given back when the last view of it goes."""
@@ -319,12 +324,15 @@ class CudaDevice(SharingDevice):
         self._check_lane(array)
         if not array.nbytes:
             return np.empty(array.shape, array.dtype)
+        start = time.perf_counter()
         staging = self.pinned(array.shape, array.dtype)
         with self.context, translated():
             self._driver.memcpy_dtoh_async(staging, array.pointer, self.stream)
             self.stream.synchronize()
             self._sweep()
-        return staging.copy()
+        found = staging.copy()
+        self.download_seconds += time.perf_counter() - start
+        return found
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         if source.nbytes != target.nbytes:

@@ -14,8 +14,9 @@ from helpers import photo
 
 from facetrt.engine import Engine, InputError, PartsModel, SegmentationModel, Smoother
 from facetrt.engine.device.running import DeviceRunner
+from facetrt.engine.device.transfer import to_device
 from facetrt.engine.features.features import Features
-from facetrt.engine.features.on_device import DeviceFeatures
+from facetrt.engine.features.on_device import DeviceFeatures, FacetRows
 from facetrt.engine.tasks import refinement
 from facetrt.engine.tasks.descriptors import unit_rows
 from facetrt.kernels.device import Device, refine
@@ -49,21 +50,19 @@ def learned(kind: type[Model], features: Features, hierarchy: int) -> Model:
 
 @pytest.fixture
 def engine(tiny_engine: Engine, device: Device) -> Engine:
-    """The tiny engine, whose runner has a lane of the device."""
+    """The tiny engine, whose runner has a stream of the device."""
 
     @contextmanager
-    def lane() -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(device=device)
+    def stream() -> Iterator[Device]:
+        yield device
 
     engine = Engine(tiny_engine._encoder)
-    engine._runner = DeviceRunner(tiny_engine._encoder, SimpleNamespace(lane=lane))  # type: ignore[arg-type]
+    engine._runner = DeviceRunner(tiny_engine._encoder, SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return engine
 
 
 def on_device(features: Features, device: Device) -> DeviceFeatures:
-    rows, cls = device.upload(features[FACET]), device.upload(features.cls(FACET)[None])
-    saliency, pixels = device.upload(features.saliency.ravel()), device.upload(features.pixels)
-    return DeviceFeatures(rows, cls, saliency, pixels, features.record, FACET)
+    return replace(to_device(device, features, [FACET]), pixels=device.upload(features.pixels))
 
 
 @pytest.mark.parametrize("kind", [SegmentationModel, PartsModel])
@@ -110,7 +109,7 @@ def test_only_distances_and_saliency_come_down(
     down, real = [], device.download
     monkeypatch.setattr(device, "download", lambda array: down.append(array.shape) or real(array))
     engine.apply(model, frame)
-    cells = len(frame.rows)
+    cells = len(frame[FACET])
     assert down == [(9, cells), (cells,)]
 
 
@@ -130,8 +129,8 @@ def test_frames_that_do_not_fit(engine: Engine, tiny_engine: Engine, clip: list[
     model, frame = learned(SegmentationModel, clip[0], 0), on_device(clip[0], device)
     with pytest.raises(InputError, match=r"lie on a device, and this engine is on cpu.*open it with"):
         tiny_engine.apply(model, frame)
-    with pytest.raises(InputError, match="encoded with key@2 on the device, and the model compares key@1"):
-        engine.apply(model, replace(frame, facet="key@2"))
+    with pytest.raises(InputError, match="on the device, and key@1 was asked for: encode it with facets="):
+        engine.apply(model, replace(to_device(device, clip[0], ["key@2"]), pixels=frame.pixels))
     with pytest.raises(InputError, match="no pixels on the device"):
         engine.apply(model, replace(frame, pixels=None))
     with pytest.raises(InputError, match="was given with features"):
@@ -146,4 +145,5 @@ def test_frames_that_do_not_fit(engine: Engine, tiny_engine: Engine, clip: list[
         broken = clip[0][FACET].copy()
         broken[3, 2] = value
         with pytest.raises(InputError, match="NaN or infinite descriptors"):
-            engine.apply(model, replace(frame, rows=device.upload(broken)))
+            rows = FacetRows(frame.prefix(FACET), device.upload(broken))
+            engine.apply(model, replace(frame, facets={FACET: rows}))

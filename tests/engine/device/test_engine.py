@@ -77,11 +77,13 @@ def test_objects_are_those_of_the_cpu(tiny_engine: Engine, bundle: Path, fake_gp
 def test_descriptors_stay_on_the_device(tiny_engine: Engine, bundle: Path) -> None:
     image = photo(40, 52)
     with Engine.open(bundle, device="cuda", backend="onnxruntime") as engine:
-        features = engine.encode_on_device([image], facet="key@1", load_size=24)[0]
-        assert features.rows.__dlpack_device__() == (2, 0)
-        assert features.rows.__cuda_array_interface__["shape"] == features.rows.shape
-        rows = features.rows.device.download(features.rows)
-    np.testing.assert_allclose(rows, tiny_engine.encode([image], load_size=24)[0]["key@1"], atol=1e-5)
+        features = engine.encode_on_device([image], facets=["key@1"], load_size=24)[0]
+        rows = features["key@1"]
+        assert rows.__dlpack_device__() == (2, 0) and rows.__cuda_array_interface__["shape"] == rows.shape
+        down = rows.device.download(rows)
+        with pytest.raises(InputError, match="key@1 on the device, and key@2 was asked for"):
+            features["key@2"]
+    np.testing.assert_allclose(down, tiny_engine.encode([image], load_size=24)[0]["key@1"], atol=1e-5)
 
 
 def test_a_model_is_applied_to_what_lies_on_the_device(tiny_engine: Engine, bundle: Path, fake_gpu: FakeGpu) -> None:
@@ -89,7 +91,7 @@ def test_a_model_is_applied_to_what_lies_on_the_device(tiny_engine: Engine, bund
     model = model_of(tiny_engine.encode([image], load_size=24)[0])
     expected = tiny_engine.apply(model, image)
     with Engine.open(bundle, device="cuda", backend="onnxruntime", streams=2) as engine:
-        features = engine.encode_on_device([image, image], facet=model.facet, load_size=24)
+        features = engine.encode_on_device([image, image], load_size=24)
         found = [engine.apply(model, item) for item in features]  # on both lanes
     assert "kmeans_unit_distances" in {name for name, _, _ in fake_gpu.gpu.launches}
     for mask in found:
@@ -122,7 +124,8 @@ def test_a_facet_that_was_not_exported_is_named(bundle: Path) -> None:
             lambda: engine.match(*images, **options),
             lambda: engine.match(*features, facet="key@7"),
             lambda: engine.cosegment(images, **options),
-            lambda: engine.encode_on_device(images, **options),
+            lambda: engine.encode_on_device(images, facets=["key@1", "key@7"], load_size=24),
+            lambda: engine.stream_on_device(images, facets="key@7"),
         ):
             with pytest.raises(InputError, match="key@7 was not exported"):
                 call()
@@ -146,6 +149,8 @@ def test_kernels_on_the_host_beside_an_encoder_on_the_gpu(
         np.testing.assert_array_equal(engine.match(a, b, **MATCH).cells_a, tiny_engine.match(a, b, **MATCH).cells_a)
         with pytest.raises(InputError, match="kernels on the host"):
             engine.encode_on_device([a])
+        with pytest.raises(InputError, match="kernels on the host"):
+            engine.stream_on_device([a])
     assert not fake_gpu.gpu.launches
 
 
@@ -164,7 +169,7 @@ def test_points_are_followed_on_two_streams(bundle: Path, fake_gpu: FakeGpu) -> 
     frames = [np.ascontiguousarray(wide[:, 2 * i : 2 * i + 36]) for i in range(3)]
     found = []
     with Engine.open(bundle, device="cuda", backend="tensorrt", streams=2) as engine:
-        for encode in (engine.encode, partial(engine.encode_on_device, facet="key@1")):
+        for encode in (engine.encode, engine.encode_on_device):
             tracker = engine.tracker("key@1", search_radius=2)
             first, *others = encode(frames, load_size=None)
             tracker.start(first, [[14.0, 18.0]])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from facetrt.engine import Engine, InputError
 from facetrt.engine.device.propagation import DeviceMemory
+from facetrt.engine.device.transfer import to_device
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.video.propagation import MaskPropagator
@@ -39,17 +39,15 @@ def mask() -> NDArray[np.int64]:
 
 
 def on_device(features: Features, device: Device, facet: str = FACET) -> DeviceFeatures:
-    rows, cls = device.upload(features[facet]), device.upload(features.cls(facet)[None])
-    saliency = device.upload(features.saliency.ravel())
-    return DeviceFeatures(rows, cls, saliency, None, features.record, facet)
+    return to_device(device, features, [facet])
 
 
 def propagator(device: Device) -> MaskPropagator:
     @contextmanager
-    def lane() -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(device=device)
+    def stream() -> Iterator[Device]:
+        yield device
 
-    return MaskPropagator(FACET, **OPTIONS, on_device=partial(DeviceMemory, lane))
+    return MaskPropagator(FACET, **OPTIONS, on_device=partial(DeviceMemory, stream))
 
 
 def test_labels_are_the_hosts(clip: list[Features], mask: NDArray[np.int64], device: Device) -> None:
@@ -84,8 +82,8 @@ def test_frames_that_do_not_fit(clip: list[Features], mask: NDArray[np.int64], d
     ours.start(frame, mask)
     with pytest.raises(InputError, match="lie on the host and on a device"):
         ours.step(clip[1])
-    with pytest.raises(InputError, match="encoded with value@1 on the device, and key@1 is compared"):
-        ours.step(replace(frame, facet="value@1"))
+    with pytest.raises(InputError, match="on the device, and key@1 was asked for: encode it with facets="):
+        ours.step(on_device(clip[1], device, "key@2"))
     broken = replace(clip[1], tokens={FACET: np.full_like(clip[1].tokens[FACET], np.nan)})
     before = ours.step(on_device(clip[1], device))
     ours.start(frame, mask)

@@ -199,7 +199,7 @@ def test_cosegment_on_two_streams_equals_one(tiny_engine: Engine, device: Device
 
 
 def test_features_stay_the_callers(runner: DeviceRunner, device: Device) -> None:
-    features = runner.encode_on_device([photo(24, 28, seed=i) for i in range(2)], MATCH, EncodeOptions(24), None)
+    features = runner.encode_on_device([photo(24, 28, seed=i) for i in range(2)], [MATCH], EncodeOptions(24), None)
     before = list(features)
     cosegment_images(DeviceImages(device, features, (), MATCH), OPTIONS)
     assert all(now is then for now, then in zip(features, before, strict=True))
@@ -225,7 +225,7 @@ def test_a_lane_keeps_its_encoder(runner: DeviceRunner, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(running, "DeviceEncoder", build)
     for _ in range(2):
-        runner.encode_on_device([photo(24, 28)], MATCH, EncodeOptions(24), None)
+        runner.encode_on_device([photo(24, 28)], [MATCH], EncodeOptions(24), None)
     assert len(built) == 1
 
 
@@ -236,7 +236,7 @@ def test_images_of_one_size_share_a_batch(
     monkeypatch.setattr(tiny_engine._encoder.backend, "max_batch", most)
     backend = HostBackend(tiny_engine, device)
     runner = DeviceRunner(tiny_engine._encoder, backend)  # type: ignore[arg-type]
-    runner.encode_on_device([photo(24, 28, seed=i) for i in range(3)], MATCH, EncodeOptions(24), None)
+    runner.encode_on_device([photo(24, 28, seed=i) for i in range(3)], [MATCH], EncodeOptions(24), None)
     assert backend.lanes[0].batches == batches
 
 
@@ -309,16 +309,16 @@ class OnDevice:
 def test_frames_that_lie_on_the_device_are_encoded_as_they_lie(device: Device, runner: DeviceRunner) -> None:
     image = photo(40, 52)
     lying = OnDevice(image) if device.exchange_device[0] == HOST else torch.from_numpy(image).cuda()
-    there, here = runner.encode_on_device([lying, image], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
-    np.testing.assert_array_equal(device.download(there.rows), device.download(here.rows))
-    shared = torch.from_dlpack(there.rows)  # and out again
-    np.testing.assert_array_equal(shared.cpu(), device.download(here.rows))
+    there, here = runner.encode_on_device([lying, image], [MATCH], EncodeOptions(24), None)  # type: ignore[list-item]
+    np.testing.assert_array_equal(device.download(there[MATCH]), device.download(here[MATCH]))
+    shared = torch.from_dlpack(there[MATCH])  # and out again
+    np.testing.assert_array_equal(shared.cpu(), device.download(here[MATCH]))
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.float32)])
 def test_frames_on_the_device_that_are_no_images(runner: DeviceRunner, array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
-        runner.encode_on_device([OnDevice(array)], MATCH, EncodeOptions(24), None)  # type: ignore[list-item]
+        runner.encode_on_device([OnDevice(array)], [MATCH], EncodeOptions(24), None)  # type: ignore[list-item]
 
 
 @pytest.mark.usefixtures("one_iteration")
@@ -340,10 +340,10 @@ def test_images_may_come_from_the_same_engine(runner: DeviceRunner) -> None:
     def images() -> Iterator[np.ndarray]:
         for seed in range(2):
             image = photo(24, 28, seed=seed)
-            runner.encode_on_device([image], MATCH, EncodeOptions(24), None)
+            runner.encode_on_device([image], [MATCH], EncodeOptions(24), None)
             yield image
 
-    assert len(runner.encode_on_device(images(), MATCH, EncodeOptions(24), None)) == 2
+    assert len(runner.encode_on_device(images(), [MATCH], EncodeOptions(24), None)) == 2
 
 
 def test_progress_counts_images(runner: DeviceRunner) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from helpers import photo
 
 from facetrt.engine import Engine, InputError
 from facetrt.engine.device.tracking import DeviceComparer
+from facetrt.engine.device.transfer import to_device
 from facetrt.engine.features.features import Features
 from facetrt.engine.features.on_device import DeviceFeatures
 from facetrt.engine.video.tracking import Tracker, Tracks, grid_points
@@ -34,17 +34,15 @@ def clip(tiny_engine: Engine) -> list[Features]:
 
 
 def on_device(features: Features, device: Device, facet: str = FACET) -> DeviceFeatures:
-    rows, cls = device.upload(features[facet]), device.upload(features.cls(facet)[None])
-    saliency = device.upload(features.saliency.ravel())
-    return DeviceFeatures(rows, cls, saliency, None, features.record, facet)
+    return to_device(device, features, [facet])
 
 
 def tracker(device: Device, **options: Any) -> Tracker:
     @contextmanager
-    def lane() -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(device=device)
+    def stream() -> Iterator[Device]:
+        yield device
 
-    return Tracker(FACET, on_device=partial(DeviceComparer, lane), **options)
+    return Tracker(FACET, on_device=partial(DeviceComparer, stream), **options)
 
 
 def assert_alike(found: Tracks, expected: Tracks) -> None:
@@ -96,8 +94,8 @@ def test_frames_that_do_not_fit(clip: list[Features], device: Device) -> None:
     ours.start(frame, POINTS[:1])
     with pytest.raises(InputError, match="lie on the host and on a device"):
         ours.step(clip[1])
-    with pytest.raises(InputError, match="encoded with value@1 on the device, and key@1 is compared"):
-        ours.step(replace(frame, facet="value@1"))
+    with pytest.raises(InputError, match="on the device, and key@1 was asked for: encode it with facets="):
+        ours.step(on_device(clip[1], device, "key@2"))
     before = ours.step(on_device(clip[1], device))
     broken = on_device(replace(clip[2], tokens={FACET: np.full_like(clip[2].tokens[FACET], np.nan)}), device)
     with pytest.raises(InputError, match="NaN or infinite"):

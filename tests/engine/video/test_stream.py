@@ -150,7 +150,7 @@ def test_frames_may_change_their_size(tiny_engine: Engine) -> None:
 
 
 def test_a_frame_that_cannot_be_encoded_comes_in_its_turn(tiny_engine: Engine, pictures: list[Pixels]) -> None:
-    results: list[StreamResult] = []
+    results: list[StreamResult[Features]] = []
     stream = tiny_engine.stream([*pictures[:2], pictures[2][:1], pictures[3]], load_size=None)
     with pytest.raises(InputError, match="frame 2: an image of 1×40"):
         results.extend(stream)

@@ -16,6 +16,7 @@ from helpers_gpu import SIZES, FakeGpu, plan_bundle
 from facetrt.engine import BundleError, Engine, FeatureStore, InputError
 from facetrt.engine.bundle.bundle import Bundle, read_manifest
 from facetrt.engine.device.encoding import DeviceEncoder, decode
+from facetrt.engine.device.transfer import to_host
 from facetrt.engine.encoding.encoder import EncodeOptions
 from facetrt.engine.tasks.discovery.attention import attention_facets, cls_attention
 from facetrt.engine.tasks.self_similarity import self_similarity
@@ -88,11 +89,13 @@ def test_on_a_device_cells_are_cells(family: Get, device: Device) -> None:
         encoder = engine._encoder
         options = EncodeOptions(None)
         lane: Any = Lane(engine, device)
-        (found,) = DeviceEncoder(encoder, lane).encode([decode(encoder, 0, PHOTOS[0], options)], "key@2", options)
-        np.testing.assert_array_equal(device.download(found.rows), expected["key@2"])
-        np.testing.assert_array_equal(device.download(found.cls)[0], expected.cls("key@2"))
-        uploaded = DeviceEncoder(encoder, lane).upload(expected, "key@2")
-    np.testing.assert_array_equal(device.download(uploaded.rows), expected["key@2"])
+        frame = decode(encoder, "photo", PHOTOS[0], options)
+        (found,) = DeviceEncoder(encoder, lane).encode([frame], ["key@2"], options)
+    np.testing.assert_array_equal(device.download(found["key@2"]), expected["key@2"])
+    back = to_host(device, found)  # with registers
+    np.testing.assert_array_equal(back.tokens["key@2"], expected.tokens["key@2"])
+    np.testing.assert_array_equal(back.attention, expected.attention)
+    np.testing.assert_array_equal(back.pixels, expected.pixels)
 
 
 @pytest.fixture(scope="module")
