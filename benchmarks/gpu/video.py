@@ -84,7 +84,7 @@ def _followed(engine: Engine) -> str:
 
 
 def _agreement(name: str, found: Any, *, expected: Any) -> dict[str, float]:
-    """With what the host finds from features that came down."""
+    """Shares that agree with what the host finds from features that came down."""
     if name == ON_HOST or not expected or not found:
         return {}
     agreement: dict[str, float] = {}
