@@ -377,7 +377,7 @@ class _Statistics:
             self._frames += 1
             self._late += latency > self._budget
 
-    def report(self, *, dropped: int, skipped: int, transfers: tuple[float, float]) -> StreamReport:
+    def report(self, *, dropped: int, skipped: int, transfers: tuple[float, float] = (0.0, 0.0)) -> StreamReport:
         """The report as it stands."""
         with self._lock:
             known = self._latencies[: self._frames]
