@@ -127,10 +127,11 @@ def test_the_command_leaves_them_there(bundle: Path, tmp_path: Path, frames: lis
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
     common = ["--bundle", str(bundle), "--device", "cuda", "--backend", "tensorrt", "--load-size", "none"]
+    common += ["--point", "14,18"]
     for tasks, there in (("track", True), ("track,pca", False)):
         fake_gpu.gpu.launches.clear()
         out = tmp_path / f"{there}.mp4"
-        arguments = ["video", str(tmp_path / "frames"), "--task", tasks, "--points", "3", "--out", str(out), *common]
+        arguments = ["video", str(tmp_path / "frames"), "--task", tasks, "--out", str(out), *common]
         CliRunner().invoke(program(), arguments, catch_exceptions=False)
         assert ("track_align" in {name for name, _, _ in fake_gpu.gpu.launches}) == there
         record = json.loads(out.with_suffix(".json").read_text())
