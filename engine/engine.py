@@ -716,13 +716,7 @@ class Engine:
         Raises:
             InputError: a model, or features, of another encoder.
         """
-        own = self._encoder.provenance
-        if model.encoder_sha256 != own.encoder_sha256:
-            raise InputError(
-                f"the model was learned with another encoder ({model.encoder}, {model.encoder_sha256[:12]}…) than this "
-                f"bundle's ({own.model}, {own.encoder_sha256[:12]}…): open the bundle it was learned with, or learn it "
-                "again with this one"
-            )
+        self.check_model(model)
         chosen = parse(Refinement, refine, "refine")
         check_available(chosen)
         if isinstance(image, (Features, DeviceFeatures)):
@@ -734,6 +728,16 @@ class Engine:
             return model.apply(image, chosen, smoother)
         size = model.load_size if load_size is None else load_size
         return model.apply(self.encode([image], load_size=size, stride=model.stride)[0], chosen, smoother)
+
+    def check_model(self, model: SegmentationModel | PartsModel) -> None:
+        """Raise :class:`InputError` unless a model was learned with this bundle's encoder."""
+        own = self._encoder.provenance
+        if model.encoder_sha256 != own.encoder_sha256:
+            raise InputError(
+                f"the model was learned with another encoder ({model.encoder}, {model.encoder_sha256[:12]}…) than this "
+                f"bundle's ({own.model}, {own.encoder_sha256[:12]}…): open the bundle it was learned with, or learn it "
+                "again with this one"
+            )
 
     def propagator(
         self,

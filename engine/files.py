@@ -33,6 +33,7 @@ except ImportError:
     raise
 
 RESULTS = "results.json"
+REPOSITORY = "repository.json"  # the mark of a model repository
 FEATURES = "features.zarr"  # the store in an output folder of extract
 MAX_TEXT_BYTES = 64 << 20  # of a JSON or text file
 
@@ -43,6 +44,7 @@ class Content(StrEnum):
     RESULTS = "results"
     FEATURES = "a feature store"
     BUNDLE = "bundle"
+    REPOSITORY = "a model repository"
 
 
 @contextmanager
@@ -235,6 +237,8 @@ def _is_ours(target: Path, content: Content) -> bool:
         return True
     if content is Content.FEATURES:
         return is_store(target)
+    if content is Content.REPOSITORY:
+        return read_mark(target / REPOSITORY).get("tool") == "facetrt"
     return is_store(target / FEATURES) or read_mark(target / RESULTS).get("tool") == "facetrt"
 
 

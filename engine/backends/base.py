@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrt.engine.backends.run_options import BackendName, RunOptions
+from facetrt.engine.backends.run_options import RunOptions
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, Manifest
 from facetrt.engine.images.geometry import grid_size
@@ -47,7 +47,7 @@ class Backend(ABC):
         max_batch: the most images in one run, or None for any number.
     """
 
-    name: ClassVar[BackendName]
+    name: ClassVar[str]
     streams: int = 1
     max_batch: int | None = None
 
@@ -128,7 +128,7 @@ class Backend(ABC):
 
     def _check_graph(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """Raise :class:`BundleError` unless the graph has the inputs and outputs that the manifest means."""
-        given, expected = sorted(inputs), sorted(_expected_inputs(self.bundle.manifest))
+        given, expected = sorted(inputs), sorted(input_names(self.bundle.manifest))
         if given != expected:
             raise BundleError(f"{self.bundle.path}: the encoder has inputs {given}, the manifest means {expected}")
         made = set(outputs)
@@ -170,7 +170,7 @@ class Shaped(Protocol):
 
 def check_inputs(manifest: Manifest, inputs: Mapping[str, Shaped]) -> None:
     """Raise :class:`BackendError` unless names, types and shapes are those of the encoder's inputs."""
-    expected = _expected_inputs(manifest)
+    expected = input_names(manifest)
     if set(inputs) != set(expected):
         raise BackendError(f"inputs {sorted(inputs)} were given: expected {sorted(expected)}")
     for name, value in inputs.items():
@@ -191,7 +191,8 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Shaped]) -> None:
                 )
 
 
-def _expected_inputs(manifest: Manifest) -> tuple[str, ...]:
+def input_names(manifest: Manifest) -> tuple[str, ...]:
+    """What a bundle's encoder takes, in order."""
     if not manifest.dynamic:
         return STATIC_INPUTS
     some = {"rotation": manifest.rotation, "carriers": manifest.riders}

@@ -147,6 +147,12 @@ COMMANDS = (  # in the order in which people meet them
         "Follow points or masks through a video, segment it, or show its descriptors; an overlay video and a record.",
     ),
     Command(
+        "serve",
+        "facetrt.engine.cli.serve:serve",
+        DATA,
+        "Serve tasks by KServe's protocol, HTTP and gRPC: image files in, points, masks and boxes out. Needs Triton.",
+    ),
+    Command(
         "extract",
         "facetrt.engine.cli.extract:extract",
         DATA,
