@@ -15,13 +15,18 @@ from facetrt.engine.backends.run_options import BackendName
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, MANIFEST, Fp32Parts, PrecisionRecord, Riders
 from facetrt.engine.cli.app import ForceOption, console, errors, progress_bar
 from facetrt.engine.cli.parameters import expanded, given
+from facetrt.engine.serving.tasks import PANEL, TaskOptions
+from facetrt.engine.serving.triton_config import RepositoryOptions
+from facetrt.engine.serving.triton_repository import differences, write_repository
 from facetrt.engine.settings import Setting, options_of
 from facetrt.engine.tasks.agreement import describe
 from facetrt.export.additions import add_found_head, add_kernels
 from facetrt.export.export_options import GPU, ExportOptions, GraphPrecision, Target
 from facetrt.export.models import MODELS, import_export_libraries
 from facetrt.export.plans import PlanOptions, build_plan, check_fusible, check_options, check_target
-from facetrt.kernels.errors import InputError, MissingFileError
+from facetrt.kernels.errors import InputError, MissingFileError, OutputError
+
+SERVING = set(options_of(TaskOptions)) | set(options_of(RepositoryOptions))
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Request:
     target: Annotated[
         Target,
         Setting(
-            "tensorrt also builds a plan, on this GPU; tensorrt-rtx an engine, anywhere, for --architectures.",
+            "tensorrt also builds a plan, on this GPU; tensorrt-rtx an engine, anywhere, for --architectures; triton "
+            "writes a --repository.",
             panel=GPU,
         ),
     ] = Target.ONNX
@@ -48,15 +54,32 @@ class Request:
         Path | None, Setting("FOUND's head, published or of 'facetrt found-head', for the manifest; also to a bundle.")
     ] = None
     force: ForceOption = False
+    repository: Annotated[
+        Path | None, Setting("Triton's model repository to write, for --target triton.", panel=PANEL)
+    ] = None
+    check_drift: Annotated[
+        bool, Setting("Only list what the repository holds that would not be written now.", panel=PANEL, flag="check")
+    ] = False
 
 
 @expanded
-def export(context: typer.Context, request: Request, options: ExportOptions, plan: PlanOptions) -> None:
+def export(
+    context: typer.Context,
+    request: Request,
+    options: ExportOptions,
+    plan: PlanOptions,
+    tasks: TaskOptions,
+    serving: RepositoryOptions,
+) -> None:
     """Turn a checkpoint into a bundle, compared with the torch model before it is written; or add to a bundle.
 
     --kernels and --target add compiled kernels and a TensorRT plan, to the new bundle or to the folder given instead of
-    a model.
+    a model; --target triton writes a repository of models that serve it.
     """
+    if request.check_drift:
+        _check_repository(request)
+        return
+    _check_serving(request, given(context))
     flavour = _flavour(request.target, plan, given(context))
     folder = Path(request.model)
     if _is_bundle(request.model):
@@ -73,11 +96,35 @@ def export(context: typer.Context, request: Request, options: ExportOptions, pla
         console.print(f"{folder}: a head of {len(head.weight) + 1} numbers for {head.facet}, from {request.found_head}")
     if flavour is not None:
         _add_plan(folder, plan, flavour)
+    if request.repository is not None:
+        models = write_repository(folder, request.repository, tasks, serving, force=request.force)
+        console.print(f"{request.repository}: {', '.join(models)}", soft_wrap=True)
+
+
+def _check_repository(request: Request) -> None:
+    """Raise :class:`OutputError` if the repository is not what would be written now, after listing why."""
+    if request.target is not Target.TRITON or request.repository is None:
+        raise InputError("--check looks at a repository: add --target triton --repository FOLDER")
+    found = differences(request.repository)
+    for line in found:
+        console.print(line, soft_wrap=True)
+    if found:
+        raise OutputError(f"{request.repository} has drifted: write it anew with --force")
+    console.print(f"{request.repository} is what would be written now", soft_wrap=True)
+
+
+def _check_serving(request: Request, asked: set[str]) -> None:
+    """Options of serving and the target belong together."""
+    shaping = sorted(asked & (SERVING | {"repository"}))
+    if request.target is not Target.TRITON and shaping:
+        raise InputError(f"{_flags(shaping)} shape a model repository: add --target triton")
+    if request.target is Target.TRITON and request.repository is None:
+        raise InputError("--target triton needs a place: add --repository FOLDER")
 
 
 def _flavour(target: Target, plan: PlanOptions, asked: set[str]) -> Flavour | None:
     """Which TensorRT is built for, once it is known that it can be; None for none."""
-    if target is Target.ONNX:
+    if target in (Target.ONNX, Target.TRITON):
         if shaping := sorted(asked & set(options_of(PlanOptions))):
             raise InputError(f"{_flags(shaping)} shape a TensorRT plan: add --target tensorrt or tensorrt-rtx")
         return None
@@ -164,7 +211,8 @@ def _is_bundle(model: str) -> bool:
 
 def _check_additions(asked: set[str], model: str) -> None:
     """A bundle is added to as it is: what shapes the graph was chosen when it was exported."""
-    foreign = sorted(asked - set(options_of(PlanOptions)) - {"model", "kernels", "target", "found_head"})
+    added = {"model", "kernels", "target", "found_head", "repository", "force"} | SERVING
+    foreign = sorted(asked - set(options_of(PlanOptions)) - added)
     if foreign:
         raise InputError(
             f"{_flags(foreign)} cannot change the bundle {model}: export the model anew, to another folder"

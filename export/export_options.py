@@ -28,13 +28,14 @@ class GraphPrecision(StrEnum):
 
 
 class Target(StrEnum):
-    """What is made: the portable graph alone, or also a TensorRT plan for the GPU of this machine, or an engine of
-    TensorRT for RTX, for any list of GPUs.
+    """What is made: the portable graph alone, or also a TensorRT plan for the GPU of this machine, an engine of
+    TensorRT for RTX, for any list of GPUs, or a model repository for Triton.
     """
 
     ONNX = "onnx"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    TRITON = "triton"
 
 
 class FacetKind(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -51,9 +52,9 @@ def serve(served: Served, tasks: TaskOptions, queue: QueueOptions, server: Serve
         write_repository(served.bundle, repository, tasks, options, running)
         if server.host not in LOOPBACK:
             errors.print(f"anybody who reaches {server.host} can use it: there is no password")
-        with errors.status("starting Triton"):
-            started = TritonServer(repository, server, Path(folder) / "triton.log").__enter__()
-        with started:
+        with ExitStack() as stack:
+            with errors.status("starting Triton"):
+                started = stack.enter_context(TritonServer(repository, server, Path(folder) / "triton.log"))
             console.print(_places(server, tasks), soft_wrap=True)
             started.wait()
 

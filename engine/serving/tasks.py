@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from threading import Lock
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from facetrt.engine.backends.run_options import Kernels
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features
-from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
+from facetrt.engine.images.loading import DEFAULT_SIZE, LOAD_SIZE_SETTING, LoadSize
 from facetrt.engine.serving.tensors import (
     ImageFile,
     Limits,
@@ -50,6 +50,7 @@ from facetrt.kernels.errors import FacetrtError, InputError
 Item = TypeVar("Item")
 Outcome = Outputs | FacetrtError
 
+PANEL = "Serving"  # of options in the command line's help
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")  # parameters, as Triton's clients send them
 
 
@@ -80,20 +81,24 @@ class TaskOptions:
     """What is served, and how: chosen by who serves, never by a request."""
 
     tasks: Annotated[
-        tuple[TaskName, ...], Setting(f"Out of {', '.join(TaskName)}, comma-separated.", read=read_tasks)
+        tuple[TaskName, ...], Setting(f"Out of {', '.join(TaskName)}, comma-separated.", read=read_tasks, panel=PANEL)
     ] = (TaskName.MATCH,)
-    learned: Annotated[Path | None, Setting("apply: from --save-model of cosegment or parts.", flag="model")] = None
-    load_size: LoadSizeChoice = DEFAULT_SIZE
-    num_pairs: Annotated[int, Setting("match: at most so many point pairs.", minimum=1, maximum=10_000)] = 10
-    method: Annotated[str, Setting("discover: a method of 'facetrt discover'.")] = "tokencut"
-    refine: Annotated[Refinement, Setting("How masks are refined; slower.")] = Refinement.NONE
-    masks: Annotated[MaskFormat, Setting("How masks travel: PNG files, or COCO's run lengths as JSON.")] = (
-        MaskFormat.PNG
-    )
-    max_images: Annotated[int, Setting("Of one request.", minimum=1)] = Limits.images
-    max_image_mib: Annotated[int, Setting("Of one image file.", minimum=1, maximum=1024)] = 32
-    max_sequences: Annotated[int, Setting("track: videos that are followed at a time.", minimum=1)] = 64
-    idle_seconds: Annotated[float, Setting("track: after which a video is given up.", above=0)] = 60.0
+    learned: Annotated[
+        Path | None, Setting("apply: from --save-model of cosegment or parts.", flag="model", panel=PANEL)
+    ] = None
+    load_size: Annotated[LoadSize, replace(LOAD_SIZE_SETTING, panel=PANEL)] = DEFAULT_SIZE
+    num_pairs: Annotated[
+        int, Setting("match: at most so many point pairs.", minimum=1, maximum=10_000, panel=PANEL)
+    ] = 10
+    method: Annotated[str, Setting("discover: a method of 'facetrt discover'.", panel=PANEL)] = "tokencut"
+    refine: Annotated[Refinement, Setting("How masks are refined; slower.", panel=PANEL)] = Refinement.NONE
+    masks: Annotated[
+        MaskFormat, Setting("How masks travel: PNG files, or COCO's run lengths as JSON.", panel=PANEL)
+    ] = MaskFormat.PNG
+    max_images: Annotated[int, Setting("Of one request.", minimum=1, panel=PANEL)] = Limits.images
+    max_image_mib: Annotated[int, Setting("Of one image file.", minimum=1, maximum=1024, panel=PANEL)] = 32
+    max_sequences: Annotated[int, Setting("track: videos that are followed at a time.", minimum=1, panel=PANEL)] = 64
+    idle_seconds: Annotated[float, Setting("track: after which a video is given up.", above=0, panel=PANEL)] = 60.0
 
     def __post_init__(self) -> None:
         check(self)
@@ -103,7 +108,7 @@ class TaskOptions:
 
     @property
     def limits(self) -> Limits:
-        """Of each request."""
+        """What one request may hold."""
         return Limits(self.max_images, self.max_image_mib << 20)
 
 

@@ -15,13 +15,14 @@ from facetrt.engine.backends.base import input_names
 from facetrt.engine.bundle.manifest import CLS_ATTENTION, ENCODER, Manifest
 from facetrt.engine.images.geometry import grid_size
 from facetrt.engine.serving.pbtxt import Word, pbtxt
-from facetrt.engine.serving.tasks import ServedTask, TaskName, TaskOptions
+from facetrt.engine.serving.tasks import PANEL, ServedTask, TaskName, TaskOptions
 from facetrt.engine.serving.tensors import Tensor
 from facetrt.engine.settings import Setting, check
 
 ENCODER_MODEL = "encoder"
 SETTINGS = "facetrt"  # the parameter of a model's configuration that holds all of ours, as JSON
 VERSION = 1
+WARM_SIDE = 224  # pixels
 TYPES = {"BYTES": "STRING", "uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # others have the same name
 MICROSECONDS = 1_000_000
 
@@ -38,9 +39,11 @@ class EncoderPlatform(StrEnum):
 class QueueOptions:
     """How requests are collected."""
 
-    instances: Annotated[int, Setting("Processes of each task.", minimum=1, maximum=64)] = 1
-    max_batch: Annotated[int, Setting("Requests that are run together.", minimum=1, maximum=1024)] = 16
-    max_waiting: Annotated[int, Setting("Requests that may wait for a task; more are refused (503).", minimum=1)] = 64
+    instances: Annotated[int, Setting("Processes of each task.", minimum=1, maximum=64, panel=PANEL)] = 1
+    batch: Annotated[int, Setting("Requests that are run together.", minimum=1, maximum=1024, panel=PANEL)] = 16
+    waiting: Annotated[
+        int, Setting("Requests that may wait for a task; more are refused (503).", minimum=1, panel=PANEL)
+    ] = 64
 
     def __post_init__(self) -> None:
         check(self)
@@ -52,7 +55,7 @@ class RepositoryOptions(QueueOptions):
 
     encoder: Annotated[
         EncoderPlatform,
-        Setting("Runs the encoder: Triton's onnxruntime or tensorrt, or the tasks' own processes."),
+        Setting("Runs the encoder: Triton's onnxruntime or tensorrt, or the tasks' own processes.", panel=PANEL),
     ] = EncoderPlatform.ONNXRUNTIME
 
 
@@ -65,7 +68,7 @@ def task_config(
     video come in order to one process, which remembers it.
     """
     tracks = task.name is TaskName.TRACK
-    batch = options.max_batch if task.batches else int(tracks)
+    batch = options.batch if task.batches else int(tracks)
     return pbtxt(
         {
             "name": str(task.name),
@@ -76,7 +79,7 @@ def task_config(
             **_scheduling(task, tasks, options),
             "instance_group": [{"kind": Word("KIND_CPU"), "count": 1 if tracks else options.instances}],
             "response_cache": {"enable": True} if task.batches else None,
-            "model_warmup": [_warm_up(task)] if task.batches else None,
+            "model_warmup": [_warm_up(task)] if warms_up(task, options) else None,
             "parameters": [{"key": SETTINGS, "value": {"string_value": json.dumps(settings)}}],
         }
     )
@@ -96,7 +99,7 @@ def encoder_config(manifest: Manifest, options: RepositoryOptions) -> str:
             "name": ENCODER_MODEL,
             "platform": "tensorrt_plan" if plan else "onnxruntime_onnx",
             "default_model_filename": sorted(manifest.plans)[-1] if plan else ENCODER,
-            "max_batch_size": options.max_batch if fixed else 0,
+            "max_batch_size": options.batch if fixed else 0,
             "input": [
                 {
                     "name": name,
@@ -111,9 +114,18 @@ def encoder_config(manifest: Manifest, options: RepositoryOptions) -> str:
             ],
             "dynamic_batching": {} if fixed else None,
             "instance_group": [{"kind": Word("KIND_AUTO"), "count": 1}],
+            "model_warmup": [_encoder_warm_up(manifest)],
             "version_policy": {"specific": {"versions": [VERSION]}},
         }
     )
+
+
+def warms_up(task: type[ServedTask[Any]], options: RepositoryOptions) -> bool:
+    """Whether a task is tried before it counts as ready.
+
+    One whose encoder is another model is not: a call to that during the trial ends the server (Triton 24.10).
+    """
+    return task.batches and options.encoder is EncoderPlatform.INSIDE
 
 
 def images_of(task: type[ServedTask[Any]]) -> Sequence[Tensor]:
@@ -125,7 +137,7 @@ def _scheduling(task: type[ServedTask[Any]], tasks: TaskOptions, options: Reposi
     if task.name is TaskName.TRACK:
         idle = int(tasks.idle_seconds * MICROSECONDS)
         return {"sequence_batching": {"max_sequence_idle_microseconds": idle, "direct": {}}}
-    waiting = {"timeout_action": Word("REJECT"), "max_queue_size": options.max_waiting}
+    waiting = {"timeout_action": Word("REJECT"), "max_queue_size": options.waiting}
     return {"dynamic_batching": {"default_queue_policy": waiting}}
 
 
@@ -134,6 +146,32 @@ def _warm_up(task: type[ServedTask[Any]]) -> dict[str, Any]:
     content = {"data_type": _data_type("BYTES"), "dims": [1]}
     inputs = [{"key": each.name, "value": content | {"input_data_file": each.name}} for each in images_of(task)]
     return {"name": "a photograph", "batch_size": 1, "inputs": inputs}
+
+
+def _encoder_warm_up(manifest: Manifest) -> dict[str, Any]:
+    """A black image; of any size, one of :data:`WARM_SIDE`, all of whose cells are its first."""
+    size = (manifest.size[0], manifest.size[1]) if manifest.size else (WARM_SIDE, WARM_SIDE)
+    grid_h, grid_w = grid_size(size, manifest.architecture.patch, manifest.stride)
+    lead = [] if manifest.size else [1]
+    shapes = {name: _input_shape(name, manifest, lead) for name in input_names(manifest)}
+    shapes |= {"images": [*lead, *size, 3]}
+    for name, sides in (("positional", (grid_h, grid_w)), ("rotation", (grid_h, grid_w))):
+        if name in shapes:
+            shapes[name][1:3] = sides
+    counts = {"rows": [grid_h], "cols": [grid_w], "carriers": [1]}
+    shapes |= {name: count for name, count in counts.items() if name in shapes}
+    inputs = [
+        {
+            "key": name,
+            "value": {
+                "data_type": _data_type(np.dtype(ENCODER_DTYPES[name]).name),
+                "dims": shape,
+                "zero_data": True,
+            },
+        }
+        for name, shape in shapes.items()
+    ]
+    return {"name": "a black image", "batch_size": 1, "inputs": inputs}
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from facetrt.engine.backends.run_options import DeviceName, Kernels, Precision, 
 from facetrt.engine.bundle.bundle import Bundle
 from facetrt.engine.encoding.encoder import Encoder
 from facetrt.engine.engine import Engine
-from facetrt.engine.serving.tasks import SEQUENCE, TASKS, ServedTask, TaskOptions
+from facetrt.engine.serving.tasks import SEQUENCE, TASKS, Outcome, ServedTask, TaskOptions
 from facetrt.engine.serving.tensors import Request
 from facetrt.engine.serving.triton_config import SETTINGS
 from facetrt.engine.settings import read_options
@@ -88,7 +88,7 @@ class TritonPythonModel:
         """One response for each request, whose items are run together; an error is its own request's alone."""
         read = [_attempt(self._read, request) for request in requests]
         items = [item for found in read if not isinstance(found, FacetrtError) for item in found]
-        outcomes = iter(self._task.run(items) if items else [])
+        outcomes = iter(self._run(items))
         responses = []
         for found in read:
             if isinstance(found, FacetrtError):
@@ -98,6 +98,11 @@ class TritonPythonModel:
             answer = _attempt(self._task.respond, own)
             responses.append(_failed(answer) if isinstance(answer, FacetrtError) else _answered(answer))
         return responses
+
+    def _run(self, items: list[Any]) -> list[Outcome]:
+        """What is found of each item; what fails all of them, an encoder for example, is the error of each."""
+        found = _attempt(self._task.run, items) if items else []
+        return [found] * len(items) if isinstance(found, FacetrtError) else list(found)
 
     def _read(self, request: Any) -> list[Any]:
         return self._task.read(_request(request))

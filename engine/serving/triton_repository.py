@@ -27,6 +27,7 @@ from facetrt.engine.serving.triton_config import (
     encoder_config,
     images_of,
     task_config,
+    warms_up,
 )
 from facetrt.engine.settings import options_of, values_of
 from facetrt.engine.version import installed_version
@@ -171,16 +172,16 @@ class Wanted:
         """Path and content of each file, but for the copy of the bundle."""
         for name in self.tasks.tasks:
             task = TASKS[name]
-            yield f"{name}/{CONFIG}", task_config(task, self.tasks, self.options, self._settings(name)).encode()
+            yield f"{name}/{CONFIG}", task_config(task, self.tasks, self.options, self.settings(name)).encode()
             yield f"{name}/{VERSION}/model.py", MODEL.encode()
-            if task.batches:
+            if warms_up(task, self.options):
                 yield from ((f"{name}/{WARM}/{tensor.name}", _photograph()) for tensor in images_of(task))
         if self.learned is not None:
             yield f"{TaskName.APPLY}/{VERSION}/{LEARNED}", self.learned
         if self.has_encoder:
             yield f"{ENCODER_MODEL}/{CONFIG}", encoder_config(self.manifest, self.options).encode()
 
-    def _settings(self, name: TaskName) -> dict[str, Any]:
+    def settings(self, name: TaskName) -> dict[str, Any]:
         """What a task's process is told."""
         options = _plain(self.tasks, without=("tasks", "learned")) | {"tasks": str(name)}
         if name is TaskName.APPLY:

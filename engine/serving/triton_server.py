@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +29,7 @@ import numpy as np
 
 from facetrt.engine.serving.tensors import MEBIBYTE
 from facetrt.engine.settings import Setting, check
-from facetrt.kernels.errors import BackendError, MissingDependencyError
+from facetrt.kernels.errors import BackendError, InputError, MissingDependencyError, printable
 
 EXECUTABLE = "tritonserver"
 WHEEL = "pytriton"
@@ -33,7 +37,9 @@ READY_SECONDS = 120.0  # for opening bundles and trying each model once
 STOP_SECONDS = 30  # that requests under way have when it is asked to stop
 CLOSED_APIS = ("shared-memory", "trace", "logging")  # which name files and memory of this machine
 CACHE_MIB = 64
-LAST_LINES = 3  # of the log, where it does not start
+PR_SET_PDEATHSIG = 1
+LAST_LINES = 3  # of the log, where no model is named
+FAILED = re.compile(r"failed to load '(\w+)' version \d+: \w+: (?:[\w.]+: )?(.*?)(?:\\n|\"|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,9 @@ class Installation:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Variables of its process: this Python, its modules and libraries."""
+        """Variables of its process: this Python's environment, whose modules its models import, and libraries."""
         own = dict(os.environ)
         own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", "")])
-        own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         folders = [*map(str, self.libraries), own.get("LD_LIBRARY_PATH", "")]
         if self.libraries:
             own["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
@@ -140,11 +145,13 @@ class TritonServer:
     def __init__(self, repository: Path, options: ServerOptions, log: Path) -> None:
         self._repository, self._options, self.log = repository, options, log
         self._stack = ExitStack()
+        self._id = f"facetrt-{secrets.token_hex(4)}"  # by which it is told from others at the same port
 
     def __enter__(self) -> Self:
         with ExitStack() as started:
             work = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="facetrt-")))
             installation = Installation.find(work)
+            _check_ports(self._options)
             output = started.enter_context(self.log.open("wb"))
             self._process = subprocess.Popen(
                 [str(installation.executable), *self._flags(), *installation.flags()],
@@ -153,6 +160,7 @@ class TritonServer:
                 stderr=subprocess.STDOUT,
                 env=installation.environment,
                 start_new_session=True,  # Ctrl-C is for us, who ask it to stop
+                preexec_fn=_end_with_parent,
             )
             started.callback(self._stop)
             self._wait_until_ready()
@@ -176,6 +184,7 @@ class TritonServer:
     def _flags(self) -> Iterator[str]:
         options = self._options
         yield f"--model-repository={self._repository}"
+        yield f"--id={self._id}"
         yield f"--exit-timeout-secs={STOP_SECONDS}"
         yield "--log-info=false"
         closed = CLOSED_APIS if options.model_control else (*CLOSED_APIS, "model-repository")
@@ -207,16 +216,21 @@ class TritonServer:
         raise BackendError(f"Triton was not ready after {READY_SECONDS:g} s: {self._last_lines()}")
 
     def _ready(self) -> bool:
-        """By HTTP, or by its metrics if there is no HTTP."""
-        options = self._options
-        port = options.http_port or options.metrics_port
-        path = "/v2/health/ready" if options.http_port else "/metrics"
-        host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+        """What HTTP says, where it gives its name, or metrics if there is no HTTP."""
+        if self._options.http_port:
+            about = self._get(self._options.http_port, "/v2/health/ready") and self._get(self._options.http_port, "/v2")
+            return bool(about) and json.loads(about).get("name") == self._id
+        return bool(self._get(self._options.metrics_port, "/metrics"))
+
+    def _get(self, port: int, path: str) -> bytes:
+        """What is there, or nothing; an empty answer counts as a space."""
+        host = "127.0.0.1" if self._options.host == "0.0.0.0" else self._options.host
         with suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection(host, port, timeout=2)
             connection.request("GET", path)
-            return connection.getresponse().status == http.client.OK
-        return False
+            response = connection.getresponse()
+            return (response.read() or b" ") if response.status == http.client.OK else b""
+        return b""
 
     def _stop(self) -> None:
         if self._process.poll() is None:
@@ -231,6 +245,26 @@ class TritonServer:
             raise
 
     def _last_lines(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("E") or "rror" in line]
-        return f"{' | '.join((errors or lines)[-LAST_LINES:])} ({self.log})"
+        """The models that failed and why, or the end of the log."""
+        text = self.log.read_text(errors="replace")
+        failed = [f"{model}: {printable(why.strip())}" for model, why in FAILED.findall(text)]
+        return " | ".join(failed or text.strip().splitlines()[-LAST_LINES:])
+
+
+def _check_ports(options: ServerOptions) -> None:
+    """Raise :class:`InputError` if another program listens where the server is to."""
+    for flag, port in (("http", options.http_port), ("grpc", options.grpc_port), ("metrics", options.metrics_port)):
+        if not port:
+            continue
+        try:
+            with socket.create_server((options.host, port)):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"cannot listen at {options.host}:{port} ({error.strerror}): choose another --{flag}-port or --host"
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to stop this process when the one that started it is gone, however it went."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
