@@ -228,7 +228,7 @@ class CosegmentTask(ServedTask[list[ImageFile]]):
         return [attempt(self._cosegment, images) for images in items]
 
     def respond(self, outcomes: Sequence[Outcome]) -> dict[str, NDArray[Any]]:
-        """Of the one item, whose outputs have an image in each row by now."""
+        """The outputs of the one item, which have an image in each row by now."""
         return {name: values[0] for name, values in super().respond(outcomes).items()}
 
     def _cosegment(self, images: list[ImageFile]) -> Outputs:
