@@ -29,6 +29,7 @@ class Suite(StrEnum):
     CPU = "cpu"
     GPU = "gpu"
     VIDEO = "video"
+    SERVE = "serve"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Request:
         typer.Option(
             "--bundle",
             "-b",
-            help="Bundle folder; by default an untrained ViT-S/8, or for video the built-in model.",
+            help="Bundle folder; by default an untrained ViT-S/8, or for video and serve the built-in model.",
         ),
     ] = None
     weights: Annotated[Path | None, Setting("The checkpoint that --bundle was made of, for the baselines.")] = None
@@ -66,11 +67,11 @@ def bench(request: Request, out: OutOption, force: ForceOption = False) -> None:
     """Measure everything beside baselines in the same run, and hold it against the bars; takes up to ten minutes.
 
     The GPU suite needs an NVIDIA GPU and takes longer: torch compiles its baseline first. The video suite runs the
-    built-in model unless --bundle names another, and needs no torch.
+    built-in model unless --bundle names another, and needs no torch; nor does the serve suite, which needs Triton.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns on standard error about missing GPUs
     check_replaceable(out, force=force)
-    run = {Suite.CPU: _run_cpu, Suite.GPU: _run_gpu, Suite.VIDEO: _run_video}
+    run = {Suite.CPU: _run_cpu, Suite.GPU: _run_gpu, Suite.VIDEO: _run_video, Suite.SERVE: _run_serve}
     report = run[request.suite](request)
     with atomic_folder(out, force=force) as target:
         from facetrt.benchmarks.plots import draw
@@ -147,6 +148,24 @@ def _run_video(asked: Request) -> Report:
         sizes = QUICK_VIDEO if asked.quick else VideoSizes()
         with VideoBench(asked.bundle or BUILTIN, sizes, asked.rounds, status.update) as bench:
             return run_video(bench)
+
+
+def _run_serve(asked: Request) -> Report:
+    if asked.against is not None or asked.weights is not None:
+        raise InputError("--against and --weights are for baselines that the serve suite does not have: leave them out")
+    with errors.status("importing libraries") as status:
+        from facetrt.benchmarks.missing import import_library
+        from facetrt.benchmarks.serve_suite import QUICK_SERVE, ServeBench, ServeSizes, run_serve
+        from facetrt.engine.bundle.bundle import BUILTIN
+
+        for name in ("matplotlib", "jsonschema"):
+            import_library(name)
+        sizes = QUICK_SERVE if asked.quick else ServeSizes()
+        with (
+            scratch_folder() as folder,
+            ServeBench(asked.bundle or BUILTIN, folder, sizes, asked.rounds, status.update) as bench,
+        ):
+            return run_serve(bench)
 
 
 def _import_all() -> None:
