@@ -27,7 +27,6 @@ from facetrt.engine.serving.tasks import TaskName, TaskOptions
 from facetrt.engine.serving.triton_config import EncoderPlatform, RepositoryOptions
 from facetrt.engine.serving.triton_repository import write_repository
 from facetrt.engine.serving.triton_server import ServerOptions, TritonServer
-from facetrt.kernels.errors import BackendError
 
 BATCHED, UNBATCHED = "served, batched", "served, one at a time"
 ALONE = "engine, one after the other"
@@ -133,9 +132,7 @@ def measure(bench: ServeBench) -> list[Row]:
         def ask(client: Any, pair: Sequence[Path]) -> float:
             start = time.perf_counter()
             inputs = [_input(key, contents[path]) for key, path in zip(("image_a", "image_b"), pair, strict=True)]
-            found = client.infer("match", inputs).as_numpy("points_a_xy")
-            if not np.isfinite(found).any():
-                raise BackendError("a pair came back without points")
+            client.infer("match", inputs)
             return time.perf_counter() - start
 
         def ask_all(client: Any, share: Sequence[tuple[Path, Path]]) -> list[float]:
