@@ -23,6 +23,7 @@ SECTION = "encoder"
 ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 TORCH, TORCH_BF16, RESEARCH = "torch SDPA fp32", "torch SDPA bf16", "research style"
 CEILING, CEILING_BF16 = "matrix product fp32", "matrix product bf16"
+LONG = {"whole keys": "none", "keys in chunks": "auto"}  # specialisation by name
 
 Tokens = Mapping[str, NDArray[np.float32]]
 
@@ -49,6 +50,29 @@ def measure(bench: Workbench) -> list[Row]:
         return {"GFLOP/s": round(rate, 1), "of the fastest product": round(rate * 1e9 * min(ceiling) / product, 3)}
 
     return rows_of(SECTION, timings, [TORCH, RESEARCH], quality=quality, details=details)
+
+
+def measure_long(bench: Workbench) -> list[Row]:
+    """One large image in bf16, with whole keys and in chunks. The quality column compares with fp32."""
+    section, side = f"encoder: {bench.sizes.long} px, bf16", (bench.sizes.long,) * 2
+    pixels = load_pixels(bench.paths[0], side)
+
+    def encode(precision: str, specialisation: str) -> Tokens:
+        return bench.engine(precision, "openvino", specialisation).encode([pixels], load_size=None)[0].tokens
+
+    def run(specialisation: str) -> Callable[[Clock], Tokens]:
+        return lambda clock: encode("bf16", specialisation)
+
+    timings = bench.compare(
+        section,
+        [Contestant(name, run(specialisation)) for name, specialisation in LONG.items()],
+        share=0.06,
+        rounds=min(bench.rounds, 3),
+    )
+    if any(timing.spread is None for timing in timings.values()):
+        return rows_of(section, timings, list(LONG)[:1])
+    exact = encode("fp32", "none")
+    return rows_of(section, timings, list(LONG)[:1], quality=lambda name, found: agreement(found, exact))
 
 
 def engine_name(backend: str, precision: str) -> str:

@@ -90,7 +90,7 @@ def run_cpu(bench: Workbench, *, against: Path | None = None, notes: Sequence[st
         notes: what a reader must know about the model.
     """
     opening = Opening()
-    rows = [*encoder.measure(bench), *tasks.measure_match(bench)]
+    rows = [*encoder.measure(bench), *encoder.measure_long(bench), *tasks.measure_match(bench)]
     found, features = tasks.measure_cosegment(bench)
     facet = str(bench.cosegment_facet)
     rows += found

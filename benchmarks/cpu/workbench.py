@@ -49,6 +49,7 @@ class Sizes:
         sides: image sizes of the scaling curve.
         large_grid: side of the grid whose best buddies' memory is measured; 111 is 448 pixels at stride 4.
         discovery: cells of an image in which objects are looked for.
+        long: side of an image of 8,193 to 16,384 tokens, at stride 4.
         eigenvector: cells of the graph whose second eigenvector is looked for.
         maskcut: cells of the graph that is cut three times.
         collection: images of the discovery whose memory is measured.
@@ -63,6 +64,7 @@ class Sizes:
     parts: int = 4
     sides: tuple[int, ...] = (112, 160, 224, 320)
     large_grid: int = 111
+    long: int = 448
     discovery: tuple[int, int] = (30, 40)
     eigenvector: tuple[int, int] = (60, 80)
     maskcut: tuple[int, int] = (60, 60)
@@ -80,6 +82,7 @@ QUICK = Sizes(
     parts=2,
     sides=(64, 96),
     large_grid=13,
+    long=64,
     discovery=(6, 8),
     eigenvector=(9, 12),
     maskcut=(9, 9),
@@ -157,15 +160,21 @@ class Workbench:
         """Image files of a co-segmentation; the first two make a pair."""
         return write_images(self.folder, self.sizes.images)
 
-    def engine(self, precision: str, backend: str = "auto") -> Engine:
+    def engine(self, precision: str, backend: str = "auto", specialisation: str = "auto") -> Engine:
         """An open engine; raises where this machine lacks the backend or the precision."""
 
         def make() -> Engine:
             return self._stack.enter_context(
-                Engine.open(self.bundle, backend=backend, precision=precision, allow_inexact=True)
+                Engine.open(
+                    self.bundle,
+                    backend=backend,
+                    precision=precision,
+                    allow_inexact=True,
+                    specialisation=specialisation,
+                )
             )
 
-        return self.once(("engine", precision, backend), make)
+        return self.once(("engine", precision, backend, specialisation), make)
 
     def open(self, bundle: Path, precision: str) -> Engine:
         """Another bundle's engine, kept open."""

@@ -73,9 +73,9 @@ class Specialisation(StrEnum):
 
     ``eager``: before the first batch of these shapes runs. ``lazy``: once that pays (OpenVINO: after ten batches;
     TensorRT for RTX: beside the first ones, so that no batch waits), and results may change in their last bits then.
-    ``none``: never, general ones run always. ``auto`` is ``eager`` for TensorRT for RTX. For OpenVINO it stays: a
+    ``none``: never, general ones run always. ``auto`` is ``eager`` for TensorRT for RTX. For OpenVINO it is not: a
     program for one size gains 3 to 7 % and costs as much as ten images of 224 pixels gain by it, which only the caller
-    can know to come.
+    can know to come. But for long sequences in bf16 ``auto`` and ``lazy`` are ``eager``: the first image gains more.
     """
 
     AUTO = "auto"
