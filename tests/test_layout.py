@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # lowest first; a file may import from 
     ("engine.video", "engine.drawing"),
     ("engine.device",),
     ("engine.engine", "engine.learning"),
-    ("engine.evaluation", "engine.serving"),
+    ("engine.evaluation", "engine.inspect", "engine.serving"),
     ("engine.cli", "engine.examples"),
     ("export",),
     ("benchmarks",),

@@ -141,6 +141,13 @@ COMMANDS = (  # in the order in which people meet them
         "Compare facets and layers on two images in one figure: joint PCA, and similarity to points of the first.",
     ),
     Command(
+        "inspect",
+        "facetrt.engine.cli.inspect:inspect",
+        TASKS,
+        "A page in the browser: click a point and see what is similar everywhere; matches, masks, parts, PCA, objects.",
+        extra="inspect",
+    ),
+    Command(
         "video",
         "facetrt.engine.cli.video:video",
         VIDEO,

@@ -1,0 +1,1 @@
+"""A page in the browser to look at what descriptors see: ``facetrt inspect``."""
