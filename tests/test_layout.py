@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # lowest first; a file may import from 
     ("engine.video", "engine.drawing"),
     ("engine.device",),
     ("engine.engine", "engine.learning"),
-    ("engine.evaluation", "engine.inspect", "engine.serving"),
+    ("engine.evaluation", "engine.inspector", "engine.serving"),
     ("engine.cli", "engine.examples"),
     ("export",),
     ("benchmarks",),

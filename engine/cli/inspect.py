@@ -16,8 +16,8 @@ from facetrt.engine.cli.opening import open_engine
 from facetrt.engine.cli.parameters import expanded
 from facetrt.engine.images.finding import find_images
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSizeChoice
-from facetrt.engine.inspect.gallery import MAX_PHOTOS, Gallery, named
-from facetrt.engine.inspect.server import make_app
+from facetrt.engine.inspector.gallery import MAX_PHOTOS, Gallery, named
+from facetrt.engine.inspector.server import make_app
 from facetrt.engine.settings import Setting, check
 from facetrt.kernels.errors import InputError
 

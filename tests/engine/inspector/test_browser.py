@@ -15,8 +15,8 @@ import uvicorn
 from helpers import photo
 
 from facetrt.engine import Engine, similarity_map
-from facetrt.engine.inspect.gallery import Gallery
-from facetrt.engine.inspect.server import make_app
+from facetrt.engine.inspector.gallery import Gallery
+from facetrt.engine.inspector.server import make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:

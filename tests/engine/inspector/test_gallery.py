@@ -13,9 +13,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from facetrt.engine import Engine, similarity_map
-from facetrt.engine.inspect import server
-from facetrt.engine.inspect.gallery import Gallery
-from facetrt.engine.inspect.server import make_app
+from facetrt.engine.inspector import server
+from facetrt.engine.inspector.gallery import Gallery
+from facetrt.engine.inspector.server import make_app
 from facetrt.kernels.errors import InputError
 
 SIDE = 64
@@ -111,7 +111,7 @@ def test_photographs_that_are_dropped(asking: TestClient, tiny_engine: Engine) -
 def test_what_is_too_much(asking: TestClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_UPLOAD", 10)
     assert "more than 0 MiB" in asking.post("/api/photos", content=b"x" * 11).json()["error"]
-    monkeypatch.setattr("facetrt.engine.inspect.gallery.MAX_PHOTOS", 3)
+    monkeypatch.setattr("facetrt.engine.inspector.gallery.MAX_PHOTOS", 3)
     with pytest.raises(InputError, match="3 photographs are shown already"):
         gallery.add([("more.png", None, PHOTOS[0])])
 

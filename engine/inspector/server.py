@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from facetrt.engine.inspect.gallery import Gallery
+from facetrt.engine.inspector.gallery import Gallery
 from facetrt.kernels.errors import FacetrtError, InputError
 
 PAGE = Path(__file__).parent / "page"
