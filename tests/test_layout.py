@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # lowest first; a file may import from 
     ("engine.device",),
     ("engine.engine", "engine.learning"),
     ("engine.evaluation", "engine.inspector", "engine.serving"),
+    ("engine.scale",),
     ("engine.cli", "engine.examples"),
     ("export",),
     ("benchmarks",),
