@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,8 @@ from facetrt.kernels.errors import InputError
 if TYPE_CHECKING:
     from facetrt.benchmarks.cpu.suite import Report
 
-LIBRARIES = ("matplotlib", "jsonschema", "sklearn", "faiss")
+PICTURES = ("matplotlib", "jsonschema")  # and the report: what every suite ends with
+LIBRARIES = (*PICTURES, "sklearn", "faiss")
 
 
 class Suite(StrEnum):
@@ -136,30 +138,24 @@ def _run_gpu(asked: Request) -> Report:
 
 
 def _run_video(asked: Request) -> Report:
-    if asked.against is not None or asked.weights is not None:
-        raise InputError("--against and --weights are for baselines that the video suite does not have: leave them out")
+    _check_without_baselines(asked)
     with errors.status("importing libraries") as status:
-        from facetrt.benchmarks.missing import import_library
         from facetrt.benchmarks.video_suite import QUICK_VIDEO, VideoBench, VideoSizes, run_video
         from facetrt.engine.bundle.bundle import BUILTIN
 
-        for name in ("matplotlib", "jsonschema"):
-            import_library(name)
+        _import(PICTURES)
         sizes = QUICK_VIDEO if asked.quick else VideoSizes()
         with VideoBench(asked.bundle or BUILTIN, sizes, asked.rounds, status.update) as bench:
             return run_video(bench)
 
 
 def _run_serve(asked: Request) -> Report:
-    if asked.against is not None or asked.weights is not None:
-        raise InputError("--against and --weights are for baselines that the serve suite does not have: leave them out")
+    _check_without_baselines(asked)
     with errors.status("importing libraries") as status:
-        from facetrt.benchmarks.missing import import_library
         from facetrt.benchmarks.serve_suite import QUICK_SERVE, ServeBench, ServeSizes, run_serve
         from facetrt.engine.bundle.bundle import BUILTIN
 
-        for name in ("matplotlib", "jsonschema"):
-            import_library(name)
+        _import(PICTURES)
         sizes = QUICK_SERVE if asked.quick else ServeSizes()
         with (
             scratch_folder() as folder,
@@ -168,10 +164,21 @@ def _run_serve(asked: Request) -> Report:
             return run_serve(bench)
 
 
+def _check_without_baselines(asked: Request) -> None:
+    if asked.against is not None or asked.weights is not None:
+        raise InputError(
+            f"--against and --weights are for baselines that the {asked.suite} suite does not have: leave them out"
+        )
+
+
 def _import_all() -> None:
+    import_export_libraries()
+    _import(LIBRARIES)
+
+
+def _import(libraries: Sequence[str]) -> None:
     """Fail before anything is measured if a library is missing."""
     from facetrt.benchmarks.missing import import_library
 
-    import_export_libraries()
-    for name in LIBRARIES:
+    for name in libraries:
         import_library(name)

@@ -8,20 +8,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from facetrt.benchmarks.cpu.suite import Opening, Report
 from facetrt.benchmarks.missing import import_library
+from facetrt.benchmarks.one_bundle import OneBundle
 from facetrt.benchmarks.results import Bar, Row, Spread
 from facetrt.benchmarks.timing import Clock, Contestant, compare, rows_of
-from facetrt.benchmarks.video_suite import Named
-from facetrt.engine.bundle.bundle import Bundle
-from facetrt.engine.engine import Engine
 from facetrt.engine.samples import sample_paths
 from facetrt.engine.serving.tasks import TaskName, TaskOptions
 from facetrt.engine.serving.triton_config import EncoderPlatform, RepositoryOptions
@@ -55,7 +51,7 @@ QUICK_SERVE = ServeSizes(side=64, clients=4, requests=8, batch=4, seconds=0)
 
 
 @dataclass
-class ServeBench:
+class ServeBench(OneBundle):
     """Servers of one bundle; use as a context manager."""
 
     bundle: Path | str
@@ -65,15 +61,7 @@ class ServeBench:
     report: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
-        manifest = Bundle.open(self.bundle).manifest
-        self.spec, self.stride = Named(manifest.model), manifest.stride
-        self._stack = ExitStack()
         self._clients: dict[int, list[Any]] = {}
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Opened once."""
-        return self._stack.enter_context(Engine.open(self.bundle))
 
     def clients(self, batch: int) -> list[Any]:
         """Connections to a server whose batches have at most so many requests, which is started at first.
@@ -93,14 +81,6 @@ class ServeBench:
                 self._stack.enter_context(triton.InferenceServerClient(address)) for _ in range(self.sizes.clients)
             ]
         return self._clients[batch]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
 
 def run_serve(bench: ServeBench) -> Report:

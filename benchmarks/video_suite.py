@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrt.benchmarks.cpu.child import run_job
 from facetrt.benchmarks.cpu.suite import Opening, Report
+from facetrt.benchmarks.one_bundle import OneBundle
 from facetrt.benchmarks.results import Bar, Row, Spread
 from facetrt.benchmarks.timing import Clock, Contestant, Timings, compare, rows_of
 from facetrt.engine.bundle.bundle import Bundle
@@ -73,15 +72,8 @@ QUICK_VIDEO = VideoSizes(
 )
 
 
-@dataclass(frozen=True)
-class Named:
-    """The model, as reports name it."""
-
-    name: str
-
-
 @dataclass
-class VideoBench:
+class VideoBench(OneBundle):
     """An engine and a clip with known motion; use as a context manager."""
 
     bundle: Path | str
@@ -96,13 +88,6 @@ class VideoBench:
                 f"{self.bundle}: the benchmarks need a bundle of any image size, with saliency: export one without "
                 "--size and --no-saliency"
             )
-        self.spec, self.stride = Named(manifest.model), manifest.stride
-        self._stack = ExitStack()
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Opened once."""
-        return self._stack.enter_context(Engine.open(self.bundle))
 
     @cached_property
     def clip(self) -> list[Pixels]:
@@ -117,14 +102,6 @@ class VideoBench:
             budget=self.sizes.seconds * share,
             report=lambda text: self.report(f"{title}: {text}"),
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
 
 def moving_clip(count: int) -> list[Pixels]:

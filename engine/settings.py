@@ -208,6 +208,18 @@ def parse(choices: type[Choice], text: str, what: str) -> Choice:
         raise InputError(f"{what} {text!r}: expected {_describe(choices)}") from error
 
 
+def parse_several(choices: type[Choice], text: str, what: str) -> tuple[Choice, ...]:
+    """Choices that are joined by commas, each once.
+
+    Raises:
+        InputError: an unknown one, or one twice.
+    """
+    found = tuple(parse(choices, part.strip(), what) for part in text.split(","))
+    if len(set(found)) < len(found):
+        raise InputError(f"{what} {text!r}: expected each {what} once")
+    return found
+
+
 def read_options(kind: type[Options], changes: Mapping[str, Any]) -> Options:
     """``kind`` with some options changed; texts are read by the option's type.
 

@@ -20,7 +20,7 @@ from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import SaliencyMode
 from facetrt.engine.images.loading import LoadSize, Pixels
 from facetrt.engine.learning import learn_cosegmentation, learn_parts
-from facetrt.engine.settings import parse
+from facetrt.engine.settings import parse_several
 from facetrt.engine.tasks.discovery.discovering import Discovery
 from facetrt.engine.tasks.masks import refine_objects
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel
@@ -31,7 +31,6 @@ from facetrt.engine.video.propagation import Labels
 from facetrt.engine.video.sources import Frame, open_source
 from facetrt.engine.video.stream import StreamResult
 from facetrt.engine.video.tracking import Tracks
-from facetrt.kernels.errors import InputError
 
 LOAD_SIZE = 224  # by default. Masks were better than at 160 and stride 4, and than at 224, 320 and 480 and stride 8
 TRAIL = 24  # frames that a trail reaches back
@@ -70,15 +69,8 @@ Paint = Callable[[Pixels], Pixels]
 
 
 def read_tasks(text: str) -> tuple[VideoTask, ...]:
-    """Tasks that are joined by commas, each once.
-
-    Raises:
-        InputError: an unknown one, or one twice.
-    """
-    tasks = tuple(parse(VideoTask, part.strip(), "task") for part in text.split(","))
-    if len(set(tasks)) < len(tasks):
-        raise InputError(f"task {text!r}: expected each task once")
-    return tasks
+    """See :func:`parse_several`."""
+    return parse_several(VideoTask, text, "task")
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class Gallery:
             "bundle": self._bundle,
             "load_size": self._load_size if isinstance(self._load_size, int) else None,
             "facets": manifest.facets,
-            "facet": manifest.default_facet("match"),
-            "cosegment_facet": manifest.default_facet("cosegment"),
+            "facet": self.facet("match"),
+            "cosegment_facet": self.facet("cosegment"),
             "saliency": manifest.saliency_heads is not None,
             "methods": sorted(METHODS),
             "photos": [
@@ -113,6 +113,10 @@ class Gallery:
                 for number, photo in enumerate(self._photos)
             ],
         }
+
+    def facet(self, task: str) -> str:
+        """The bundle's own for a task."""
+        return self._engine.manifest.default_facet(task)
 
     def photo(self, number: int) -> Photo:
         """A photograph by its number; raises :class:`InputError` if there is none."""

@@ -125,8 +125,8 @@ def _number(request: Request, name: str, kind: Callable[[str], Any], default: An
         raise InputError(f"{name}={text!r}: expected a number") from None
 
 
-def _facet(gallery: Gallery, request: Request, name: str = "facet") -> str:
-    return request.query_params.get("facet") or str(gallery.about()[name])
+def _facet(gallery: Gallery, request: Request, task: str = "match") -> str:
+    return request.query_params.get("facet") or gallery.facet(task)
 
 
 CALLS: dict[str, Call] = {
@@ -147,13 +147,13 @@ CALLS: dict[str, Call] = {
         _number(request, "pairs", int, 10),
     ),
     "cosegment": lambda gallery, request: gallery.cosegment(
-        _facet(gallery, request, "cosegment_facet"),
+        _facet(gallery, request, "cosegment"),
         _number(request, "elbow", float, 0.975),
         _number(request, "votes", float, 75.0),
         _number(request, "threshold", float, 0.065),
     ),
     "parts": lambda gallery, request: gallery.parts(
-        _facet(gallery, request, "cosegment_facet"),
+        _facet(gallery, request, "cosegment"),
         _number(request, "parts", int, 4),
         _number(request, "threshold", float, 0.065),
     ),

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from facetrt.engine.engine import Engine
 from facetrt.engine.features.features import Features
 from facetrt.engine.images.loading import DEFAULT_SIZE, LoadSize
-from facetrt.engine.serving.tasks import TASKS, Outcome, ServedTask, TaskName, TaskOptions
+from facetrt.engine.serving.tasks import TASKS, Outcome, ServedTask, TaskName, TaskOptions, each_or_error
 from facetrt.engine.serving.tensors import DTYPES
 from facetrt.kernels.errors import FacetrtError, InputError, MissingDependencyError
 
@@ -100,15 +101,8 @@ class Encode(OnBatches):
 
     def _run(self, items: list[tuple[Any, ...]]) -> list[Outcome]:
         images = [_own(image) for (image,) in items]
-        broken: dict[int, FacetrtError] = {}
-        found = iter(
-            self.engine.encode(
-                images,
-                load_size=self.load_size,
-                on_broken=lambda image, error: broken.update({id(image): error}),
-            )
-        )
-        return [broken.get(id(image)) or self._outputs(next(found)) for image in images]
+        found = each_or_error(images, partial(self.engine.encode, images, load_size=self.load_size))
+        return [each if isinstance(each, FacetrtError) else self._outputs(each) for each in found]
 
     def _nothing(self) -> dict[str, Any]:
         manifest = self.engine.manifest
@@ -174,34 +168,33 @@ class Match(_Task):
         super().__init__(bundle, TaskName.MATCH, columns, engine, arrow=arrow, **options)
 
 
-class Apply(_Task):
+class _OneColumn(_Task):
+    """A task on one column of images."""
+
+    task: ClassVar[TaskName]
+
+    def __init__(
+        self,
+        bundle: str,
+        *,
+        column: str = "image",
+        engine: Mapping[str, Any] | None = None,
+        arrow: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(bundle, self.task, [column], engine, arrow=arrow, **options)
+
+
+class Apply(_OneColumn):
     """What a learned model (``learned``, a file) finds in images: the outputs of ``apply``."""
 
-    def __init__(
-        self,
-        bundle: str,
-        *,
-        column: str = "image",
-        engine: Mapping[str, Any] | None = None,
-        arrow: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(bundle, TaskName.APPLY, [column], engine, arrow=arrow, **options)
+    task = TaskName.APPLY
 
 
-class Discover(_Task):
+class Discover(_OneColumn):
     """The objects of images: the outputs of ``discover``."""
 
-    def __init__(
-        self,
-        bundle: str,
-        *,
-        column: str = "image",
-        engine: Mapping[str, Any] | None = None,
-        arrow: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(bundle, TaskName.DISCOVER, [column], engine, arrow=arrow, **options)
+    task = TaskName.DISCOVER
 
 
 def arrow_table(columns: Columns) -> Any:

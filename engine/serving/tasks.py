@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -37,9 +37,8 @@ from facetrt.engine.serving.tensors import (
     read_images,
     stacked,
 )
-from facetrt.engine.settings import Setting, check, parse
+from facetrt.engine.settings import Setting, check, parse_several
 from facetrt.engine.tasks.cosegmentation import Mask
-from facetrt.engine.tasks.discovery.discovering import Discovery
 from facetrt.engine.tasks.discovery.objects import Objects
 from facetrt.engine.tasks.models import PartsModel, SegmentationModel, load_model
 from facetrt.engine.tasks.parts import PartMap
@@ -48,6 +47,7 @@ from facetrt.engine.video.tracking import Tracker, Tracks
 from facetrt.kernels.errors import FacetrtError, InputError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Outcome = Outputs | FacetrtError
 
 PANEL = "Serving"  # of options in the command line's help
@@ -65,15 +65,8 @@ class TaskName(StrEnum):
 
 
 def read_tasks(text: str) -> tuple[TaskName, ...]:
-    """Tasks that are joined by commas, each once.
-
-    Raises:
-        InputError: an unknown one, or one twice.
-    """
-    names = tuple(parse(TaskName, part.strip(), "task") for part in text.split(","))
-    if len(set(names)) < len(names):
-        raise InputError(f"tasks {text!r}: expected each task once")
-    return names
+    """See :func:`parse_several`."""
+    return parse_several(TaskName, text, "task")
 
 
 @dataclass(frozen=True)
@@ -161,11 +154,7 @@ class ServedTask(ABC, Generic[Item]):
 
     def _encode(self, images: Sequence[ImageFile], **options: Any) -> list[Features | FacetrtError]:
         """Features of each image in one pass, or why it has none."""
-        broken: dict[int, FacetrtError] = {}
-        found = iter(
-            self._engine.encode(images, on_broken=lambda image, error: broken.update({id(image): error}), **options)
-        )
-        return [broken[id(image)] if id(image) in broken else next(found) for image in images]
+        return each_or_error(images, partial(self._engine.encode, images, **options))
 
 
 IMAGE = Tensor("image", "BYTES", (1,))
@@ -280,23 +269,15 @@ class DiscoverTask(ServedTask[ImageFile]):
 
     def __init__(self, engine: Engine, options: TaskOptions) -> None:
         super().__init__(engine, options)
-        self._discovery: Discovery = engine.discovery(options.method, refine=options.refine)  # checks both now
+        self._method = engine.discovery(options.method, refine=options.refine).method  # which checks both now
 
     def read(self, request: Request) -> list[ImageFile]:
         return self._images(request)
 
     def run(self, items: Sequence[ImageFile]) -> list[Outcome]:
-        broken: dict[int, FacetrtError] = {}
-        found = iter(
-            self._engine.discover(
-                items,
-                self._options.method,
-                load_size=self._options.load_size,
-                refine=self._options.refine,
-                on_broken=lambda image, error: broken.update({id(image): error}),
-            )
-        )
-        return [broken.get(id(image)) or self._outputs(next(found)) for image in items]
+        options: dict[str, Any] = {"load_size": self._options.load_size, "refine": self._options.refine}
+        found = each_or_error(items, partial(self._engine.discover, items, self._method, **options))
+        return [each if isinstance(each, FacetrtError) else self._outputs(each) for each in found]
 
     def _outputs(self, found: Objects) -> Outputs:
         scores = np.full(len(found), np.nan) if found.scores is None else found.scores
@@ -347,8 +328,7 @@ class TrackTask(ServedTask[TrackedFrame]):
 
     def __init__(self, engine: Engine, options: TaskOptions) -> None:
         super().__init__(engine, options)
-        engine.tracker()  # checks that there is a facet for it
-        self._videos: OrderedDict[str, _Video] = OrderedDict()
+        self._videos: dict[str, _Video] = {}
         self._lock = Lock()
 
     def read(self, request: Request) -> list[TrackedFrame]:
@@ -428,6 +408,18 @@ def mask_outputs(found: Mask | PartMap, how: MaskFormat) -> Outputs:
     data = mask_bytes(found.mask, how) if isinstance(found, Mask) else label_bytes(found.labels, how)
     confidence = np.nan if found.confidence is None else found.confidence
     return {"mask": as_bytes([data]), "confidence": np.array([confidence], np.float32)}
+
+
+def each_or_error(images: Sequence[Any], work: Callable[..., Iterable[Result]]) -> list[Result | FacetrtError]:
+    """What ``work`` finds of each image, or why nothing is found of it.
+
+    Args:
+        images: objects that are all different, as errors are told apart by them.
+        work: takes ``on_broken``, as ``Engine.encode`` does, and leaves broken images out.
+    """
+    broken: dict[int, FacetrtError] = {}
+    found = iter(work(on_broken=lambda image, error: broken.update({id(image): error})))
+    return [broken[id(image)] if id(image) in broken else next(found) for image in images]
 
 
 def attempt(work: Callable[..., Outputs], *item: Any, **options: Any) -> Outcome:

@@ -104,7 +104,7 @@ def _column(request: Request, name: str) -> list[Any]:
     if name not in request.tensors:
         raise InputError(f"input {name} is missing: the request has {', '.join(request.tensors) or 'none'}")
     values = request.tensors[name]
-    if values.size == 0 or values.size != len(values.reshape(-1)) or values.ndim > 2 or values.size != values.shape[0]:
+    if values.size == 0 or values.ndim > 2 or values.size != values.shape[0]:
         raise InputError(f"{name} has shape {values.shape}: expected (N, 1), one image file each")
     return list(values.reshape(-1))
 
